@@ -1,0 +1,61 @@
+package config
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+type file struct {
+	StateDir string            `toml:"state_dir"`
+	Lease    wire.Duration     `toml:"lease"`
+	Listen   []string          `toml:"listen"`
+	Jobs     int               `toml:"retain_jobs"`
+	Labels   map[string]string `toml:"labels"`
+}
+
+func TestParse(t *testing.T) {
+	var f file
+	err := Parse("x.toml", "state_dir = \"/s\"\nlease = \"2m\"\nlisten = [\"a\", \"b\"]\n[labels]\nanything = \"goes\"\n", &f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.StateDir != "/s" || f.Lease != wire.Duration(2*60e9) || len(f.Listen) != 2 || f.Labels["anything"] != "goes" {
+		t.Errorf("Parse = %+v", f)
+	}
+}
+
+func TestMistakes(t *testing.T) {
+	for _, c := range []struct{ name, text, message, hint string }{
+		{"unknown key", "state_dir = \"/s\"\n\nleese = \"2m\"\n", `x.toml:3: unknown key "leese"`, `nearest known key is "lease"`},
+		{"unknown table", "lease = \"2m\"\n[tokens]\nrenew = false\n", `x.toml:2: unknown key "tokens"`, "known keys are: state_dir, lease"},
+		{"nothing near", "q = 1\n", `x.toml:1: unknown key "q"`, "known keys are"},
+		{"syntax", "lease = \"2m\"\nstate_dir = \n", "x.toml:2: ", ""},
+		{"type", "\nretain_jobs = \"many\"\n", "x.toml:", ""},
+		{"duration", "lease = \"soon\"\n", "x.toml:1: ", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := Parse("x.toml", c.text, new(file))
+			we, ok := errors.AsType[*wire.Error](err)
+			if !ok || we.Kind != wire.BadUsage {
+				t.Fatalf("Parse: %v, want an error of kind usage", err)
+			}
+			if !strings.Contains(we.Message, c.message) || !strings.Contains(we.Hint, c.hint) {
+				t.Errorf("Parse: %q, hint %q; want %q, hint %q", we.Message, we.Hint, c.message, c.hint)
+			}
+			if strings.Contains(we.Message, "\n") {
+				t.Errorf("message of several lines: %q", we.Message)
+			}
+		})
+	}
+}
+
+func TestLoadMissing(t *testing.T) {
+	if err := Load(filepath.Join(t.TempDir(), "none.toml"), new(file)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Load of no file: %v", err)
+	}
+}
