@@ -1,0 +1,212 @@
+package queue
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Assign gives a ready job to a runner: a new attempt.
+func (j *Job) Assign(runner string, now time.Time) error {
+	if j.State != wire.Queued || j.Blocked != Ready {
+		return j.refuse("assign")
+	}
+	if j.IsExpired(now) {
+		return wire.Errorf(wire.Conflict, "assign job %s: it has expired", j.ID)
+	}
+	j.State = wire.Assigned
+	j.Attempt++
+	j.RunnerID = runner
+	j.AssignedAt = now
+	return nil
+}
+
+// Ack records that the runner has the attempt and may start it.
+func (j *Job) Ack(attempt int, runner string, now time.Time) error {
+	if err := j.check("acknowledge", attempt, runner); err != nil {
+		return err
+	}
+	if j.State != wire.Assigned {
+		return j.refuse("acknowledge")
+	}
+	j.State = wire.Running
+	j.StartedAt = now
+	return nil
+}
+
+// Requeue takes back an attempt that was not started. A job whose end was
+// asked for in the meantime ends instead.
+func (j *Job) Requeue(attempt int, runner string, now time.Time) error {
+	if err := j.check("requeue", attempt, runner); err != nil {
+		return err
+	}
+	if j.State != wire.Assigned {
+		return j.refuse("requeue")
+	}
+	if !j.CancelRequested.IsZero() {
+		j.End(wire.Canceled, wire.ReasonCanceled, "canceled before it was started", now)
+		return nil
+	}
+	j.State = wire.Queued
+	j.RunnerID = ""
+	j.AssignedAt = time.Time{}
+	return nil
+}
+
+// Finish ends an attempt with its runner's result. A success stays one
+// although the job's end was asked for.
+func (j *Job) Finish(attempt int, runner string, r wire.Result, now time.Time) error {
+	if err := j.check("finish", attempt, runner); err != nil {
+		return err
+	}
+	if !j.Active() {
+		return j.refuse("finish")
+	}
+	if !r.State.Ended() {
+		return wire.Errorf(wire.BadUsage, "finish job %s: %q is not the state of a result", j.ID, r.State)
+	}
+	if j.StartedAt.IsZero() {
+		j.StartedAt = now
+	}
+	j.ExitCode, j.Signal = r.ExitCode, r.Signal
+	j.Outputs, j.Usage = r.Outputs, r.Usage
+	j.End(r.State, reasonOf(r), r.Error, now)
+	return nil
+}
+
+// reasonOf is the reason of a result, made one that fits its state.
+func reasonOf(r wire.Result) wire.Reason {
+	switch r.State {
+	case wire.Success:
+		return ""
+	case wire.Canceled:
+		return wire.ReasonCanceled
+	}
+	switch r.Reason {
+	case wire.ReasonTimeout, wire.ReasonOOM, wire.ReasonRunnerLost:
+		return r.Reason
+	}
+	return wire.ReasonFailed
+}
+
+// Lose ends an attempt whose runner is gone, or has it no more.
+func (j *Job) Lose(attempt int, why string, now time.Time) error {
+	if j.Attempt != attempt {
+		return j.stale("lose", attempt)
+	}
+	if !j.Active() {
+		return j.refuse("lose")
+	}
+	j.End(wire.Failed, wire.ReasonRunnerLost, why, now)
+	return nil
+}
+
+// Cancel asks for the job's end. A queued job ends at once; one that a runner
+// has is marked, and with force ends at once; one that has ended stays as it
+// is. It reports whether anything changed.
+func (j *Job) Cancel(force bool, now time.Time) bool {
+	if j.State.Ended() {
+		return false
+	}
+	changed := j.CancelRequested.IsZero()
+	if changed {
+		j.CancelRequested = now
+	}
+	switch {
+	case j.State == wire.Queued:
+		j.End(wire.Canceled, wire.ReasonCanceled, "canceled while it was queued", now)
+		return true
+	case force:
+		j.End(wire.Canceled, wire.ReasonCanceled, "canceled by force", now)
+		return true
+	}
+	return changed
+}
+
+// Supersede ends a queued job whose singleton has a newer one, by.
+func (j *Job) Supersede(by string, now time.Time) error {
+	if j.State != wire.Queued {
+		return j.refuse("supersede")
+	}
+	j.End(wire.Canceled, wire.ReasonSuperseded, fmt.Sprintf("job %s of the same singleton took its place", by), now)
+	return nil
+}
+
+// Expire ends a queued job whose time has come.
+func (j *Job) Expire(now time.Time) error {
+	if j.State != wire.Queued {
+		return j.refuse("expire")
+	}
+	if !j.IsExpired(now) {
+		return wire.Errorf(wire.Conflict, "expire job %s: its time has not come", j.ID)
+	}
+	j.End(wire.Failed, wire.ReasonExpired, "no runner took it in time", now)
+	return nil
+}
+
+// Abandon ends a queued job that nobody will ever take.
+func (j *Job) Abandon(why string, now time.Time) error {
+	if j.State != wire.Queued {
+		return j.refuse("abandon")
+	}
+	j.End(wire.Failed, wire.ReasonRunnerLost, why, now)
+	return nil
+}
+
+// Unassignable ends a ready job that cannot be handed to anybody, why.
+func (j *Job) Unassignable(why string, now time.Time) error {
+	if j.State != wire.Queued || j.Blocked != Ready {
+		return j.refuse("hand out")
+	}
+	j.End(wire.Failed, wire.ReasonFailed, why, now)
+	return nil
+}
+
+// DependencyFailed ends a queued job that needed dep's success.
+func (j *Job) DependencyFailed(dep *Job, now time.Time) error {
+	if j.State != wire.Queued {
+		return j.refuse("end for its dependency")
+	}
+	j.End(wire.Failed, wire.ReasonDependency,
+		fmt.Sprintf("job %s (%s) that it depends on did not succeed: %s", dep.ID, dep.Operation, dep.outcome()), now)
+	return nil
+}
+
+// outcome is the end of a job in a few words.
+func (j *Job) outcome() string {
+	if j.Reason == "" || string(j.Reason) == string(j.State) {
+		return string(j.State)
+	}
+	return string(j.State) + ", " + string(j.Reason)
+}
+
+// End is the one way for a job to end.
+func (j *Job) End(state wire.State, reason wire.Reason, text string, now time.Time) {
+	j.State, j.Reason, j.Error = state, reason, text
+	j.FinishedAt = now
+	j.Blocked, j.Waiting = Ready, 0
+}
+
+// check refuses a message about another attempt or from another runner.
+func (j *Job) check(verb string, attempt int, runner string) error {
+	if j.Attempt != attempt {
+		return j.stale(verb, attempt)
+	}
+	if j.RunnerID != runner {
+		return wire.Errorf(wire.Conflict, "%s job %s: runner %q does not have it", verb, j.ID, runner)
+	}
+	return nil
+}
+
+func (j *Job) stale(verb string, attempt int) error {
+	return wire.Errorf(wire.Conflict, "%s job %s: attempt %d is not the present one (%d)", verb, j.ID, attempt, j.Attempt)
+}
+
+func (j *Job) refuse(verb string) error {
+	what := string(j.State)
+	if j.State == wire.Queued && j.Blocked != Ready {
+		what += ", blocked: " + string(j.Blocked)
+	}
+	return wire.Errorf(wire.Conflict, "%s job %s: it is %s", verb, j.ID, what)
+}
