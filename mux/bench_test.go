@@ -1,0 +1,135 @@
+package mux_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/muxtest"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// unixPair is a session over a Unix socket, both ends in this process.
+func unixPair(tb testing.TB, table mux.Table) *mux.Session {
+	tb.Helper()
+	a := mux.Address{Network: "unix", Path: filepath.Join(tb.TempDir(), "s")}
+	l, err := mux.Listen(tb.Context(), a, 0o600)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return dialPair(tb, l, a, table)
+}
+
+func dialPair(tb testing.TB, l net.Listener, a mux.Address, table mux.Table) *mux.Session {
+	tb.Helper()
+	server := make(chan *mux.Session, 1)
+	go func() {
+		defer close(server)
+		if conn, err := l.Accept(); err == nil {
+			if s, err := mux.Accept(context.Background(), conn, mux.Config{}, muxtest.AdmitAll(table)); err == nil {
+				server <- s
+			}
+		}
+	}()
+	conn, err := mux.Dial(tb.Context(), a)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s, err := mux.Connect(tb.Context(), conn, mux.Config{}, wire.Hello{Role: wire.RoleClient}, nil, nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	accepted := <-server
+	tb.Cleanup(func() {
+		s.Close()
+		if accepted != nil {
+			accepted.Close()
+		}
+		l.Close()
+	})
+	return s
+}
+
+var benchTable = mux.Table{
+	"get": mux.Unary(func(_ context.Context, _ *mux.Peer, r wire.JobRequest) (wire.JobRequest, error) { return r, nil }),
+	"log": func(_ context.Context, st *mux.Stream) error {
+		var size int
+		if err := st.Body(&size); err != nil {
+			return err
+		}
+		d := wire.Data{Time: time.Now(), Stream: wire.Stdout, Bytes: make([]byte, size)}
+		for {
+			if err := st.SendData(d); err != nil {
+				return err
+			}
+			d.Offset += int64(size)
+		}
+	},
+}
+
+func BenchmarkCall(b *testing.B) {
+	s := unixPair(b, benchTable)
+	b.Run("one", func(b *testing.B) {
+		b.ReportAllocs()
+		took := make([]time.Duration, 0, 1<<16)
+		for b.Loop() {
+			began := time.Now()
+			var reply wire.JobRequest
+			if err := s.Call(b.Context(), "get", wire.JobRequest{ID: "01JDABCDEF"}, &reply); err != nil {
+				b.Fatal(err)
+			}
+			took = append(took, time.Since(began))
+		}
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Nanoseconds())/1e3, "p50-µs")
+		b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds())/1e3, "p99-µs")
+	})
+	b.Run("parallel", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetParallelism(32)
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if err := s.Call(b.Context(), "get", wire.JobRequest{ID: "01JDABCDEF"}, nil); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	})
+}
+
+func BenchmarkLogStream(b *testing.B) {
+	for _, size := range []int{256, wire.MaxData} {
+		b.Run(map[int]string{256: "lines256B", wire.MaxData: "data16KiB"}[size], func(b *testing.B) {
+			s := unixPair(b, benchTable)
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			ctx, cancel := context.WithCancel(b.Context())
+			defer cancel()
+			st, err := s.Open(ctx, "log", size)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if _, err := st.Recv(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			cancel()
+			for {
+				if _, err := st.Recv(); err != nil {
+					if errors.Is(err, io.EOF) {
+						b.Fatal("the stream ended by itself")
+					}
+					break
+				}
+			}
+		})
+	}
+}

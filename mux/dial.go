@@ -1,0 +1,86 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// dialTimeout is how long a server has to take a connection.
+const dialTimeout = 10 * time.Second
+
+// Dial connects to an address within ten seconds. Errors are Unavailable (nobody there;
+// the text names the address) or Denied (the socket may not be opened; the
+// text names its group); where ctx ended first, Timeout or its cause.
+func Dial(ctx context.Context, a Address) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTimeout}
+	conn, err := d.DialContext(ctx, a.Network, a.Path)
+	if err == nil {
+		return conn, nil
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, contextError(ctx)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, deniedError(a)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, wire.Errorf(wire.Unavailable, "connect to %s: there is no such socket", a).
+			WithHint("start the server, or name another with --server-addr")
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return nil, wire.Errorf(wire.Unavailable, "connect to %s: nobody listens there", a).
+			WithHint("start the server, or name another with --server-addr")
+	}
+	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+		return nil, wire.Errorf(wire.Unavailable, "connect to %s: no answer within %v", a, dialTimeout).
+			WithHint("check the address, and what lies between")
+	}
+	if oe, ok := errors.AsType[*net.OpError](err); ok {
+		err = oe.Err // without the address again
+	}
+	return nil, wire.Errorf(wire.Unavailable, "connect to %s: %v", a, err).WithHint("check the address")
+}
+
+// deniedError names the group whose members may open the socket or, where the
+// way to it is barred, the directory that bars it.
+func deniedError(a Address) error {
+	at := a.Path
+	info, err := os.Stat(at)
+	for err != nil && at != "/" {
+		at = filepath.Dir(at)
+		info, err = os.Stat(at)
+	}
+	if err != nil {
+		return wire.Errorf(wire.Denied, "connect to %s: permission denied", a)
+	}
+	group := groupName(info.Sys().(*syscall.Stat_t).Gid)
+	what := "the socket"
+	if at != a.Path {
+		what = "its directory " + at
+	}
+	return wire.Errorf(wire.Denied, "connect to %s: permission denied; %s belongs to the group %s", a, what, group).
+		WithHint("join the group %s and log in again: sudo usermod -aG %s %s", group, group, userName())
+}
+
+func groupName(gid uint32) string {
+	id := strconv.FormatUint(uint64(gid), 10)
+	if g, err := user.LookupGroupId(id); err == nil {
+		return g.Name
+	}
+	return id
+}
+
+func userName() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return strconv.Itoa(os.Getuid())
+}

@@ -1,0 +1,363 @@
+package mux
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// What a yamux header says; the numbers are yamux's specification.
+const (
+	yamuxHeader = 12
+
+	yamuxData         = 0
+	yamuxWindowUpdate = 1
+	yamuxPing         = 2
+	yamuxGoAway       = 3
+
+	yamuxSYN = 1
+	yamuxACK = 2
+	yamuxFIN = 4
+	yamuxRST = 8
+)
+
+const (
+	// joinLimit is the largest body that is copied behind its header to be one
+	// write; larger ones go out by writev, so that no large buffer is kept.
+	joinLimit = 4 << 10
+	// maxPings unanswered at once: yamux starts a goroutine for each.
+	maxPings = 8
+	// maxUnacknowledged streams opened by this side: below yamux's backlog of
+	// 256, where its OpenStream would block without regard to a context.
+	maxUnacknowledged = 200
+)
+
+// guard stands between a connection and yamux and knows the state of every
+// stream from the headers that pass. yamux reads from one goroutine and writes
+// from another, each header by a Write of its own followed by its body.
+//
+// It does not ask that the ids of new streams increase: yamux takes an id
+// before it queues the frame, so concurrent opens arrive out of order.
+type guard struct {
+	net.Conn
+	peerParity   uint32 // of the ids of streams that the peer opens
+	writeTimeout time.Duration
+	syns         chan struct{} // a slot for each stream of ours that is not acknowledged; taken by Open, given back here
+	pings        atomic.Int32  // asked by the peer, not answered yet
+
+	// Of the reading goroutine.
+	inHeader [yamuxHeader]byte
+	inHave   int    // bytes of inHeader
+	inBody   uint32 // bytes of the body to come
+
+	// Of the writing goroutine.
+	held     []byte    // to go out before, and with, what is written next
+	outBody  int       // bytes of the body to come
+	outCork  bool      // that body waits for its stream's FIN
+	deadline time.Time // set on the connection
+	vec      [2][]byte
+
+	mu         sync.Mutex
+	streams    map[uint32]*link
+	theirs     int // opened by the peer and not closed by it
+	maxStreams int // of theirs; 0 until the hello has succeeded: one, ever
+	opened     int // by the peer, ever, until the hello has succeeded
+	err        error
+}
+
+// link is one stream as the headers show it: here until both sides have
+// closed it, or one has reset it.
+type link struct {
+	ours         bool
+	acknowledged bool
+	ourFIN       bool
+	theirFIN     bool
+	corked       bool
+	onClose      func() // called once, when the peer closes or resets; must not block
+}
+
+func newGuard(conn net.Conn, dialing bool, writeTimeout time.Duration) *guard {
+	g := &guard{
+		Conn:         conn,
+		writeTimeout: writeTimeout,
+		syns:         make(chan struct{}, maxUnacknowledged),
+		streams:      make(map[uint32]*link),
+	}
+	if !dialing {
+		g.peerParity = 1
+	}
+	return g
+}
+
+// admit lets the peer open up to n streams at once.
+func (g *guard) admit(n int) {
+	g.mu.Lock()
+	g.maxStreams = n
+	g.mu.Unlock()
+}
+
+// watch has f called when the peer closes or resets the stream, at once if it
+// has already. f must not block.
+func (g *guard) watch(id uint32, f func()) {
+	g.mu.Lock()
+	l := g.streams[id]
+	if l != nil && !l.theirFIN {
+		l.onClose = f
+		g.mu.Unlock()
+		return
+	}
+	g.mu.Unlock()
+	f()
+}
+
+// cork makes small writes of the stream wait for its FIN, which the caller is
+// to send next.
+func (g *guard) cork(id uint32) {
+	g.mu.Lock()
+	if l := g.streams[id]; l != nil {
+		l.corked = true
+	}
+	g.mu.Unlock()
+}
+
+// fail keeps the first reason for the session's end.
+func (g *guard) fail(err error) {
+	g.mu.Lock()
+	if g.err == nil {
+		g.err = err
+	}
+	g.mu.Unlock()
+}
+
+// cause is the first reason for the session's end, nil if none is known.
+func (g *guard) cause() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
+func (g *guard) Read(p []byte) (int, error) {
+	n, err := g.Conn.Read(p)
+	if bad := g.inspect(p[:n]); bad != nil {
+		g.fail(bad)
+		return 0, bad
+	}
+	if err != nil {
+		g.fail(err)
+	}
+	return n, err
+}
+
+// inspect follows the frames in p, which goes on where the last one ended.
+func (g *guard) inspect(p []byte) error {
+	for len(p) > 0 {
+		if g.inBody > 0 {
+			n := min(uint64(len(p)), uint64(g.inBody))
+			g.inBody -= uint32(n)
+			p = p[n:]
+			continue
+		}
+		if g.inHave == 0 && p[0] != 0 {
+			if p[0] == 0x16 {
+				return wire.Errorf(wire.BadUsage, "the peer speaks TLS, which is not available here")
+			}
+			return wire.Errorf(wire.BadUsage, "the peer does not speak this protocol (byte 0x%02x where a frame should begin)", p[0])
+		}
+		n := copy(g.inHeader[g.inHave:], p)
+		g.inHave += n
+		p = p[n:]
+		if g.inHave == yamuxHeader {
+			g.inHave = 0
+			if err := g.received(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// received takes note of the header in inHeader.
+func (g *guard) received() error {
+	kind, flags, id, length := parseHeader(g.inHeader[:])
+	switch kind {
+	case yamuxData:
+		g.inBody = length
+	case yamuxWindowUpdate:
+	case yamuxPing:
+		if flags&yamuxSYN != 0 && g.pings.Add(1) > maxPings {
+			return wire.Errorf(wire.BadUsage, "the peer sent more than %d pings without waiting for an answer", maxPings)
+		}
+		return nil
+	case yamuxGoAway:
+		return nil
+	default:
+		return wire.Errorf(wire.BadUsage, "the peer sent a frame of the unknown type %d", kind)
+	}
+	if flags == 0 {
+		return nil
+	}
+
+	g.mu.Lock()
+	closed, err := g.receivedFlags(flags, id)
+	g.mu.Unlock()
+	if closed != nil {
+		closed()
+	}
+	return err
+}
+
+// receivedFlags is called with mu held; what it returns is to be called
+// without.
+func (g *guard) receivedFlags(flags uint16, id uint32) (closed func(), err error) {
+	if flags&yamuxSYN != 0 {
+		if id == 0 || id&1 != g.peerParity {
+			return nil, wire.Errorf(wire.BadUsage, "the peer opened stream %d, an id that is not its own", id)
+		}
+		if g.streams[id] != nil {
+			return nil, wire.Errorf(wire.BadUsage, "the peer opened stream %d twice", id)
+		}
+		g.streams[id] = &link{}
+		g.theirs++
+		g.opened++
+		switch {
+		case g.maxStreams == 0 && g.opened > 1:
+			return nil, wire.Errorf(wire.BadUsage, "the peer opened a second stream before the hello was answered")
+		case g.maxStreams > 0 && g.theirs > g.maxStreams, g.maxStreams > 0 && len(g.streams) > 4*g.maxStreams:
+			return nil, wire.Errorf(wire.TooLarge, "the peer has more than %d streams open", g.maxStreams)
+		}
+	}
+	l := g.streams[id]
+	if l == nil {
+		return nil, nil
+	}
+	if flags&yamuxACK != 0 {
+		g.acknowledge(l)
+	}
+	if flags&(yamuxFIN|yamuxRST) != 0 && !l.theirFIN {
+		l.theirFIN = true
+		closed, l.onClose = l.onClose, nil
+		if !l.ours {
+			g.theirs--
+		}
+	}
+	if l.ourFIN && l.theirFIN || flags&yamuxRST != 0 {
+		g.drop(id, l)
+	}
+	return closed, nil
+}
+
+func (g *guard) acknowledge(l *link) {
+	if l.ours && !l.acknowledged {
+		l.acknowledged = true
+		<-g.syns // never waits: Open took the slot before the stream's SYN was sent
+	}
+}
+
+func (g *guard) drop(id uint32, l *link) {
+	g.acknowledge(l)
+	if !l.ours && !l.theirFIN {
+		l.theirFIN = true
+		g.theirs--
+	}
+	delete(g.streams, id)
+}
+
+// Write takes one header or one body. A header waits for its body, that of a
+// new stream for what is written next: Open writes the CALL at once.
+func (g *guard) Write(p []byte) (int, error) {
+	if g.outBody > 0 {
+		return len(p), g.writeBody(p)
+	}
+	if len(p) != yamuxHeader {
+		return 0, errors.New("write frame: header and body out of step")
+	}
+	kind, flags, id, length := parseHeader(p)
+	g.outCork = false
+	if kind == yamuxPing && flags&yamuxACK != 0 {
+		g.pings.Add(-1)
+	} else if kind <= yamuxWindowUpdate {
+		g.sent(flags, id)
+	}
+	g.held = append(g.held, p...)
+	if kind == yamuxData && length > 0 {
+		g.outBody = int(length)
+		return len(p), nil
+	}
+	if flags&yamuxSYN != 0 && kind == yamuxWindowUpdate {
+		return len(p), nil
+	}
+	return len(p), g.flush(nil)
+}
+
+func (g *guard) writeBody(p []byte) error {
+	g.outBody -= len(p)
+	if len(p) > joinLimit {
+		return g.flush(p)
+	}
+	g.held = append(g.held, p...)
+	if g.outCork && len(g.held) <= joinLimit {
+		return nil
+	}
+	return g.flush(nil)
+}
+
+// sent takes note of the flags of a header that goes out.
+func (g *guard) sent(flags uint16, id uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if flags&yamuxSYN != 0 {
+		g.streams[id] = &link{ours: true}
+	}
+	l := g.streams[id]
+	if l == nil {
+		return
+	}
+	g.outCork = l.corked
+	if flags&yamuxFIN != 0 {
+		l.ourFIN = true
+	}
+	if l.ourFIN && l.theirFIN || flags&yamuxRST != 0 {
+		g.drop(id, l)
+	}
+}
+
+// flush writes what is held, and body behind it. A peer that does not take it
+// within the time-out has lost the session: a frame that was written in part
+// cannot be taken back.
+func (g *guard) flush(body []byte) error {
+	now := time.Now()
+	if left := g.deadline.Sub(now); left < g.writeTimeout-g.writeTimeout/16 {
+		g.deadline = now.Add(g.writeTimeout)
+		if err := g.Conn.SetWriteDeadline(g.deadline); err != nil {
+			g.fail(err)
+			return err
+		}
+	}
+	var err error
+	if body == nil {
+		_, err = g.Conn.Write(g.held)
+	} else {
+		g.vec = [2][]byte{g.held, body}
+		buffers := net.Buffers(g.vec[:])
+		_, err = buffers.WriteTo(g.Conn)
+		g.vec = [2][]byte{}
+	}
+	g.held = g.held[:0]
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = wire.Errorf(wire.Unavailable, "the peer did not read for %v", g.writeTimeout)
+	}
+	if err != nil {
+		g.fail(err)
+	}
+	return err
+}
+
+func parseHeader(h []byte) (kind uint8, flags uint16, id, length uint32) {
+	return h[1], binary.BigEndian.Uint16(h[2:]), binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:])
+}

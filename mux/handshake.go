@@ -1,0 +1,224 @@
+package mux
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// lingerTime is how long a refused peer has to read its refusal and hang up
+// before the connection is closed under it.
+const lingerTime = time.Second
+
+const nonceSize = 32
+
+// Accept makes the accepting side of a session of conn: guard, yamux, the
+// hello within the time-out, admit. It then serves the peer's calls from the
+// admission's table until the session ends. ctx governs the handshake only;
+// handlers see its values. On error conn is closed.
+func Accept(ctx context.Context, conn net.Conn, cfg Config, admit Admit) (*Session, error) {
+	cfg = cfg.withDefaults()
+	peer, err := newPeer(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s, err := newSession(ctx, conn, cfg, peer, false)
+	if err != nil {
+		return nil, err
+	}
+	hctx, cancel := context.WithTimeoutCause(ctx, cfg.HandshakeTimeout, errHandshakeLate)
+	defer cancel()
+	stop := context.AfterFunc(hctx, func() { s.end(context.Cause(hctx)) })
+	err = s.acceptHello(hctx, admit)
+	if stop(); err == nil && hctx.Err() != nil {
+		err = context.Cause(hctx)
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	s.start()
+	return s, nil
+}
+
+// acceptHello serves the one call that comes before all others.
+func (s *Session) acceptHello(ctx context.Context, admit Admit) error {
+	ys, err := s.yamux.AcceptStreamWithContext(ctx)
+	if err != nil {
+		return s.handshakeError(ctx, err)
+	}
+	st := newStream(s, ys, wire.MaxBeforeHello)
+	st.ctx, st.cancel = context.WithCancelCause(ctx)
+	if err := st.readCall(); err != nil {
+		if _, refused := errors.AsType[*wire.Error](err); refused {
+			st.finish(err)
+		}
+		return s.handshakeError(ctx, err)
+	}
+	err = s.answerHello(st, admit)
+	if s.lost() {
+		return s.handshakeError(ctx, err)
+	}
+	if err != nil {
+		st.finish(err)
+		linger := time.NewTimer(lingerTime)
+		defer linger.Stop()
+		select {
+		case <-s.yamux.CloseChan():
+		case <-linger.C:
+		case <-ctx.Done():
+		}
+		return err
+	}
+	st.finish(nil)
+	return nil
+}
+
+// answerHello checks the hello, has a runner prove its key, and asks admit.
+func (s *Session) answerHello(st *Stream, admit Admit) error {
+	if st.method != wire.MethodHello {
+		return wire.Errorf(wire.Unauthenticated, "the first call of a session must be %q, not %q", wire.MethodHello, st.method)
+	}
+	var hello wire.Hello
+	if err := st.Body(&hello); err != nil {
+		return err
+	}
+	version, err := commonVersion(hello.VersionMin, hello.VersionMax)
+	if err != nil {
+		return err
+	}
+	switch hello.Role {
+	case wire.RoleRunner:
+		if s.peer.Key, err = proveKey(st, hello.Runner); err != nil {
+			return err
+		}
+	case wire.RoleClient, wire.RoleSupervisor:
+		hello.Runner = nil // nothing of it is proved
+	default:
+		return wire.Errorf(wire.BadUsage, "the role %q is not known here", hello.Role)
+	}
+	s.peer.Hello = hello
+	admission, err := admit(st.ctx, s.peer)
+	if err != nil {
+		return err
+	}
+	s.peer.Data = admission.Data
+	s.table = admission.Table
+	welcome := admission.Welcome
+	welcome.Version, welcome.Software = version, s.cfg.Software
+	s.guard.admit(s.cfg.MaxStreams) // before the peer can know that it is welcome
+	return st.queueMsg(welcome)
+}
+
+// commonVersion is the highest version that a peer's range and ours share.
+func commonVersion(low, high int) (int, error) {
+	version := min(high, wire.VersionMax)
+	if version < max(low, wire.VersionMin) {
+		return 0, wire.Errorf(wire.Unimplemented, "no protocol version in common: the peer speaks %d to %d, this side %d to %d",
+			low, high, wire.VersionMin, wire.VersionMax).WithHint("upgrade the older of the two")
+	}
+	return version, nil
+}
+
+// proveKey has a runner sign a fresh nonce with the key that it names.
+func proveKey(st *Stream, r *wire.RunnerHello) (ed25519.PublicKey, error) {
+	if r == nil || len(r.PublicKey) != ed25519.PublicKeySize {
+		return nil, wire.Errorf(wire.BadUsage, "a runner's hello needs a public key of %d bytes", ed25519.PublicKeySize)
+	}
+	nonce := make([]byte, nonceSize)
+	rand.Read(nonce)
+	if err := st.Send(wire.Challenge{Nonce: nonce}); err != nil {
+		return nil, err
+	}
+	var proof wire.Proof
+	if err := st.RecvMsg(&proof); err != nil {
+		return nil, err
+	}
+	if !ed25519.Verify(r.PublicKey, wire.ProofText(nonce, nil), proof.Signature) {
+		return nil, wire.Errorf(wire.Unauthenticated, "the runner did not prove that it holds its identity key")
+	}
+	return ed25519.PublicKey(r.PublicKey), nil
+}
+
+// handshakeError is the error of a handshake that err broke off.
+func (s *Session) handshakeError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if s.lost() {
+		return s.Err()
+	}
+	return err
+}
+
+// Connect makes the dialing side of a session of conn. hello's versions and
+// software are filled in; key signs the challenge for runners (else nil);
+// table serves calls that the accepting side opens (nil: none). ctx governs
+// the handshake only. On error conn is closed; a refusal is the *wire.Error
+// the other side sent.
+func Connect(ctx context.Context, conn net.Conn, cfg Config, hello wire.Hello, key ed25519.PrivateKey, table Table) (*Session, error) {
+	cfg = cfg.withDefaults()
+	peer, err := newPeer(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s, err := newSession(ctx, conn, cfg, peer, true)
+	if err != nil {
+		return nil, err
+	}
+	s.table = table
+	s.guard.admit(cfg.MaxStreams)
+	hello.VersionMin, hello.VersionMax, hello.Software = wire.VersionMin, wire.VersionMax, cfg.Software
+	if hello.Runner != nil && key != nil {
+		r := *hello.Runner
+		r.PublicKey = key.Public().(ed25519.PublicKey)
+		hello.Runner = &r
+	}
+	hctx, cancel := context.WithTimeoutCause(ctx, cfg.HandshakeTimeout, errHandshakeLate)
+	defer cancel()
+	if s.welcome, err = s.sayHello(hctx, hello, key); err != nil {
+		if hctx.Err() != nil && ctx.Err() == nil {
+			err = errHandshakeLate
+		}
+		s.Close()
+		return nil, err
+	}
+	s.start()
+	return s, nil
+}
+
+func (s *Session) sayHello(ctx context.Context, hello wire.Hello, key ed25519.PrivateKey) (welcome wire.Welcome, err error) {
+	st, err := s.Open(ctx, wire.MethodHello, hello)
+	if err != nil {
+		return welcome, err
+	}
+	defer st.Close()
+	if hello.Role == wire.RoleRunner {
+		var challenge wire.Challenge
+		if err := st.RecvMsg(&challenge); err != nil {
+			return welcome, err
+		}
+		if len(challenge.Nonce) != nonceSize || key == nil {
+			return welcome, wire.Errorf(wire.Unauthenticated, "prove identity: no key, or a challenge of %d bytes", len(challenge.Nonce))
+		}
+		// A Send that fails because the call is over leaves its STATUS to be read.
+		err := st.Send(wire.Proof{Signature: ed25519.Sign(key, wire.ProofText(challenge.Nonce, nil))})
+		if err != nil && !errors.Is(err, ErrCallOver) {
+			return welcome, err
+		}
+	}
+	if err := st.recvReply(&welcome); err != nil {
+		return welcome, err
+	}
+	if _, err := commonVersion(welcome.Version, welcome.Version); err != nil {
+		return welcome, err
+	}
+	return welcome, nil
+}

@@ -1,0 +1,101 @@
+// Package mux carries calls over sessions. It listens and dials, shakes
+// hands, and gives each call a stream of frames (package wire). It is the
+// only importer of yamux and closes off its hazards.
+//
+// # A session
+//
+//	net.Conn ── guard ── yamux ── streams, one for each call
+//
+// The guard (guard.go) reads the headers that pass in both directions. It
+// ends the session of a peer that does not read, floods pings, opens more
+// streams than it may, or does not speak the protocol; and it is what learns
+// that the peer has closed a stream, so that no stream needs a goroutine of
+// its own that waits for a cancel.
+//
+// Until the hello has succeeded a session serves that one call, within the
+// handshake's time-out, and reads no payload over wire.MaxBeforeHello. From
+// then on both sides may open calls.
+//
+// # A call
+//
+// The opener's context governs it: its deadline travels and is enforced at
+// both ends; its cancel closes the stream, which ends the handler's context
+// within the time of one message, wherever the handler is: in a receive, in a
+// send that waits for the other side to read, or elsewhere. The
+// handler's return ends the call with a STATUS. A handler that panics costs
+// its caller an Internal error and nobody else anything.
+//
+// Sends block while the other side does not read (256 KiB are on their way at
+// most); other calls of the session go on meanwhile.
+//
+// # Goroutines
+//
+// A session has three at each end: yamux's receiver and sender, and the accept
+// loop; a dialed TCP session has yamux's keepalive as well. Each call that is
+// served has one. Close waits for the accept loop and the handlers.
+package mux
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Config is what both ends of a session can set; its zero value is good.
+type Config struct {
+	Software         string        // said in the hello, "waypoint 0.1.0"
+	Logger           *slog.Logger  // nil discards
+	MaxStreams       int           // open at once from the peer; default 1024; more ends the session. Open waits when as many are open the other way
+	HandshakeTimeout time.Duration // default 10 s
+	WriteTimeout     time.Duration // of the connection; a peer that does not read for so long loses the session; default 30 s
+}
+
+func (c Config) withDefaults() Config {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	c.MaxStreams = cmp.Or(c.MaxStreams, 1024)
+	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, 10*time.Second)
+	c.WriteTimeout = cmp.Or(c.WriteTimeout, 30*time.Second)
+	return c
+}
+
+// Handler serves one call. Its context ends when the caller's deadline
+// passes, the caller closes the stream (the cause is ErrCanceled), or the
+// session ends. A nil error is sent as a STATUS of success; an error as its
+// *wire.Error, or as Internal (logged, with a text that gives nothing away).
+type Handler func(ctx context.Context, st *Stream) error
+
+// Table is an API: method to handler. wire.MethodPing is answered by mux
+// where the table has no handler for it.
+type Table map[string]Handler
+
+// Admission is what an accepting side makes of a hello.
+type Admission struct {
+	Welcome wire.Welcome // Version and Software are filled in by mux
+	Data    any          // kept as Peer.Data
+	Table   Table        // the methods this peer may reach
+}
+
+// Admit decides on a peer whose hello has been read and, for runners, whose
+// key has been proved. An error refuses it and is what it is told. Its context
+// ends with the handshake's time-out.
+type Admit func(ctx context.Context, peer *Peer) (*Admission, error)
+
+// Unary makes a Handler of a function from request to reply.
+func Unary[Req, Reply any](f func(ctx context.Context, peer *Peer, req Req) (Reply, error)) Handler {
+	return func(ctx context.Context, st *Stream) error {
+		var req Req
+		if err := st.Body(&req); err != nil {
+			return err
+		}
+		reply, err := f(ctx, st.Peer(), req)
+		if err != nil {
+			return err
+		}
+		return st.queueMsg(reply) // written together with the STATUS
+	}
+}

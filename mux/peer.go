@@ -1,0 +1,76 @@
+package mux
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Peer is who is at the other end: taken once, at accept, and handed to every
+// handler. It is read-only.
+type Peer struct {
+	Network string // "unix", "tcp" or "memory"
+	Addr    string // remote address on TCP
+	UID     int    // of the process at the other end of a Unix socket (SO_PEERCRED); -1 where not known
+	GID     int
+	PID     int
+	Hello   wire.Hello        // zero on the dialing side; Runner is set for RoleRunner only
+	Key     ed25519.PublicKey // a runner's, possession proved in the handshake; else nil
+	Data    any               // what Accept's Admit returned
+}
+
+func (p *Peer) String() string {
+	switch p.Network {
+	case "tcp":
+		return "tcp " + p.Addr
+	case "unix":
+		return fmt.Sprintf("unix uid=%d pid=%d", p.UID, p.PID)
+	}
+	return p.Network
+}
+
+// newPeer asks the kernel who is at the other end of conn.
+func newPeer(conn net.Conn) (*Peer, error) {
+	p := &Peer{UID: -1, GID: -1, PID: -1}
+	switch p.Network = conn.LocalAddr().Network(); p.Network {
+	case "memory":
+		p.UID, p.GID, p.PID = os.Getuid(), os.Getgid(), os.Getpid()
+	case "unix":
+		if w, ok := conn.(interface{ NetConn() net.Conn }); ok {
+			conn = w.NetConn() // of a wrapper, as tls.Conn has it
+		}
+		uc, ok := conn.(*net.UnixConn)
+		if !ok {
+			return nil, wire.Errorf(wire.Internal, "read peer credentials: %T is no Unix socket", conn)
+		}
+		cred, err := peerCredentials(uc)
+		if err != nil {
+			return nil, fmt.Errorf("read peer credentials: %w", err)
+		}
+		p.UID, p.GID, p.PID = int(cred.Uid), int(cred.Gid), int(cred.Pid)
+	default:
+		p.Addr = conn.RemoteAddr().String()
+	}
+	return p, nil
+}
+
+func peerCredentials(uc *net.UnixConn) (*unix.Ucred, error) {
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var cred *unix.Ucred
+	var sockErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err == nil {
+		err = sockErr
+	}
+	return cred, err
+}
