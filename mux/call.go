@@ -161,4 +161,4 @@ func (s *Session) handle(st *Stream) (err error) {
 }
 
 // ping answers with an empty message.
-func ping(_ context.Context, st *Stream) error { return st.queueMsg(struct{}{}) }
+func ping(_ context.Context, st *Stream) error { return st.Queue(struct{}{}) }

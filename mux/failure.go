@@ -37,15 +37,28 @@ func lostText(err error) string {
 	return err.Error()
 }
 
-// lostError is the *wire.Error of a session that ended because of err.
-func lostError(err error) *wire.Error {
-	if e, ok := errors.AsType[*wire.Error](err); ok {
-		if e.Kind == wire.Unavailable {
-			return e
-		}
-		return wire.Errorf(wire.Unavailable, "session lost: %s", e.Message)
+// ErrLost is, by errors.Is, every error of a call whose session has ended under it,
+// or had before: the call may or may not have happened. A STATUS is never it.
+var ErrLost = errors.New("the session was lost")
+
+// lostError is a *wire.Error that is ErrLost as well.
+type lostError struct{ why *wire.Error }
+
+func (e *lostError) Error() string        { return e.why.Message }
+func (e *lostError) Unwrap() error        { return e.why }
+func (e *lostError) Is(target error) bool { return target == ErrLost }
+
+// newLostError is the error of a session that ended because of err.
+func newLostError(err error) error {
+	e, ok := errors.AsType[*wire.Error](err)
+	switch {
+	case ok && e.Kind == wire.Unavailable:
+	case ok:
+		e = wire.Errorf(wire.Unavailable, "session lost: %s", e.Message)
+	default:
+		e = wire.Errorf(wire.Unavailable, "session lost: %s", lostText(err))
 	}
-	return wire.Errorf(wire.Unavailable, "session lost: %s", lostText(err))
+	return &lostError{e}
 }
 
 // contextError is what a call returns whose context has ended: Timeout where

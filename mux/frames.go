@@ -30,14 +30,15 @@ func (f Frame) IsData() bool { return f.Msg == nil }
 // reason; a session that broke is Unavailable, an ended context Timeout or the
 // context's cause. After an error nothing more can be sent.
 func (st *Stream) Send(v any) error {
-	if err := st.queueMsg(v); err != nil {
+	if err := st.Queue(v); err != nil {
 		return err
 	}
 	return st.Flush()
 }
 
-// queueMsg is Send without the flush.
-func (st *Stream) queueMsg(v any) error {
+// Queue is Send without the flush: what is queued is written once 16 KiB are
+// there, and by Flush, Send, End or the handler's return.
+func (st *Stream) Queue(v any) error {
 	if err := st.sendable(); err != nil {
 		return err
 	}
@@ -45,8 +46,13 @@ func (st *Stream) queueMsg(v any) error {
 	if err != nil {
 		return wire.Errorf(wire.Internal, "encode message of %s: %v", st.method, err)
 	}
-	st.out, err = wire.AppendFrame(st.out, wire.FrameMsg, payload)
-	return err
+	if st.out, err = wire.AppendFrame(st.out, wire.FrameMsg, payload); err != nil {
+		return err
+	}
+	if len(st.out) >= wire.MaxData {
+		return st.Flush()
+	}
+	return nil
 }
 
 func (st *Stream) sendable() error {

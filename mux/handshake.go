@@ -113,7 +113,7 @@ func (s *Session) answerHello(st *Stream, admit Admit) error {
 	welcome := admission.Welcome
 	welcome.Version, welcome.Software = version, s.cfg.Software
 	s.guard.admit(s.cfg.MaxStreams) // before the peer can know that it is welcome
-	return st.queueMsg(welcome)
+	return st.Queue(welcome)
 }
 
 // commonVersion is the highest version that a peer's range and ours share.

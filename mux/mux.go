@@ -96,6 +96,6 @@ func Unary[Req, Reply any](f func(ctx context.Context, peer *Peer, req Req) (Rep
 		if err != nil {
 			return err
 		}
-		return st.queueMsg(reply) // written together with the STATUS
+		return st.Queue(reply) // written together with the STATUS
 	}
 }

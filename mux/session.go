@@ -28,7 +28,7 @@ type Session struct {
 
 	over sync.Once
 	done chan struct{} // closed by end
-	err  *wire.Error   // set before done is closed
+	err  error         // set before done is closed
 
 	served   sync.WaitGroup // the accept loop and the handlers
 	handling chan struct{}  // one taken for each call that is served
@@ -106,7 +106,7 @@ func (s *Session) end(err error) {
 		if cause := s.guard.cause(); cause != nil && !errors.Is(err, ErrClosed) {
 			err = cause
 		}
-		s.err = lostError(err)
+		s.err = newLostError(err)
 		s.guard.fail(s.err)
 		close(s.done)
 		s.cancel(s.err)

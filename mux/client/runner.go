@@ -1,0 +1,30 @@
+package client
+
+import (
+	"context"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Runners returns one page of runners in the order of their ids.
+func (c *Client) Runners(ctx context.Context, f wire.RunnerFilter) ([]wire.Runner, error) {
+	page, err := read[wire.RunnerPage](ctx, c, wire.MethodRunnerList, f)
+	return page.Runners, err
+}
+
+// Runner returns a runner as it is now.
+func (c *Client) Runner(ctx context.Context, id string) (wire.Runner, error) {
+	return read[wire.Runner](ctx, c, wire.MethodRunnerInspect, wire.RunnerRequest{ID: id})
+}
+
+// Adopt admits a runner; with a fingerprint, only if its key has it.
+func (c *Client) Adopt(ctx context.Context, id, fingerprint string) (wire.Runner, error) {
+	return once[wire.Runner](ctx, c, wire.MethodRunnerAdopt, wire.AdoptRequest{ID: id, Fingerprint: fingerprint})
+}
+
+// Match reports whether an admitted remote runner that is online could take a
+// job of the target.
+func (c *Client) Match(ctx context.Context, t wire.Target) (bool, error) {
+	reply, err := read[wire.MatchReply](ctx, c, wire.MethodRunnerMatch, wire.MatchRequest{Target: t})
+	return reply.Match, err
+}
