@@ -1,0 +1,128 @@
+package wire
+
+import (
+	"strings"
+	"time"
+)
+
+// RunnerState is a runner's adoption.
+type RunnerState string
+
+// The states of a runner.
+const (
+	Pending    RunnerState = "pending"
+	Preadopted RunnerState = "preadopted"
+	Adopted    RunnerState = "adopted"
+	Rejected   RunnerState = "rejected"
+)
+
+// RunnerKind says where a runner lives.
+type RunnerKind string
+
+// The kinds of runner.
+const (
+	KindRemote RunnerKind = "remote" // an agent
+	KindLocal  RunnerKind = "local"  // inside a command line: by-id only, gone at disconnect
+)
+
+// Runner is a runner as operators see it; its keys are a contract (cli.md).
+type Runner struct {
+	ID          string            `json:"id"`
+	State       RunnerState       `json:"state"`
+	Kind        RunnerKind        `json:"kind"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	Online      bool              `json:"online"`
+	FirstSeen   time.Time         `json:"first_seen"`
+	LastSeen    time.Time         `json:"last_seen"`
+	Fingerprint string            `json:"fingerprint,omitempty"` // of the identity key, "SHA256:…"
+	Version     string            `json:"version,omitempty"`
+	Hostname    string            `json:"hostname,omitempty"`
+	OS          string            `json:"os,omitempty"`
+	Arch        string            `json:"arch,omitempty"`
+	Isolation   string            `json:"isolation,omitempty"`
+	Concurrency int               `json:"concurrency,omitempty"`
+	RunningJobs int               `json:"running_jobs"`
+	Draining    bool              `json:"draining,omitempty"`
+}
+
+// RunnerRequest names a runner.
+type RunnerRequest struct {
+	ID string `json:"id"`
+}
+
+// AdoptRequest admits a runner; with a fingerprint, only if its key has it.
+type AdoptRequest struct {
+	ID          string `json:"id"`
+	Fingerprint string `json:"fingerprint,omitempty"`
+}
+
+// RunnerFilter selects runners in the order of their ids.
+type RunnerFilter struct {
+	State  RunnerState       `json:"state,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Limit  int               `json:"limit,omitempty"` // default 50, at most 500
+	After  string            `json:"after,omitempty"`
+}
+
+// RunnerPage is one page of a list.
+type RunnerPage struct {
+	Runners []Runner `json:"runners"`
+}
+
+// MatchRequest asks whether a job of this target could run remotely now.
+type MatchRequest struct {
+	Target Target `json:"target"`
+}
+
+// MatchReply: Match is set when an admitted, online remote runner matches.
+type MatchReply struct {
+	Match bool `json:"match"`
+}
+
+// ServerStatusRequest has no fields.
+type ServerStatusRequest struct{}
+
+// ServerStatus is the answer to `waypoint server status`.
+type ServerStatus struct {
+	ID            string         `json:"id"`
+	Version       string         `json:"version"`
+	StartedAt     time.Time      `json:"started_at"`
+	UptimeSeconds int64          `json:"uptime_seconds"`
+	Store         string         `json:"store"`     // "sqlite /var/lib/waypoint/waypoint.db", never a password
+	StateDir      string         `json:"state_dir"` // empty when in memory
+	Listeners     []string       `json:"listeners"`
+	Runners       map[string]int `json:"runners"`        // by state
+	RunnersOnline int            `json:"runners_online"` //
+	Jobs          map[string]int `json:"jobs"`           // by state
+	QueueDepth    int            `json:"queue_depth"`    // queued, not yet assigned
+	ProtocolMin   int            `json:"protocol_min"`
+	ProtocolMax   int            `json:"protocol_max"`
+}
+
+// maxID is the longest id and label key.
+const maxID = 63
+
+// CheckID reports whether s can be a runner's id or a label's key:
+// [A-Za-z0-9][A-Za-z0-9._-]{0,62}. The error is BadUsage.
+func CheckID(s string) error {
+	if s == "" || len(s) > maxID || strings.ContainsFunc(s, notIDChar) || strings.ContainsRune("._-", rune(s[0])) {
+		return Errorf(BadUsage, "%q is no valid id: 1 to %d letters, digits, '.', '_' and '-', a letter or digit first", s, maxID)
+	}
+	return nil
+}
+
+// CheckLabel reports whether k=v can be a label: the key as an id, the value
+// up to 63 characters of the same set. The error is BadUsage.
+func CheckLabel(k, v string) error {
+	if err := CheckID(k); err != nil {
+		return Errorf(BadUsage, "label key %s", err)
+	}
+	if len(v) > maxID || strings.ContainsFunc(v, notIDChar) {
+		return Errorf(BadUsage, "label %s: %q is no valid value: up to %d letters, digits, '.', '_' and '-'", k, v, maxID)
+	}
+	return nil
+}
+
+func notIDChar(c rune) bool {
+	return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("._-", c))
+}

@@ -1,0 +1,90 @@
+// Package wire is the protocol: every noun and message that crosses a
+// session, the frames that carry them, the kinds of error and the versions.
+// It depends on the standard library alone, does no I/O of its own beyond the
+// reader and writer it is given, and starts no goroutine.
+//
+// # Sessions and streams
+//
+// A session is one yamux connection (package mux). Each call is one yamux
+// stream. Roles are symmetric: either side may open a stream, so a call from
+// the server to a runner is a call like any other.
+//
+//	stream := CALL frame* STATUS
+//	frame  := type u8 | length u24 big endian | payload
+//
+//	type    payload                                        limit
+//	1 CALL   JSON {"m":method,"t":deadline in ms,"b":body}   1 MiB  (64 KiB before the hello)
+//	2 MSG    JSON                                            1 MiB  (64 KiB before the hello)
+//	3 DATA   offset u64 | time µs i64 | stream u8 | bytes     16 KiB of bytes
+//	4 END    empty: this side sends no more MSG or DATA       0
+//	5 STATUS JSON {"kind","message","hint"}; {} is success    64 KiB
+//
+// Types from 0x80 on may be ignored by a receiver that does not know them;
+// any other unknown type is an error. Buffers grow as bytes arrive, never by
+// a claimed length.
+//
+// The opener sends CALL and may send MSG and DATA, then END. The other side
+// answers with MSG and DATA and always with exactly one STATUS, after which
+// it closes the stream. END is a frame, so a half-closed stream never means
+// cancel: to cancel, the opener closes the stream before STATUS has come.
+// Deadlines travel as relative milliseconds; both sides enforce them.
+//
+// # Hello
+//
+// The first stream of a session is the call "hello" (see [Hello]), within ten
+// seconds, opened by the side that dialed. Both sides name the range of
+// protocol versions they speak and use the highest one they share. Unknown
+// JSON fields are ignored; unknown methods are answered with
+// [Unimplemented].
+//
+// A runner then proves that it holds its identity key: the reply to its Hello
+// is a [Challenge], answered by a [Proof], answered by [Welcome]. Everyone
+// else gets Welcome at once.
+package wire
+
+// Protocol versions spoken by this build. A peer that shares none is refused
+// with both ranges named.
+const (
+	VersionMin = 1
+	VersionMax = 1
+)
+
+// Limits of one frame's payload, in bytes.
+const (
+	MaxCall        = 1 << 20  // a CALL's payload: method, deadline and body
+	MaxMsg         = 1 << 20  // a MSG's payload
+	MaxBeforeHello = 64 << 10 // any payload until the hello has succeeded
+	MaxData        = 16 << 10 // the bytes of one DATA frame
+	MaxStatus      = 64 << 10 // a STATUS's payload
+)
+
+// Methods. The server's table (daemon/api.go) says who may call which.
+const (
+	MethodHello = "hello"
+	MethodPing  = "ping"
+
+	MethodServerStatus = "server.status" // ServerStatusRequest -> ServerStatus
+
+	MethodJobSubmit = "job.submit" // SubmitRequest -> SubmitReply
+	MethodJobGet    = "job.get"    // JobRequest -> Job
+	MethodJobList   = "job.list"   // JobFilter -> JobPage
+	MethodJobWhy    = "job.why"    // JobRequest -> Why
+	MethodJobCancel = "job.cancel" // CancelRequest -> Job
+	MethodJobWait   = "job.wait"   // JobRequest -> Job, once it has ended
+	MethodJobRetry  = "job.retry"  // JobRequest -> Job
+	MethodJobStream = "job.stream" // StreamRequest -> (MSG StreamEvent | DATA)*, see StreamEvent
+
+	MethodRecordList = "record.list" // RecordFilter -> RecordPage: artifacts, deployments, releases
+
+	MethodBlobMissing = "blob.missing" // BlobDigests -> BlobDigests
+	MethodBlobPut     = "blob.put"     // (MSG BlobHeader, DATA*)* END -> BlobDigests of what is now stored
+	MethodBlobGet     = "blob.get"     // BlobDigests -> (MSG BlobHeader, DATA*)*
+
+	MethodRunnerList    = "runner.list"    // RunnerFilter -> RunnerPage
+	MethodRunnerInspect = "runner.inspect" // RunnerRequest -> Runner
+	MethodRunnerAdopt   = "runner.adopt"   // AdoptRequest -> Runner
+	MethodRunnerMatch   = "runner.match"   // MatchRequest -> MatchReply
+
+	MethodWork   = "runner.work"   // runner -> server: WorkEvent* against WorkOrder*
+	MethodReport = "runner.report" // runner -> server: ReportRequest; DATA*, Result against ReportOrder*
+)

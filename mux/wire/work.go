@@ -1,0 +1,109 @@
+package wire
+
+// JobRef names one attempt of a job. Every message of a runner carries it; a
+// stale attempt is refused with Conflict.
+type JobRef struct {
+	Job     string `json:"job"`
+	Attempt int    `json:"attempt"`
+}
+
+// Held is an attempt that a runner has on its disk.
+type Held struct {
+	JobRef
+	Started bool `json:"started,omitempty"` // the server's confirmation was seen: it runs, ran, or was lost
+}
+
+// WorkEvent is what a runner says on its work stream. Exactly one field is
+// set; the first event of a stream is Begin, and Begin only comes first.
+type WorkEvent struct {
+	Begin     *WorkBegin `json:"begin,omitempty"`
+	Ack       *JobRef    `json:"ack,omitempty"`  // recorded on the runner's disk; may it start?
+	Nack      *Nack      `json:"nack,omitempty"` // cannot be started here: back to the queue
+	Heartbeat bool       `json:"heartbeat,omitempty"`
+	Drain     *bool      `json:"drain,omitempty"` // true: give me nothing more
+}
+
+// WorkBegin opens a work stream: what the runner holds, and how many jobs it
+// runs at once.
+type WorkBegin struct {
+	Held        []Held `json:"held,omitempty"`
+	Concurrency int    `json:"concurrency"`
+	Draining    bool   `json:"draining,omitempty"`
+}
+
+// Nack gives an assignment back.
+type Nack struct {
+	JobRef
+	Error string `json:"error"`
+}
+
+// WorkOrder is what the server says on a runner's work stream. Exactly one
+// field is set.
+type WorkOrder struct {
+	// State comes first, and at each change: jobs come in states adopted and
+	// preadopted only.
+	State RunnerState `json:"state,omitempty"`
+	// Begun answers Begin: every attempt held is in exactly one of its lists.
+	Begun     *WorkBegun  `json:"begun,omitempty"`
+	Assign    *Assignment `json:"assign,omitempty"`
+	Start     *JobRef     `json:"start,omitempty"` // answers Ack: start it now
+	Drop      *JobRef     `json:"drop,omitempty"`  // not yours any more: kill it if it runs, forget it, report nothing
+	Cancel    *CancelJob  `json:"cancel,omitempty"`
+	Heartbeat bool        `json:"heartbeat,omitempty"`
+}
+
+// WorkBegun sorts what a runner holds.
+type WorkBegun struct {
+	Keep []JobRef `json:"keep,omitempty"` // go on, and report
+	Drop []JobRef `json:"drop,omitempty"` // not yours any more
+	// HeartbeatEvery is how often each side says something when it has nothing
+	// to say; a side that hears nothing for three times as long gives the
+	// session up.
+	HeartbeatEvery Duration `json:"heartbeat_every"`
+}
+
+// CancelJob asks a runner to end an attempt: TERM, grace, kill; or at once.
+type CancelJob struct {
+	JobRef
+	Force bool `json:"force,omitempty"`
+}
+
+// Assignment is one attempt given to a runner, durable on the server before
+// it is sent.
+type Assignment struct {
+	JobRef
+	Spec       JobSpec `json:"spec"`
+	Sequence   int64   `json:"sequence,omitempty"`   // WAYPOINT_SEQUENCE
+	Artifact   *Record `json:"artifact,omitempty"`   // deploy: what to unpack
+	Deployment *Record `json:"deployment,omitempty"` // release: what to release
+	LogLimit   int64   `json:"log_limit,omitempty"`  // bytes of output kept
+	CancelSent bool    `json:"cancel_sent,omitempty"`
+}
+
+// ReportRequest opens the report of one attempt: the runner then sends the
+// job's output as DATA frames from the offset that the first ReportOrder
+// names, and behind the last byte one MSG Result. Closing early loses
+// nothing: the next report goes on from the acknowledged offset.
+type ReportRequest struct {
+	JobRef
+}
+
+// ReportOrder is the server's side of a report: after every durable append
+// the offset up to which the output is safe, and at last Ended.
+type ReportOrder struct {
+	Offset int64 `json:"offset"`
+	Ended  bool  `json:"ended,omitempty"` // the result is durable: forget the job
+}
+
+// Result is the end of an attempt as its runner saw it.
+type Result struct {
+	State    State             `json:"state"` // success | error | canceled
+	Reason   Reason            `json:"reason,omitempty"`
+	Error    string            `json:"error,omitempty"`
+	ExitCode *int              `json:"exit_code,omitempty"`
+	Signal   string            `json:"signal,omitempty"`
+	Outputs  map[string]string `json:"outputs,omitempty"`
+	Usage    *Usage            `json:"usage,omitempty"`
+	Artifact *BlobHeader       `json:"artifact,omitempty"` // build: stored before the result is sent
+	LogBytes int64             `json:"log_bytes"`          // all output, so that nothing can be missing unnoticed
+}
