@@ -25,16 +25,17 @@ func CheckSpec(s *wire.JobSpec) error {
 	for _, f := range []struct {
 		name, value string
 		max         int
+		spaces      bool
 	}{
-		{"project", s.Project, maxField},
-		{"app", s.App, maxField},
-		{"workspace", s.Workspace, maxField},
-		{"profile", s.Profile, maxField},
-		{"component", s.Use, maxField},
-		{"singleton", s.Singleton, maxKey},
-		{"idempotency key", s.IdempotencyKey, maxKey},
+		{"project", s.Project, maxField, false},
+		{"app", s.App, maxField, false},
+		{"workspace", s.Workspace, maxField, false},
+		{"profile", s.Profile, maxField, false},
+		{"component", s.Use, maxField, false},
+		{"singleton", s.Singleton, maxKey, true},
+		{"idempotency key", s.IdempotencyKey, maxKey, true},
 	} {
-		if err := checkText(f.name, f.value, f.max); err != nil {
+		if err := checkText(f.name, f.value, f.max, f.spaces); err != nil {
 			return err
 		}
 	}
@@ -56,9 +57,9 @@ func CheckSpec(s *wire.JobSpec) error {
 	return CheckTarget(s.Target)
 }
 
-// checkText refuses text that is too long or has white space or what cannot
-// be seen in it.
-func checkText(name, s string, max int) error {
+// checkText refuses text that is too long, has what cannot be seen in it, or
+// (unless it may) spaces.
+func checkText(name, s string, max int, spaces bool) error {
 	if len(s) > max {
 		return wire.Errorf(wire.BadUsage, "%s of %d bytes is longer than %d", name, len(s), max)
 	}
@@ -66,8 +67,8 @@ func checkText(name, s string, max int) error {
 		return wire.Errorf(wire.BadUsage, "%s %q is not UTF-8", name, s)
 	}
 	for _, r := range s {
-		if unicode.IsSpace(r) || !unicode.IsPrint(r) {
-			return wire.Errorf(wire.BadUsage, "%s %q has white space or unprintable characters", name, s)
+		if !unicode.IsPrint(r) || r == ' ' && !spaces {
+			return wire.Errorf(wire.BadUsage, "%s %q has spaces or unprintable characters", name, s)
 		}
 	}
 	return nil

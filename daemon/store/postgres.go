@@ -1,0 +1,100 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// postgres is the engine that several servers can share.
+type postgres struct {
+	config *pgx.ConnConfig
+}
+
+func newPostgres(dsn string) (*postgres, error) {
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		// The parser's error repeats the address, at times with its password.
+		return nil, errors.New("parse the database's address: it is not a valid postgres:// URL")
+	}
+	if config.RuntimeParams["application_name"] == "" {
+		config.RuntimeParams["application_name"] = "waypoint"
+	}
+	return &postgres{config: config}, nil
+}
+
+func (e *postgres) describe() string {
+	return fmt.Sprintf("postgres %s:%d/%s", e.config.Host, e.config.Port, e.config.Database)
+}
+
+func (e *postgres) committers() int { return 3 }
+
+// Each statement sees what others have committed before it; whatever needs
+// more takes the lock of the rules first.
+func (e *postgres) begin() string { return "BEGIN ISOLATION LEVEL READ COMMITTED" }
+
+// The locks' numbers are "wp" and a count; they end with the transaction.
+func (e *postgres) lockRules() string      { return "SELECT pg_advisory_xact_lock(30576, 1)" }
+func (e *postgres) lockMigrations() string { return "SELECT pg_advisory_xact_lock(30576, 2)" }
+
+func (e *postgres) open(ctx context.Context) (writer, reader *sql.DB, err error) {
+	writer = stdlib.OpenDB(*e.config)
+	writer.SetMaxOpenConns(e.committers() + 1) // one more for the migrations
+	writer.SetMaxIdleConns(e.committers())
+	reader = stdlib.OpenDB(*e.config)
+	reader.SetMaxOpenConns(8)
+	reader.SetMaxIdleConns(4)
+	if err := reader.PingContext(ctx); err != nil {
+		writer.Close()
+		reader.Close()
+		return nil, nil, err
+	}
+	return writer, reader, nil
+}
+
+func (e *postgres) judge(err error) verdict {
+	if perr, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch perr.Code {
+		case "53100": // disk_full
+			return noSpace
+		case "40001", "40P01": // serialization_failure, deadlock_detected
+			return repeat
+		case "57P01", "57P02", "57P03": // the database goes down or comes up
+			return reconnect
+		case "58030", "XX001", "XX002": // io_error, data_corrupted, index_corrupted
+			return fatal
+		case "25006": // read_only_sql_transaction: a standby
+			return busy
+		}
+		switch {
+		case strings.HasPrefix(perr.Code, "08"): // connection_exception
+			return reconnect
+		case strings.HasPrefix(perr.Code, "53"): // insufficient_resources
+			return busy
+		}
+		return callersOwn
+	}
+	if _, ok := errors.AsType[net.Error](err); ok {
+		return reconnect
+	}
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return reconnect
+	}
+	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || pgconn.SafeToRetry(err) {
+		return reconnect
+	}
+	return callersOwn
+}
+
+// vacuum is the database's own business.
+func (e *postgres) vacuum(context.Context, *session) (bool, error) { return false, nil }

@@ -1,0 +1,151 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// RunnerRecord is what is kept of a runner; online, running_jobs are the daemon's to fill in.
+type RunnerRecord struct {
+	wire.Runner
+	Key []byte // ed25519 public key; first use binds
+}
+
+const (
+	runnerColumns = `id, state, kind, labels, first_seen, last_seen, fingerprint, version, hostname, os, arch, isolation,
+	concurrency, draining, public_key`
+	selectRunner = `SELECT ` + runnerColumns + ` FROM runners WHERE id = $1`
+	upsertRunner = `INSERT INTO runners (` + runnerColumns + `)
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+	ON CONFLICT (id) DO UPDATE SET state = excluded.state, kind = excluded.kind, labels = excluded.labels,
+	first_seen = excluded.first_seen, last_seen = excluded.last_seen, fingerprint = excluded.fingerprint,
+	version = excluded.version, hostname = excluded.hostname, os = excluded.os, arch = excluded.arch,
+	isolation = excluded.isolation, concurrency = excluded.concurrency, draining = excluded.draining,
+	public_key = excluded.public_key`
+	deleteRunner = `DELETE FROM runners WHERE id = $1`
+	countRunners = `SELECT state, COUNT(*) FROM runners GROUP BY state`
+)
+
+func scanRunner(rows *sql.Rows) (*RunnerRecord, error) {
+	var (
+		r           RunnerRecord
+		labels      string
+		first, last int64
+	)
+	if err := rows.Scan(&r.ID, &r.State, &r.Kind, &labels, &first, &last, &r.Fingerprint, &r.Version, &r.Hostname,
+		&r.OS, &r.Arch, &r.Isolation, &r.Concurrency, &r.Draining, &r.Key); err != nil {
+		return nil, fmt.Errorf("read runner: %w", err)
+	}
+	r.FirstSeen, r.LastSeen = fromMicro(first), fromMicro(last)
+	if err := fromJSON(labels, &r.Labels); err != nil {
+		return nil, fmt.Errorf("read runner %s: %w", r.ID, err)
+	}
+	return &r, nil
+}
+
+// PutRunner adds or replaces a runner's record.
+func (tx *Tx) PutRunner(r RunnerRecord) error {
+	if r.ID == "" {
+		return wire.Errorf(wire.BadUsage, "keep runner: it has no id")
+	}
+	key := r.Key
+	if key == nil {
+		key = []byte{}
+	}
+	if _, err := tx.exec(upsertRunner, r.ID, string(r.State), string(r.Kind), toJSON(r.Labels, len(r.Labels)),
+		micro(r.FirstSeen), micro(r.LastSeen), r.Fingerprint, r.Version, r.Hostname, r.OS, r.Arch, r.Isolation,
+		r.Concurrency, toInt(r.Draining), key); err != nil {
+		return fmt.Errorf("keep runner %s: %w", r.ID, err)
+	}
+	tx.ready = true
+	return nil
+}
+
+// Runner is the record of an id, or NotFound.
+func (tx *Tx) Runner(id string) (RunnerRecord, error) { return getRunner(tx, id) }
+
+// Runner is the record of an id, or NotFound.
+func (s *Store) Runner(ctx context.Context, id string) (RunnerRecord, error) {
+	return getRunner(s.read(ctx), id)
+}
+
+func getRunner(q querier, id string) (RunnerRecord, error) {
+	var found *RunnerRecord
+	err := each(q, selectRunner, []any{id}, func(rows *sql.Rows) (err error) {
+		found, err = scanRunner(rows)
+		return err
+	})
+	if err != nil {
+		return RunnerRecord{}, err
+	}
+	if found == nil {
+		return RunnerRecord{}, notFound("runner", id)
+	}
+	return *found, nil
+}
+
+// DeleteRunner forgets a runner; no error when there is none.
+func (tx *Tx) DeleteRunner(id string) error {
+	if _, err := tx.exec(deleteRunner, id); err != nil {
+		return fmt.Errorf("forget runner %s: %w", id, err)
+	}
+	return nil
+}
+
+// Runners are the runners that a filter selects, in the order of their ids
+// (of bytes or of the database's language). Labels must all match exactly.
+func (s *Store) Runners(ctx context.Context, f wire.RunnerFilter) ([]RunnerRecord, error) {
+	limit, err := pageLimit(f.Limit)
+	if err != nil {
+		return nil, err
+	}
+	out := []RunnerRecord{}
+	after := f.After
+	// Labels are compared here, so pages are read until enough match.
+	for {
+		var w where
+		w.addText("state = ", string(f.State))
+		w.addText("id > ", after)
+		n := 0
+		err := each(s.read(ctx), `SELECT `+runnerColumns+` FROM runners`+w.String()+` ORDER BY id LIMIT `+w.param(maxLimit),
+			w.args, func(rows *sql.Rows) error {
+				r, err := scanRunner(rows)
+				if err != nil {
+					return err
+				}
+				n++
+				after = r.ID
+				if len(out) < limit && hasLabels(r.Labels, f.Labels) {
+					out = append(out, *r)
+				}
+				return nil
+			})
+		if err != nil {
+			return nil, fmt.Errorf("list runners: %w", err)
+		}
+		if n < maxLimit || len(out) >= limit {
+			return out, nil
+		}
+	}
+}
+
+func hasLabels(have, want map[string]string) bool {
+	for k, v := range want {
+		if h, ok := have[k]; !ok || h != v {
+			return false
+		}
+	}
+	return true
+}
+
+// RunnerCounts is how many runners there are of each state that has any.
+func (s *Store) RunnerCounts(ctx context.Context) (map[wire.RunnerState]int, error) {
+	counts := map[wire.RunnerState]int{}
+	if err := count(s.read(ctx), countRunners, counts); err != nil {
+		return nil, fmt.Errorf("count runners: %w", err)
+	}
+	return counts, nil
+}

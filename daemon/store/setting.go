@@ -1,0 +1,39 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+const (
+	selectSetting = `SELECT value FROM settings WHERE name = $1`
+	upsertSetting = `INSERT INTO settings (name, value) VALUES ($1, $2)
+	ON CONFLICT (name) DO UPDATE SET value = excluded.value`
+)
+
+// Setting is a small value that is kept (the server's id); "" when unset.
+func (s *Store) Setting(ctx context.Context, name string) (string, error) {
+	return setting(s.read(ctx), name)
+}
+
+// Setting is Store.Setting within the transaction.
+func (tx *Tx) Setting(name string) (string, error) { return setting(tx, name) }
+
+func setting(q querier, name string) (value string, err error) {
+	switch err := one(q, selectSetting, []any{name}, &value); {
+	case errors.Is(err, errNoRow):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("read setting %s: %w", name, err)
+	}
+	return value, nil
+}
+
+// PutSetting keeps a small value.
+func (tx *Tx) PutSetting(name, value string) error {
+	if _, err := tx.exec(upsertSetting, name, value); err != nil {
+		return fmt.Errorf("keep setting %s: %w", name, err)
+	}
+	return nil
+}

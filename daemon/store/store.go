@@ -1,0 +1,216 @@
+// Package store is the durable state and job output: one schema and one set
+// of queries for SQLite and PostgreSQL, one group-committing writer.
+//
+// # Guarantees
+//
+// What Update has acknowledged survives a kill and a power cut. Every caller
+// has a savepoint of its own within a shared transaction: it gets all of its
+// changes or none, and nobody else's failure. A full disk is not fatal: what
+// finds no room is rolled back and refused with Unavailable, and the store
+// goes on when there is room again. Anything else that puts the disk in doubt
+// is fatal: Config.Fatal is called once and the store does nothing more.
+//
+// # One writer
+//
+//	Update ─┐                ┌ savepoint, f, release (or roll back)   for each caller
+//	Update ─┼─▶ committer ─▶ ┤ savepoint, Config.Match                if something is ready
+//	Update ─┘   ≤ 256 a time └ COMMIT ─▶ done(true) ─▶ Changed ─▶ answers
+//
+// There is no timer: a lone caller pays for one sync, and under load a batch
+// is whatever has gathered during the one before. SQLite has one committer.
+// PostgreSQL has a few, so that output does not wait for the queue's rules; but
+// whatever touches a job's place in the queue first takes one lock that all
+// servers of a database share, so the rules see one transaction after
+// another on both engines. Match runs one at a time.
+//
+// # What blocks a job is a column
+//
+// Package queue says what a job's blocked column must be. Each change
+// updates the columns of those it touches: the end of a job those of its
+// dependents, of the next one of its serial key and of the one waiting for its
+// singleton. So ready jobs are in one index, and handing one out never walks
+// over those that cannot run.
+//
+// # SQL
+//
+// TEXT, BIGINT and BYTEA only; placeholders $1… in the order of their first
+// appearance; conditions of partial indexes are written literally. The two
+// engines differ in sqlite.go and postgres.go.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// Config of a Store.
+type Config struct {
+	Logger *slog.Logger // nil discards
+
+	// Match, if set, is called by the committer at the end of each batch in
+	// which something made a job or a runner ready (or Kick was called), in
+	// the batch's transaction. What it returns is called once the batch has
+	// been committed (true) or rolled back (false). It may be called again for
+	// the same batch (a repeated transaction). Calls never overlap, and the
+	// next one comes after done.
+	Match func(tx *Tx) (done func(committed bool))
+
+	// Changed is called after each commit with what it changed, by the
+	// committer: it must not block. Calls never overlap.
+	Changed func(Changes)
+
+	// Fatal is called (once) when the store can no longer be trusted: an I/O
+	// error, an unknown outcome of a commit. A full disk is not fatal.
+	Fatal func(error)
+}
+
+// Changes is what one commit changed.
+type Changes struct {
+	Jobs []string // whose record changed
+	Logs []string // whose output grew
+}
+
+// Store is an open store. Its methods may be called by any goroutine.
+type Store struct {
+	cfg    Config
+	engine engine
+	ids    idSource
+
+	writer *sql.DB // the committers' connections
+	reader *sql.DB
+	reads  sync.Map // query -> *sql.Stmt on reader
+
+	ops  chan *op      // callers to committers, never closed
+	kick chan struct{} // room for one
+	quit chan struct{} // closed by Close
+	wg   sync.WaitGroup
+
+	closing sync.Once
+	matchMu sync.Mutex // held from Match to its done
+	tellMu  sync.Mutex // held around Changed
+
+	dead     atomic.Pointer[error] // set once, when the store is no longer trusted
+	deadOnce sync.Once
+}
+
+// engine is what differs between the databases.
+type engine interface {
+	describe() string
+	open(ctx context.Context) (writer, reader *sql.DB, err error)
+	committers() int
+	begin() string
+	// lockRules makes the transaction the only one that changes the queue.
+	lockRules() string
+	lockMigrations() string
+	// judge says what an error of the database means.
+	judge(err error) verdict
+	// vacuum gives a bounded amount of free space back and reports whether
+	// there is more.
+	vacuum(ctx context.Context, c *session) (more bool, err error)
+}
+
+// verdict is what a database's error means for a batch.
+type verdict int
+
+const (
+	callersOwn verdict = iota // a mistake of one statement
+	repeat                    // rolled back because of others: do it again
+	reconnect                 // the connection is gone: do it again on another
+	noSpace                   // no room now
+	busy                      // not now
+	fatal                     // the store cannot be trusted any more
+)
+
+// Open opens or makes the store at dsn: a file path (SQLite) or postgres://….
+// The schema is brought up to date; one of a newer release is refused.
+func Open(ctx context.Context, dsn string, cfg Config) (*Store, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{
+		cfg:  cfg,
+		ops:  make(chan *op),
+		kick: make(chan struct{}, 1),
+		quit: make(chan struct{}),
+	}
+	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
+		e, err := newPostgres(dsn)
+		if err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+		s.engine = e
+	} else {
+		s.engine = &sqlite{path: dsn}
+	}
+	if err := s.open(ctx); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", s.engine.describe(), err)
+	}
+	return s, nil
+}
+
+func (s *Store) open(ctx context.Context) error {
+	var err error
+	if s.writer, s.reader, err = s.engine.open(ctx); err != nil {
+		return err
+	}
+	if err := s.migrate(ctx); err != nil {
+		s.closePools()
+		return err
+	}
+	// Ids must not run backwards when the clock was set back while the store
+	// was closed.
+	var last sql.NullString
+	if err := s.reader.QueryRowContext(ctx, `SELECT MAX(id) FROM jobs`).Scan(&last); err != nil {
+		s.closePools()
+		return fmt.Errorf("read newest job: %w", err)
+	}
+	s.ids.startAfter(last.String)
+	for range s.engine.committers() {
+		c := &committer{s: s}
+		s.wg.Go(c.run)
+	}
+	return nil
+}
+
+// Close ends the committers when they have answered those they had taken on,
+// and closes the database. Later calls of Update fail with Unavailable.
+func (s *Store) Close() error {
+	var err error
+	s.closing.Do(func() {
+		close(s.quit)
+		s.wg.Wait()
+		err = s.closePools()
+	})
+	if err != nil {
+		return fmt.Errorf("close store: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) closePools() error {
+	s.reads.Range(func(_, v any) bool {
+		v.(*sql.Stmt).Close()
+		return true
+	})
+	err := s.reader.Close()
+	if werr := s.writer.Close(); werr != nil {
+		err = werr
+	}
+	return err
+}
+
+// Describe names engine and place, never a password: "sqlite /var/lib/waypoint/waypoint.db".
+func (s *Store) Describe() string { return s.engine.describe() }
+
+// Kick asks for Match although nothing was written: a runner has become free.
+func (s *Store) Kick() {
+	select {
+	case s.kick <- struct{}{}:
+	default: // one is enough
+	}
+}
