@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"context"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// role is who may call a method.
+type role int
+
+const (
+	client role = 1 << iota // an operator's command line
+	runner                  // a runner whose identity key has been proved; what needs adoption checks it, as it changes while connected
+)
+
+// method is one row of the API.
+type method struct {
+	name string
+	who  role
+	call mux.Handler
+}
+
+// api is the whole API.
+func (s *Server) api() []method {
+	return []method{
+		{wire.MethodServerStatus, client, mux.Unary(s.serverStatus)},
+
+		{wire.MethodJobSubmit, client, mux.Unary(s.jobSubmit)},
+		{wire.MethodJobGet, client, mux.Unary(s.jobGet)},
+		{wire.MethodJobList, client, mux.Unary(s.jobList)},
+		{wire.MethodJobWhy, client, mux.Unary(s.jobWhy)},
+		{wire.MethodJobCancel, client, mux.Unary(s.jobCancel)},
+		{wire.MethodJobRetry, client, mux.Unary(s.jobRetry)},
+		{wire.MethodJobWait, client, mux.Unary(s.jobWait)},
+		{wire.MethodJobStream, client, s.jobStream},
+
+		{wire.MethodRecordList, client, mux.Unary(s.recordList)},
+
+		{wire.MethodBlobMissing, client | runner, s.ifAdmitted(mux.Unary(s.blobMissing))},
+		{wire.MethodBlobPut, client | runner, s.ifAdmitted(s.blobPut)},
+		{wire.MethodBlobGet, client | runner, s.ifAdmitted(s.blobGet)},
+
+		{wire.MethodRunnerList, client, mux.Unary(s.runnerList)},
+		{wire.MethodRunnerInspect, client, mux.Unary(s.runnerInspect)},
+		{wire.MethodRunnerAdopt, client, mux.Unary(s.runnerAdopt)},
+		{wire.MethodRunnerMatch, client, mux.Unary(s.runnerMatch)},
+
+		{wire.MethodWork, runner, s.runnerWork},
+		{wire.MethodReport, runner, s.runnerReport}, // for jobs the runner was given: the attempt is the permission
+	}
+}
+
+// table is what peers of a role can reach; the rest is refused by name.
+func (s *Server) table(r role) mux.Table {
+	t := mux.Table{}
+	for _, m := range s.api() {
+		if m.who&r != 0 {
+			t[m.name] = m.call
+			continue
+		}
+		t[m.name] = func(context.Context, *mux.Stream) error {
+			return wire.Errorf(wire.Denied, "%s is not for this kind of peer", m.name)
+		}
+	}
+	return t
+}

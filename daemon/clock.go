@@ -1,0 +1,167 @@
+package daemon
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+const (
+	clockPoll  = 30 * time.Second // a safety net: whatever brings a deadline nearer rings the alarm
+	clockRetry = time.Second      // after the store refused (a full disk)
+)
+
+// wakeClock has the clock look again.
+func (s *Server) wakeClock() {
+	select {
+	case s.alarm <- struct{}{}:
+	default:
+	}
+}
+
+// clock ends what time ends: queued jobs that expire, assignments that nobody
+// acknowledges, attempts whose runner stays away.
+func (s *Server) clock() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.alarm:
+		case <-timer.C:
+		}
+		now := time.Now()
+		next, err := s.tick(now)
+		wait := clockPoll
+		if err != nil && s.ctx.Err() == nil {
+			s.log.Warn("deadlines could not be kept, trying again", "err", err)
+			wait = clockRetry
+		} else if !next.IsZero() {
+			wait = min(wait, max(0, next.Sub(now)))
+		}
+		timer.Reset(wait)
+	}
+}
+
+// tick does what is due now and returns when the next thing will be.
+func (s *Server) tick(now time.Time) (time.Time, error) {
+	d := s.fleet.due(now)
+	if d.rested {
+		s.store.Kick()
+	}
+	if err := errors.Join(
+		s.requeue(d.requeue, "not acknowledged"),
+		s.lose(d.lost, "its runner was out of contact for longer than "+s.cfg.Lease.String()),
+		s.abandon(d.gone, now),
+	); err != nil {
+		return time.Time{}, err
+	}
+	for {
+		expiry, err := s.store.NextExpiry(s.ctx)
+		if err != nil {
+			return time.Time{}, err
+		}
+		if expiry.IsZero() || now.Before(expiry) {
+			if d.next.IsZero() || !expiry.IsZero() && expiry.Before(d.next) {
+				return expiry, nil
+			}
+			return d.next, nil
+		}
+		n := 0
+		if err := s.store.Update(s.ctx, func(tx *store.Tx) (err error) {
+			n, err = tx.Expire(now)
+			return err
+		}); err != nil {
+			return time.Time{}, err
+		}
+		if n == 0 {
+			return now.Add(clockRetry), nil // whatever it is, do not spin on it
+		}
+		s.log.Info("jobs expired", "count", n)
+	}
+}
+
+// requeue gives attempts that have not started back to the queue.
+func (s *Server) requeue(refs []wire.JobRef, why string) error {
+	return s.give(refs, why, "job given back to the queue", func(tx *store.Tx, ref wire.JobRef) error {
+		return tx.Requeue(ref, s.fleet.runnerOf(ref), time.Now())
+	})
+}
+
+// lose ends attempts that nobody knows anything of any more.
+func (s *Server) lose(refs []wire.JobRef, why string) error {
+	return s.give(refs, why, "job lost", func(tx *store.Tx, ref wire.JobRef) error {
+		return tx.Lost(ref, why, time.Now())
+	})
+}
+
+// give takes attempts from their runners: f in the store, then here. An
+// attempt that is not live in the store either is only forgotten here.
+func (s *Server) give(refs []wire.JobRef, why, what string, f func(*store.Tx, wire.JobRef) error) error {
+	var errs []error
+	for _, ref := range refs {
+		err := s.store.Update(s.ctx, func(tx *store.Tx) error { return f(tx, ref) })
+		switch wire.KindOf(err) {
+		case "":
+			s.log.Warn(what, "job", ref.Job, "attempt", ref.Attempt, "why", why)
+		case wire.Conflict, wire.NotFound:
+		default:
+			errs = append(errs, err)
+			continue
+		}
+		s.fleet.end(ref, true)
+	}
+	if len(refs) > 0 {
+		s.store.Kick()
+	}
+	return errors.Join(errs...)
+}
+
+// abandon ends the queued jobs of local runners that did not come back: no
+// other may take them.
+func (s *Server) abandon(ids []string, now time.Time) error {
+	for _, id := range ids {
+		if strings.HasPrefix(id, localPrefix) {
+			if err := s.store.Update(s.ctx, func(tx *store.Tx) error {
+				_, err := tx.Abandon(id, "the command line that was to run it is gone", now)
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+		s.fleet.forget(id)
+	}
+	return nil
+}
+
+// Retention runs a while after start, so that a restart is quick, and then
+// regularly.
+const (
+	firstPrune = time.Minute
+	pruneEvery = 10 * time.Minute
+)
+
+// janitor removes what need not be kept.
+func (s *Server) janitor() {
+	timer := time.NewTimer(firstPrune)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-timer.C:
+		}
+		n, err := s.store.Prune(s.ctx, s.cfg.RetainFor, s.cfg.RetainJobs, time.Now())
+		if err != nil && s.ctx.Err() == nil {
+			s.log.Warn("retention failed, trying again later", "err", err)
+		}
+		if n > 0 {
+			s.log.Info("old jobs removed", "count", n)
+		}
+		timer.Reset(pruneEvery)
+	}
+}

@@ -1,0 +1,320 @@
+// Package daemon is the server: it keeps the queue and the output of jobs,
+// hands jobs to runners and answers clients. It decides nothing that is not
+// durable first, and holds nothing that a kill -9 could lose: what is in
+// memory (who is connected, who waits) is rebuilt from the peers that come
+// back.
+//
+// # Goroutines
+//
+//	Serve      one for each listener (accept), one for each session (mux)
+//	           one for each call in progress (mux), see api.go
+//	clock      one: deadlines of queued jobs, acknowledgements and leases
+//	janitor    one: retention
+//	committer  in package store; it calls matcher and changes
+//
+// # Locks
+//
+// fleet.mu and watchers.mu are leaves: no call into the store, a session or a
+// channel that can block is made while either is held. The committer takes
+// both, so the reverse would be a deadlock.
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/statedir"
+)
+
+// Config of a Server. Zero durations and counts mean the defaults.
+type Config struct {
+	StateDir string       // locked while the server lives; also where SQLite's file is
+	StoreDSN string       // a path or postgres://…; empty is waypoint.db in StateDir
+	Software string       // said to peers, "waypoint 0.1.0"
+	Logger   *slog.Logger // nil discards
+
+	AckTimeout time.Duration // an assignment not acknowledged goes back to the queue; 30 s
+	Lease      time.Duration // a job outlives its runner's session for so long; 2 min
+	Heartbeat  time.Duration // between server and runner; three missed end the session; 10 s
+
+	LogLimit   int64         // bytes of output kept for each job; 1 GiB
+	RetainFor  time.Duration // ended jobs and their output; 30 days
+	RetainJobs int           // ended jobs; 100,000
+
+	MaxSessions int // connections at once; 20,000
+	MaxPending  int // runners waiting for adoption; 1,000
+}
+
+func (c Config) withDefaults() (Config, error) {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.AckTimeout, 30*time.Second)
+	def(&c.Lease, 2*time.Minute)
+	def(&c.Heartbeat, 10*time.Second)
+	def(&c.RetainFor, 30*24*time.Hour)
+	if c.LogLimit == 0 {
+		c.LogLimit = 1 << 30
+	}
+	if c.RetainJobs == 0 {
+		c.RetainJobs = 100_000
+	}
+	if c.MaxSessions == 0 {
+		c.MaxSessions = 20_000
+	}
+	if c.MaxPending == 0 {
+		c.MaxPending = 1_000
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	for name, v := range map[string]int64{
+		"ack timeout": int64(c.AckTimeout), "lease": int64(c.Lease), "heartbeat": int64(c.Heartbeat),
+		"log limit": c.LogLimit, "retention time": int64(c.RetainFor), "retained jobs": int64(c.RetainJobs),
+		"sessions": int64(c.MaxSessions), "pending runners": int64(c.MaxPending),
+	} {
+		if v < 0 {
+			return c, wire.Errorf(wire.BadUsage, "%s must be positive", name)
+		}
+	}
+	return c, nil
+}
+
+// Server is one server over one state directory.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	dir     *statedir.Dir
+	store   *store.Store
+	id      string
+	started time.Time
+
+	fleet    *fleet
+	watchers *watchers
+	fatal    chan error
+	alarm    chan struct{} // to clock: a deadline has come nearer
+
+	sessions sync.WaitGroup // of ServeConn
+	slots    chan struct{}  // a token for each session
+	work     sync.WaitGroup // clock, janitor, and what handlers leave behind
+	stop     context.CancelCauseFunc
+	ctx      context.Context // until Close
+
+	mu        sync.Mutex
+	listeners []string // guarded by mu
+}
+
+// ErrClosed is the cause of a session's end when the server is closed.
+var ErrClosed = errors.New("server is stopping")
+
+// New locks the state directory, opens the store and takes up what was going
+// on. A directory that another server holds is a Conflict that names it.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := statedir.Open(cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := dir.Lock("waypoint server"); err != nil {
+		return nil, errors.Join(err, dir.Close())
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, dir: dir, started: time.Now(),
+		watchers: newWatchers(),
+		fatal:    make(chan error, 1),
+		alarm:    make(chan struct{}, 1),
+		slots:    make(chan struct{}, cfg.MaxSessions),
+	}
+	s.fleet = newFleet(cfg.AckTimeout, cfg.Lease)
+	s.ctx, s.stop = context.WithCancelCause(context.WithoutCancel(ctx))
+	if err := s.open(ctx); err != nil {
+		s.stop(err)
+		if s.store != nil {
+			err = errors.Join(err, s.store.Close())
+		}
+		return nil, errors.Join(err, dir.Close())
+	}
+	s.work.Go(s.clock)
+	s.work.Go(s.janitor)
+	return s, nil
+}
+
+// open opens the store and rebuilds the fleet's picture of active jobs: every
+// runner is away as of now and has a whole lease to come back.
+func (s *Server) open(ctx context.Context) (err error) {
+	dsn := s.cfg.StoreDSN
+	if dsn == "" {
+		dsn = s.dir.Path("waypoint.db")
+	}
+	s.store, err = store.Open(ctx, dsn, store.Config{
+		Logger:  s.log,
+		Match:   s.match,
+		Changed: s.watchers.changed,
+		Fatal:   s.fail,
+	})
+	if err != nil {
+		return err
+	}
+	if s.id, err = s.serverID(ctx); err != nil {
+		return err
+	}
+	active, err := s.store.Active(ctx, "")
+	if err != nil {
+		return fmt.Errorf("read active jobs: %w", err)
+	}
+	s.fleet.restore(active, time.Now())
+	return nil
+}
+
+// serverID is kept in the store, so that several servers over one are one.
+func (s *Server) serverID(ctx context.Context) (string, error) {
+	const name = "server_id"
+	id, err := s.store.Setting(ctx, name)
+	if err != nil || id != "" {
+		return id, err
+	}
+	id = rand.Text()
+	err = s.store.Update(ctx, func(tx *store.Tx) error { return tx.PutSetting(name, id) })
+	return id, err
+}
+
+// fail reports, once, that the store cannot be trusted any more.
+func (s *Server) fail(err error) {
+	s.log.Error("store failed", "err", err)
+	select {
+	case s.fatal <- err:
+	default:
+	}
+}
+
+// Fatal receives the error after which the process must end and start anew.
+func (s *Server) Fatal() <-chan error { return s.fatal }
+
+// Serve accepts sessions on the listeners, which it owns from then on, until
+// ctx ends; it returns when all their sessions have ended.
+func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
+	for _, l := range listeners {
+		if err := mux.CheckListener(l); err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(ErrClosed)
+	var accepts sync.WaitGroup
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
+		s.addListener(l.Addr())
+		stopAccept := context.AfterFunc(ctx, func() { l.Close() })
+		accepts.Go(func() {
+			defer stopAccept()
+			if err := s.accept(ctx, l); err != nil {
+				failed <- err
+				cancel(err)
+			}
+		})
+	}
+	<-ctx.Done()
+	accepts.Wait()
+	s.sessions.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+func (s *Server) addListener(a net.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch a.Network() {
+	case "unix":
+		s.listeners = append(s.listeners, "unix://"+a.String())
+	default:
+		s.listeners = append(s.listeners, "tcp://"+a.String())
+		s.log.Warn("listening without authentication: every local user can operate", "addr", a.String())
+	}
+}
+
+// accept takes connections from one listener until ctx ends. An error that
+// passes (too many open files) is waited out.
+func (s *Server) accept(ctx context.Context, l net.Listener) error {
+	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
+	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		case err != nil:
+			s.log.Warn("accept failed", "addr", l.Addr().String(), "err", err)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		select {
+		case s.slots <- struct{}{}:
+		default:
+			s.log.Warn("connection refused: too many sessions", "max", s.cfg.MaxSessions)
+			conn.Close()
+			continue
+		}
+		s.sessions.Go(func() {
+			defer func() { <-s.slots }()
+			s.ServeConn(ctx, conn)
+		})
+	}
+}
+
+// ServeConn serves one connection until it or ctx ends.
+func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	session, err := mux.Accept(ctx, conn, mux.Config{
+		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams,
+	}, s.admit)
+	if err != nil {
+		s.log.Debug("session refused", "err", err)
+		return
+	}
+	defer session.Close()
+	select {
+	case <-session.Done():
+	case <-ctx.Done():
+	case <-s.ctx.Done():
+	}
+}
+
+// maxStreams bounds the calls that one session has open at once: enough for
+// 64 clients' worth of streams in one program and for a runner's jobs.
+const maxStreams = 1024
+
+// Close ends everything and releases the state directory. Jobs go on at their
+// runners.
+func (s *Server) Close() error {
+	s.stop(ErrClosed)
+	s.sessions.Wait()
+	s.work.Wait()
+	return errors.Join(s.store.Close(), s.dir.Close())
+}

@@ -1,0 +1,102 @@
+// Package daemontest runs a whole server inside a test, with clients and
+// runners as actors: a Runner here speaks the wire by hand, so that a test
+// says exactly what it does and when. For tests only.
+package daemontest
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon"
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/client"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Patience bounds every wait of a test; reaching it is a failure.
+const Patience = 20 * time.Second
+
+// Server is a server that can be stopped and started again on its directory.
+type Server struct {
+	t   testing.TB
+	cfg daemon.Config
+
+	mu     sync.Mutex
+	server *daemon.Server // guarded by mu; nil while stopped
+	cancel context.CancelFunc
+	conns  sync.WaitGroup
+}
+
+// Start runs a server in a directory of its own, or in cfg.StateDir.
+func Start(t testing.TB, cfg daemon.Config) *Server {
+	t.Helper()
+	if cfg.StateDir == "" {
+		cfg.StateDir = t.TempDir()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	if cfg.Software == "" {
+		cfg.Software = "waypoint test"
+	}
+	s := &Server{t: t, cfg: cfg}
+	s.Restart()
+	t.Cleanup(s.Stop)
+	return s
+}
+
+// Restart stops the server, if it runs, and starts it anew.
+func (s *Server) Restart() {
+	s.t.Helper()
+	s.Stop()
+	d, err := daemon.New(context.Background(), s.cfg)
+	if err != nil {
+		s.t.Fatalf("start server: %v", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.server = d
+}
+
+// Stop ends the server with all its sessions.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	d := s.server
+	s.server = nil
+	s.mu.Unlock()
+	if d == nil {
+		return
+	}
+	if err := d.Close(); err != nil {
+		s.t.Errorf("stop server: %v", err)
+	}
+	s.conns.Wait()
+}
+
+// Dial connects in memory; while the server is stopped it is Unavailable.
+func (s *Server) Dial(context.Context) (net.Conn, error) {
+	s.mu.Lock()
+	d := s.server
+	s.mu.Unlock()
+	if d == nil {
+		return nil, wire.Errorf(wire.Unavailable, "the server is stopped")
+	}
+	near, far := mux.Pipe()
+	s.conns.Go(func() { d.ServeConn(context.Background(), far) })
+	return near, nil
+}
+
+// Client is a new client of the server.
+func (s *Server) Client(t testing.TB) *client.Client {
+	t.Helper()
+	c, err := client.Dial(t.Context(), client.Config{Dial: s.Dial, Software: "waypoint test"})
+	if err != nil {
+		t.Fatalf("dial: %v", err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}

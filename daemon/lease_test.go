@@ -1,0 +1,219 @@
+package daemon_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon"
+	"github.com/waypointd/waypoint/daemon/daemontest"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+func TestRefusedAssignmentGoesBack(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	a := r.MustAssign()
+	r.Say(wire.WorkEvent{Nack: &wire.Nack{JobRef: a.JobRef, Error: "no room"}})
+	j := s.AwaitJob(t, job.ID, queued(1))
+	if j.RunnerID != "" || !j.AssignedAt.IsZero() {
+		t.Errorf("a job given back is %+v", j)
+	}
+	other := s.Adopted(t, "r2", nil) // r1 rests after its refusal
+	if a := other.MustStart(); a.Job != job.ID || a.Attempt != 2 {
+		t.Fatalf("assigned %+v, want attempt 2", a)
+	}
+}
+
+func TestUnacknowledgedAssignmentGoesBack(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{AckTimeout: 30 * time.Millisecond, Lease: time.Hour})
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	first := r.MustAssign()
+	if o := r.MustOrder(); o.Drop == nil || *o.Drop != first.JobRef {
+		t.Fatalf("order %+v, want to drop the first attempt", o)
+	}
+	second := r.MustAssign()
+	if second.Job != job.ID || second.Attempt != 2 {
+		t.Fatalf("assigned %+v, want attempt 2", second)
+	}
+	// Too late for the first: it must not start.
+	r.Say(wire.WorkEvent{Ack: &first.JobRef})
+	r.Say(wire.WorkEvent{Ack: &second.JobRef})
+	if o := r.MustOrder(); o.Drop == nil || *o.Drop != first.JobRef {
+		t.Fatalf("order %+v for a late acknowledgement, want drop", o)
+	}
+	if o := r.MustOrder(); o.Start == nil || *o.Start != second.JobRef {
+		t.Fatalf("order %+v, want start of attempt 2", o)
+	}
+	// No timer of the first attempt touches the second.
+	if o, ok := r.Order(100 * time.Millisecond); ok {
+		t.Fatalf("order %+v while the job runs", o)
+	}
+	wantKind(t, r.Finish(first.JobRef, "", daemontest.Succeeded()), wire.Conflict)
+	r.MustFinish(second.JobRef, "", daemontest.Succeeded())
+}
+
+func TestRunnerBackWithinTheLease(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	a := r.MustStart()
+	s.AwaitJob(t, job.ID, running)
+	r.Disconnect()
+	r.MustConnect()
+	if b := r.MustBegin(wire.Held{JobRef: a.JobRef, Started: true}); len(b.Keep) != 1 {
+		t.Fatalf("begun %+v", b)
+	}
+	r.MustFinish(a.JobRef, "", daemontest.Succeeded())
+	if j := s.AwaitJob(t, job.ID, ended); j.State != wire.Success || j.Attempt != 1 {
+		t.Fatalf("job ended as %+v", j)
+	}
+}
+
+func TestRunnerAwayPastTheLease(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Lease: 50 * time.Millisecond})
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	a := r.MustStart()
+	s.AwaitJob(t, job.ID, running)
+	r.Disconnect()
+	if j := s.AwaitJob(t, job.ID, ended); j.State != wire.Failed || j.Reason != wire.ReasonRunnerLost || j.Error == "" {
+		t.Fatalf("job ended as %+v", j)
+	}
+	r.MustConnect()
+	if b := r.MustBegin(wire.Held{JobRef: a.JobRef, Started: true}); len(b.Drop) != 1 || len(b.Keep) != 0 {
+		t.Fatalf("begun %+v, want to drop the lost job", b)
+	}
+}
+
+// An attempt that its runner never confirmed goes back at once when the
+// runner goes away: there is nothing to wait for.
+func TestUnstartedJobOfARunnerThatLeft(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	r.MustAssign()
+	r.Disconnect()
+	s.AwaitJob(t, job.ID, queued(1))
+	if a := s.Adopted(t, "r2", nil).MustStart(); a.Attempt != 2 {
+		t.Fatalf("attempt %d, want 2", a.Attempt)
+	}
+}
+
+func TestRunnerThatLostItsJobs(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	r.MustStart()
+	s.AwaitJob(t, job.ID, running)
+	r.Disconnect()
+	r.MustConnect()
+	r.MustBegin() // holds nothing
+	if j := s.AwaitJob(t, job.ID, ended); j.Reason != wire.ReasonRunnerLost {
+		t.Fatalf("job ended as %+v, want it lost at once", j)
+	}
+}
+
+// After a restart the server does not know whether an assigned job was
+// started; its runner does.
+func TestServerRestartWhileAssigned(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		held    bool
+		started bool
+	}{
+		{"not held", false, false},
+		{"held, not started", true, false},
+		{"held and started", true, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := daemontest.Start(t, slowly)
+			c := s.Client(t)
+			r := s.Adopted(t, "r1", nil)
+			job := submit(t, c, run())[0]
+			a := r.MustAssign()
+			s.Restart()
+			r.MustConnect()
+			var held []wire.Held
+			if tt.held {
+				held = append(held, wire.Held{JobRef: a.JobRef, Started: tt.started})
+			}
+			b := r.MustBegin(held...)
+			switch {
+			case !tt.held:
+				if a = r.MustStart(); a.Job != job.ID || a.Attempt != 2 {
+					t.Fatalf("assigned %+v, want attempt 2", a)
+				}
+			case len(b.Keep) != 1:
+				t.Fatalf("begun %+v, want to keep", b)
+			case !tt.started:
+				r.Say(wire.WorkEvent{Ack: &a.JobRef})
+				if o := r.MustOrder(); o.Start == nil {
+					t.Fatalf("order %+v, want start", o)
+				}
+			}
+			r.MustFinish(a.JobRef, "", daemontest.Succeeded())
+			if j := s.AwaitJob(t, job.ID, ended); j.State != wire.Success || j.StartedAt.IsZero() {
+				t.Fatalf("job ended as %+v", j)
+			}
+		})
+	}
+}
+
+// A job that may be running is never given to a second runner.
+func TestServerRestartAndTheRunnerStaysAway(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Lease: 100 * time.Millisecond})
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	r.MustAssign()
+	s.Restart()
+	other := s.Adopted(t, "r2", nil)
+	if j := s.AwaitJob(t, job.ID, ended); j.Reason != wire.ReasonRunnerLost || j.Attempt != 1 {
+		t.Fatalf("job ended as %+v", j)
+	}
+	if o, ok := other.Order(20 * time.Millisecond); ok {
+		t.Fatalf("order %+v", o)
+	}
+}
+
+// A cancel asked for while the runner was away reaches it when it is back.
+func TestCancelWhileTheRunnerIsAway(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	a := r.MustStart()
+	s.AwaitJob(t, job.ID, running)
+	r.Disconnect()
+	if _, err := c.Cancel(t.Context(), job.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	s.Restart()
+	r.MustConnect()
+	r.MustBegin(wire.Held{JobRef: a.JobRef, Started: true})
+	if o := r.MustOrder(); o.Cancel == nil || o.Cancel.JobRef != a.JobRef {
+		t.Fatalf("order %+v, want cancel", o)
+	}
+}
+
+// A silent session is given up; the job has its lease from then on.
+func TestSilentRunner(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Heartbeat: 10 * time.Millisecond, Lease: 50 * time.Millisecond})
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	if a, ok := r.Order(daemontest.Patience); ok && a.Assign != nil {
+		r.Say(wire.WorkEvent{Ack: &a.Assign.JobRef})
+	}
+	if j := s.AwaitJob(t, job.ID, ended); j.Reason != wire.ReasonRunnerLost {
+		t.Fatalf("job ended as %+v", j)
+	}
+}

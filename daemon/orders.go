@@ -1,0 +1,38 @@
+package daemon
+
+import (
+	"sync"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// orders are what is still to be said on a runner's work stream. put never
+// blocks: the committer uses it. They are few: a runner's concurrency bounds
+// its assignments, and each attempt's orders are a handful.
+type orders struct {
+	ready chan struct{} // one token: something is there
+
+	mu    sync.Mutex
+	queue []wire.WorkOrder // guarded by mu
+}
+
+func newOrders() *orders { return &orders{ready: make(chan struct{}, 1)} }
+
+func (o *orders) put(w wire.WorkOrder) {
+	o.mu.Lock()
+	o.queue = append(o.queue, w)
+	o.mu.Unlock()
+	select {
+	case o.ready <- struct{}{}:
+	default:
+	}
+}
+
+// take returns all there is, after ready.
+func (o *orders) take() []wire.WorkOrder {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	q := o.queue
+	o.queue = nil
+	return q
+}

@@ -1,0 +1,204 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// reportBuffer bounds the output of one job that is in memory and not yet
+// durable, in bytes; past it the runner waits, its job does not.
+const reportBuffer = 1 << 20
+
+// runnerReport takes one attempt's output and, behind its last byte, its
+// result. The last bytes and the end of the job are one commit.
+func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
+	var req wire.ReportRequest
+	if err := st.Body(&req); err != nil {
+		return err
+	}
+	m := st.Peer().Data.(*member)
+	if !s.fleet.holds(req.JobRef, m.id) {
+		return wire.Errorf(wire.Conflict, "attempt %d of job %s is not this runner's", req.Attempt, req.Job)
+	}
+	_, length, err := s.store.Log(ctx, req.Job, req.Attempt, 0, 0)
+	if err != nil {
+		return err
+	}
+	if err := st.Send(wire.ReportOrder{Offset: length}); err != nil {
+		return err
+	}
+	in := newIntake()
+	s.work.Go(func() { in.fill(st) })
+	defer in.stop()
+	for {
+		chunks, result, err := in.take(ctx)
+		if err != nil {
+			return err
+		}
+		length, err = s.record(ctx, req.JobRef, m.id, chunks, result)
+		if err != nil {
+			return err
+		}
+		if result != nil {
+			s.fleet.end(req.JobRef, false)
+			s.store.Kick()
+			s.log.Info("job ended", "job", req.Job, "attempt", req.Attempt, "runner", m.id,
+				"state", result.State, "reason", result.Reason)
+			return st.Send(wire.ReportOrder{Offset: length, Ended: true})
+		}
+		if err := st.Send(wire.ReportOrder{Offset: length}); err != nil {
+			return err
+		}
+	}
+}
+
+// record makes output and, if it has come, the result durable. While there is
+// no room it waits and tries again: the rest is safe on the runner's disk.
+func (s *Server) record(ctx context.Context, ref wire.JobRef, runner string, chunks []wire.Data, result *wire.Result) (length int64, err error) {
+	for {
+		now := time.Now()
+		err = s.store.Update(ctx, func(tx *store.Tx) (err error) {
+			if err := s.settleIn(tx, ref, runner); err != nil {
+				return err
+			}
+			if length, err = tx.AppendLog(ref, runner, chunks); err != nil || result == nil {
+				return err
+			}
+			return tx.Finish(ref, runner, *result, now)
+		})
+		if err == nil {
+			s.fleet.settled(ref)
+		}
+		if wire.KindOf(err) != wire.Unavailable {
+			return length, err
+		}
+		s.log.Warn("job output waits for room", "job", ref.Job, "err", err)
+		select {
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case <-time.After(clockRetry):
+		}
+	}
+}
+
+// intake is what has come on a report stream and is not yet durable.
+type intake struct {
+	more chan struct{} // one token: something has come
+	room chan struct{} // one token: something was taken
+	done chan struct{} // closed by stop
+
+	mu     sync.Mutex
+	chunks []wire.Data  // guarded by mu
+	size   int          // bytes in chunks; guarded by mu
+	result *wire.Result // guarded by mu
+	err    error        // why no more comes; guarded by mu
+	once   sync.Once
+}
+
+func newIntake() *intake {
+	return &intake{more: make(chan struct{}, 1), room: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+func (in *intake) stop() { in.once.Do(func() { close(in.done) }) }
+
+// fill reads the stream into the intake until the result, an end or stop.
+func (in *intake) fill(st *mux.Stream) {
+	for {
+		f, err := st.Recv()
+		var result *wire.Result
+		switch {
+		case errors.Is(err, io.EOF):
+			err = wire.Errorf(wire.BadUsage, "the report ended without a result")
+		case err == nil && !f.IsData():
+			result = &wire.Result{}
+			if jerr := json.Unmarshal(f.Msg, result); jerr != nil {
+				err = wire.Errorf(wire.BadUsage, "read result: %v", jerr)
+			} else if err = checkResult(*result); err != nil {
+				result = nil
+			}
+		}
+		full := in.put(f, result, err)
+		if err != nil || result != nil {
+			return
+		}
+		if full {
+			select {
+			case <-in.room:
+			case <-in.done:
+				return
+			}
+		}
+	}
+}
+
+func (in *intake) put(f mux.Frame, result *wire.Result, err error) (full bool) {
+	in.mu.Lock()
+	if err == nil && result == nil {
+		d := f.Data
+		d.Bytes = append([]byte(nil), d.Bytes...)
+		in.chunks = append(in.chunks, d)
+		in.size += len(d.Bytes)
+	}
+	in.result, in.err = result, err
+	full = in.size >= reportBuffer
+	in.mu.Unlock()
+	select {
+	case in.more <- struct{}{}:
+	default:
+	}
+	return full
+}
+
+// take waits for something and returns all there is. What came before an error
+// is returned first.
+func (in *intake) take(ctx context.Context) ([]wire.Data, *wire.Result, error) {
+	for {
+		in.mu.Lock()
+		chunks, result, err := in.chunks, in.result, in.err
+		in.chunks, in.size, in.result = nil, 0, nil
+		in.mu.Unlock()
+		select {
+		case in.room <- struct{}{}:
+		default:
+		}
+		switch {
+		case len(chunks) > 0 || result != nil:
+			return chunks, result, nil
+		case err != nil:
+			return nil, nil, err
+		}
+		select {
+		case <-in.more:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+}
+
+// checkResult refuses a result that no runner may give.
+func checkResult(r wire.Result) error {
+	ok := false
+	switch r.State {
+	case wire.Success:
+		ok = r.Reason == ""
+	case wire.Failed:
+		switch r.Reason {
+		case wire.ReasonFailed, wire.ReasonTimeout, wire.ReasonOOM, wire.ReasonRunnerLost:
+			ok = true
+		}
+	case wire.Canceled:
+		ok = r.Reason == wire.ReasonCanceled
+	}
+	if !ok {
+		return wire.Errorf(wire.BadUsage, "state %q with reason %q is no result", r.State, r.Reason)
+	}
+	return nil
+}

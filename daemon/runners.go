@@ -1,0 +1,167 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/queue"
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// ifAdmitted keeps a method from runners that may not have jobs.
+func (s *Server) ifAdmitted(h mux.Handler) mux.Handler {
+	return func(ctx context.Context, st *mux.Stream) error {
+		if m, ok := st.Peer().Data.(*member); ok && !s.fleet.permitted(m.id) {
+			return wire.Errorf(wire.Denied, "runner %q is not adopted", m.id)
+		}
+		return h(ctx, st)
+	}
+}
+
+// runnerList merges the records with who is connected; command lines' own
+// runners, of which there is no record, come first.
+func (s *Server) runnerList(ctx context.Context, _ *mux.Peer, f wire.RunnerFilter) (page wire.RunnerPage, err error) {
+	page.Runners = []wire.Runner{}
+	if f.After == "" {
+		for _, v := range s.fleet.online() {
+			if v.kind == wire.KindLocal && matches(f, v.runner(wire.Runner{})) {
+				page.Runners = append(page.Runners, v.runner(wire.Runner{}))
+			}
+		}
+	}
+	records, err := s.store.Runners(ctx, f)
+	if err != nil {
+		return page, err
+	}
+	for _, r := range records {
+		page.Runners = append(page.Runners, s.withSession(r.Runner))
+	}
+	return page, nil
+}
+
+// matches applies a filter to a runner that is not in the store.
+func matches(f wire.RunnerFilter, r wire.Runner) bool {
+	if f.State != "" && f.State != r.State {
+		return false
+	}
+	for k, v := range f.Labels {
+		if r.Labels[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// withSession adds to a record what only its session knows.
+func (s *Server) withSession(r wire.Runner) wire.Runner {
+	if v, ok := s.fleet.get(r.ID); ok {
+		return v.runner(r)
+	}
+	return r
+}
+
+// runner is the member as operators see it, over its record.
+func (v memberView) runner(r wire.Runner) wire.Runner {
+	now := time.Now().UTC()
+	if r.ID == "" { // a command line's own
+		r = wire.Runner{
+			ID: v.id, Kind: v.kind, State: v.state, Labels: v.labels, Version: v.version,
+			Hostname: v.hello.Hostname, OS: v.hello.OS, Arch: v.hello.Arch, Isolation: v.hello.Isolation,
+			FirstSeen: now,
+		}
+	}
+	r.Online, r.LastSeen = true, now
+	r.RunningJobs, r.Draining, r.Concurrency = v.held, v.draining, v.concurrency
+	return r
+}
+
+func (s *Server) runnerInspect(ctx context.Context, _ *mux.Peer, req wire.RunnerRequest) (wire.Runner, error) {
+	if v, ok := s.fleet.get(req.ID); ok && v.kind == wire.KindLocal {
+		return v.runner(wire.Runner{}), nil
+	}
+	r, err := s.store.Runner(ctx, req.ID)
+	if err != nil {
+		return wire.Runner{}, err
+	}
+	return s.withSession(r.Runner), nil
+}
+
+// runnerAdopt admits a runner, over its living session where it has one.
+func (s *Server) runnerAdopt(ctx context.Context, _ *mux.Peer, req wire.AdoptRequest) (wire.Runner, error) {
+	var r store.RunnerRecord
+	err := s.store.Update(ctx, func(tx *store.Tx) (err error) {
+		if r, err = tx.Runner(req.ID); err != nil {
+			return err
+		}
+		if req.Fingerprint != "" && req.Fingerprint != r.Fingerprint {
+			return wire.Errorf(wire.Conflict, "runner %q has another key: its fingerprint is %s", r.ID, r.Fingerprint).
+				WithHint("compare it with what the agent printed on its host")
+		}
+		r.State = wire.Adopted
+		return tx.PutRunner(r)
+	})
+	if err != nil {
+		return wire.Runner{}, err
+	}
+	s.fleet.setState(r.ID, r.State)
+	s.store.Kick()
+	s.log.Info("runner adopted", "runner", r.ID, "fingerprint", r.Fingerprint)
+	return s.withSession(r.Runner), nil
+}
+
+// runnerMatch reports whether a job of this target could run remotely now.
+func (s *Server) runnerMatch(_ context.Context, _ *mux.Peer, req wire.MatchRequest) (wire.MatchReply, error) {
+	for _, v := range s.fleet.online() {
+		if v.kind == wire.KindRemote && v.available() && queue.Match(req.Target, v.candidate()) {
+			return wire.MatchReply{Match: true}, nil
+		}
+	}
+	return wire.MatchReply{}, nil
+}
+
+// available reports whether the runner takes jobs, be it busy or not.
+func (v memberView) available() bool {
+	return v.working && !v.draining && (v.state == wire.Adopted || v.state == wire.Preadopted)
+}
+
+func (v memberView) candidate() queue.Runner {
+	return queue.Runner{ID: v.id, Labels: v.labels, ByIDOnly: v.kind == wire.KindLocal, Free: v.concurrency - v.held}
+}
+
+// serverStatus is the answer to `waypoint server status`.
+func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerStatusRequest) (wire.ServerStatus, error) {
+	st := wire.ServerStatus{
+		ID: s.id, Version: s.cfg.Software, StartedAt: s.started.UTC(),
+		UptimeSeconds: int64(time.Since(s.started).Seconds()),
+		Store:         s.store.Describe(), StateDir: s.dir.Path(),
+		Runners: map[string]int{}, Jobs: map[string]int{},
+		ProtocolMin: wire.VersionMin, ProtocolMax: wire.VersionMax,
+	}
+	s.mu.Lock()
+	st.Listeners = append([]string{}, s.listeners...)
+	s.mu.Unlock()
+	jobs, err := s.store.JobCounts(ctx)
+	if err != nil {
+		return st, err
+	}
+	for state, n := range jobs {
+		st.Jobs[string(state)] = n
+	}
+	st.QueueDepth = jobs[wire.Queued]
+	runners, err := s.store.RunnerCounts(ctx)
+	if err != nil {
+		return st, err
+	}
+	for state, n := range runners {
+		st.Runners[string(state)] = n
+	}
+	for _, v := range s.fleet.online() {
+		st.RunnersOnline++
+		if v.kind == wire.KindLocal {
+			st.Runners[string(v.state)]++
+		}
+	}
+	return st, nil
+}

@@ -1,0 +1,98 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// streamBatch is how much output is read from the store at once, in bytes: it
+// bounds what one reader costs in memory, however slow it is.
+const streamBatch = 256 << 10
+
+// jobStream sends a job's output from an offset and its changes of state. It
+// reads the store only: a slow reader holds up nobody but itself.
+func (s *Server) jobStream(ctx context.Context, st *mux.Stream) error {
+	var req wire.StreamRequest
+	if err := st.Body(&req); err != nil {
+		return err
+	}
+	if req.Offset < 0 || req.Attempt < 0 {
+		return wire.Errorf(wire.BadUsage, "offset and attempt must not be negative")
+	}
+	w := s.watchers.watch(req.ID)
+	defer s.watchers.unwatch(w)
+	poll := time.NewTicker(watchPoll)
+	defer poll.Stop()
+	follower := follower{s: s, st: st, req: req}
+	for {
+		done, err := follower.advance(ctx)
+		if err != nil || done {
+			return err
+		}
+		select {
+		case <-w.c:
+		case <-poll.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// follower is one reader's way through one job's output.
+type follower struct {
+	s    *Server
+	st   *mux.Stream
+	req  wire.StreamRequest
+	last *wire.Job // as it was sent
+}
+
+// advance sends all there is. The job is read before its output: a job that
+// has ended has all its output in the store.
+func (f *follower) advance(ctx context.Context) (done bool, err error) {
+	job, err := f.s.store.Job(ctx, f.req.ID)
+	if err != nil {
+		return false, err
+	}
+	if f.req.Attempt > job.Attempt {
+		return false, wire.Errorf(wire.NotFound, "job %s has no attempt %d yet", job.ID, f.req.Attempt)
+	}
+	if f.req.Attempt == 0 && job.Attempt > 0 && job.State != wire.Queued && job.State != wire.Assigned {
+		f.req.Attempt = job.Attempt // from here on it is this one's output
+	}
+	last := job.State.Ended() || !f.req.Follow
+	if !last && (f.last == nil || f.last.State != job.State || f.last.CancelRequested != job.CancelRequested) {
+		if err := f.st.Send(wire.StreamEvent{Job: job}); err != nil {
+			return false, err
+		}
+		f.last = &job
+	}
+	if err := f.output(ctx); err != nil {
+		return false, err
+	}
+	if last {
+		return true, f.st.Send(wire.StreamEvent{Job: job, Last: true})
+	}
+	return false, f.st.Flush()
+}
+
+// output sends what the store has from the offset on.
+func (f *follower) output(ctx context.Context) error {
+	for {
+		chunks, length, err := f.s.store.Log(ctx, f.req.ID, f.req.Attempt, f.req.Offset, streamBatch)
+		if err != nil {
+			return err
+		}
+		for _, c := range chunks {
+			if err := f.st.SendData(c); err != nil {
+				return err
+			}
+			f.req.Offset = c.Offset + int64(len(c.Bytes))
+		}
+		if len(chunks) == 0 || f.req.Offset >= length {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,59 @@
+package daemon
+
+import (
+	"sync"
+
+	"github.com/waypointd/waypoint/daemon/store"
+)
+
+// watchers wakes those who wait for a job or its output. A wake-up says only
+// "look again": followers read the store, so none can be missed or be wrong.
+type watchers struct {
+	mu   sync.Mutex
+	jobs map[string]map[*watch]struct{} // guarded by mu
+}
+
+// watch is one who waits for one job.
+type watch struct {
+	job string
+	c   chan struct{} // one token; sent by changed, never closed
+}
+
+func newWatchers() *watchers { return &watchers{jobs: map[string]map[*watch]struct{}{}} }
+
+// watch starts waiting; look at the store after this, not before.
+func (w *watchers) watch(job string) *watch {
+	s := &watch{job: job, c: make(chan struct{}, 1)}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.jobs[job] == nil {
+		w.jobs[job] = map[*watch]struct{}{}
+	}
+	w.jobs[job][s] = struct{}{}
+	return s
+}
+
+func (w *watchers) unwatch(s *watch) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.jobs[s.job], s)
+	if len(w.jobs[s.job]) == 0 {
+		delete(w.jobs, s.job)
+	}
+}
+
+// changed is called by the committer after each commit.
+func (w *watchers) changed(c store.Changes) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, ids := range [][]string{c.Jobs, c.Logs} {
+		for _, id := range ids {
+			for s := range w.jobs[id] {
+				select {
+				case s.c <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,154 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/queue"
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// jobWhy says in one sentence why a job is where it is, from the same data
+// that matching uses.
+func (s *Server) jobWhy(ctx context.Context, _ *mux.Peer, req wire.JobRequest) (wire.Why, error) {
+	facts, err := s.store.QueueFacts(ctx, req.ID)
+	if err != nil {
+		return wire.Why{}, err
+	}
+	w := wire.Why{Job: facts.Job}
+	w.Code, w.Sentence = s.why(ctx, facts)
+	return w, nil
+}
+
+func (s *Server) why(ctx context.Context, f store.QueueFacts) (code, sentence string) {
+	j := f.Job
+	switch {
+	case j.State.Ended():
+		return "ended", whyEnded(j)
+	case j.State == wire.Running:
+		return "running", s.whyActive(j, "it is running on runner %q since %s", j.StartedAt)
+	case j.State == wire.Assigned:
+		return "assigned", s.whyActive(j, "it was given to runner %q at %s, which has not confirmed it yet", j.AssignedAt)
+	}
+	switch f.Blocked {
+	case queue.ByDependency:
+		return "dependency", "it waits for " + jobNames(f.By)
+	case queue.BySerial:
+		return "serialized", fmt.Sprintf("deploy, release and destroy of %s in workspace %s run one at a time: it waits behind %s",
+			j.Project+"/"+j.App, j.Workspace, jobNames(f.By))
+	case queue.BySingleton:
+		return "singleton", fmt.Sprintf("singleton %q runs one at a time: it waits for %s", j.Singleton, jobNames(f.By))
+	}
+	return s.whyNoRunner(ctx, f)
+}
+
+// whyNoRunner is for a job that could be handed out now.
+func (s *Server) whyNoRunner(ctx context.Context, f store.QueueFacts) (code, sentence string) {
+	var busy, draining, unadopted []string
+	match := func(v memberView) bool { return queue.Match(f.Job.Target, v.candidate()) }
+	for _, v := range s.fleet.online() {
+		switch {
+		case !match(v):
+		case v.state == wire.Pending:
+			unadopted = append(unadopted, v.id)
+		case v.draining:
+			draining = append(draining, v.id)
+		case v.available() && v.candidate().Free > 0:
+			return "next", fmt.Sprintf("it is about to be given to runner %q", v.id)
+		case v.available():
+			busy = append(busy, fmt.Sprintf("%s (%d of %d jobs)", v.id, v.held, v.concurrency))
+		}
+	}
+	wants := "any runner"
+	switch t := f.Job.Target; {
+	case t.ID != "":
+		wants = fmt.Sprintf("runner %q", t.ID)
+	case len(t.Labels) > 0:
+		wants = "a runner with the labels " + labelText(t.Labels)
+	}
+	switch {
+	case len(busy) > 0:
+		return "runners_busy", fmt.Sprintf("it wants %s, and all that match are busy: %s; %d jobs are before it",
+			wants, enumerate(busy), f.Ahead)
+	case len(draining) > 0:
+		return "runners_draining", fmt.Sprintf("it wants %s, and all that match are draining: %s", wants, enumerate(draining))
+	case len(unadopted) > 0:
+		return "runners_pending", fmt.Sprintf("it wants %s, and the only ones that match wait for adoption: %s", wants, enumerate(unadopted))
+	}
+	return s.whyOffline(ctx, f, wants)
+}
+
+// whyOffline is for a job that no connected runner matches.
+func (s *Server) whyOffline(ctx context.Context, f store.QueueFacts, wants string) (code, sentence string) {
+	var offline []string
+	filter := wire.RunnerFilter{Labels: f.Job.Target.Labels, Limit: 500}
+	records, err := s.store.Runners(ctx, filter)
+	if err != nil {
+		return "no_runner_matches", fmt.Sprintf("it wants %s, and none is connected", wants)
+	}
+	for _, r := range records {
+		if r.State != wire.Rejected && queue.Match(f.Job.Target, queue.Runner{ID: r.ID, Labels: r.Labels}) {
+			offline = append(offline, fmt.Sprintf("%s (last seen %s)", r.ID, stamp(r.LastSeen)))
+		}
+	}
+	if len(offline) > 0 {
+		return "runners_offline", fmt.Sprintf("it wants %s, and all that match are offline: %s", wants, enumerate(offline))
+	}
+	return "no_runner_matches", fmt.Sprintf("it wants %s, and no such runner is known", wants)
+}
+
+// whyActive names runner and time, and says if the runner is out of contact.
+func (s *Server) whyActive(j wire.Job, format string, at time.Time) string {
+	text := fmt.Sprintf(format, j.RunnerID, stamp(at))
+	if _, ok := s.fleet.get(j.RunnerID); !ok {
+		text += fmt.Sprintf("; the runner is out of contact, and the job ends as %s when that has lasted %s", wire.ReasonRunnerLost, s.cfg.Lease)
+	}
+	if !j.CancelRequested.IsZero() {
+		text += "; its cancel was requested at " + stamp(j.CancelRequested)
+	}
+	return text
+}
+
+func whyEnded(j wire.Job) string {
+	text := fmt.Sprintf("it ended at %s as %s", stamp(j.FinishedAt), j.State)
+	if j.Reason != "" {
+		text += " (" + string(j.Reason) + ")"
+	}
+	if j.Error != "" {
+		text += ": " + j.Error
+	}
+	return text
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func jobNames(jobs []wire.Job) string {
+	names := make([]string, len(jobs))
+	for i, j := range jobs {
+		names[i] = fmt.Sprintf("job %s (%s, %s)", j.ID, j.Operation, j.State)
+	}
+	return enumerate(names)
+}
+
+// enumerate joins names, the first few of many.
+func enumerate(names []string) string {
+	const few = 5
+	if len(names) > few {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:few], ", "), len(names)-few)
+	}
+	return strings.Join(names, ", ")
+}
+
+func labelText(labels map[string]string) string {
+	pairs := make([]string, 0, len(labels))
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		pairs = append(pairs, k+"="+labels[k])
+	}
+	return strings.Join(pairs, ",")
+}

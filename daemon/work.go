@@ -1,0 +1,221 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// missedHeartbeats is how many may fail to come before a session is given up.
+const missedHeartbeats = 3
+
+// errReplaced is why a work stream ends whose runner has come back on another.
+var errReplaced = wire.Errorf(wire.Conflict, "the runner has connected anew")
+
+// runnerWork serves a runner's work stream: what it holds is sorted first,
+// then orders go down and events come up until one side is gone.
+func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
+	var first wire.WorkEvent
+	if err := st.RecvMsg(&first); err != nil {
+		return err
+	}
+	if first.Begin == nil {
+		return wire.Errorf(wire.Conflict, "a work stream begins with what the runner holds")
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	known := st.Peer().Data.(*member)
+	m := &member{
+		id: known.id, kind: known.kind, labels: known.labels, hello: known.hello, peer: known.peer,
+		version: known.version, state: known.state, orders: newOrders(), replaced: cancel,
+	}
+	m.heard.Store(time.Now().UnixNano())
+	if err := s.enter(ctx, m); err != nil {
+		return err
+	}
+	defer s.exit(m)
+	if err := s.begin(m, *first.Begin); err != nil {
+		return err
+	}
+	events := make(chan error, 1)
+	s.work.Go(func() { events <- s.hear(st, m) })
+	err := s.speak(ctx, st, m, events)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return err
+}
+
+// enter makes the runner a member. Where its id has a session already, that
+// one has half again a heartbeat's time to be heard: if it is, the newcomer is
+// a copy and refused; if not, it is replaced.
+func (s *Server) enter(ctx context.Context, m *member) error {
+	deadline := time.NewTimer(s.cfg.Heartbeat * 3 / 2)
+	defer deadline.Stop()
+	poll := time.NewTicker(s.cfg.Heartbeat / 20)
+	defer poll.Stop()
+	since := time.Now().UnixNano()
+	for {
+		other := s.fleet.join(m)
+		if other == nil {
+			break
+		}
+		if other.heard.Load() > since {
+			return wire.Errorf(wire.Conflict, "runner %q is connected already", m.id).
+				WithHint("each agent needs a state directory of its own")
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-poll.C:
+		case <-deadline.C:
+			other.replaced(errReplaced)
+			s.fleet.leave(other, time.Now())
+		}
+	}
+	s.log.Info("runner connected", "runner", m.id, "state", m.state, "kind", m.kind, "peer_uid", m.peer.UID)
+	return nil
+}
+
+// exit makes the runner away.
+func (s *Server) exit(m *member) {
+	s.fleet.leave(m, time.Now())
+	s.wakeClock()
+	s.log.Info("runner disconnected", "runner", m.id)
+}
+
+// begin sorts what the runner holds and what the store gave it.
+func (s *Server) begin(m *member, b wire.WorkBegin) error {
+	// The state may have changed between the hello and now.
+	if m.kind == wire.KindRemote {
+		r, err := s.store.Runner(s.ctx, m.id)
+		if err != nil {
+			return err
+		}
+		s.fleet.setState(m.id, r.State)
+	}
+	requeue, lost := s.fleet.reconcile(m, b, s.cfg.Heartbeat, time.Now())
+	err := errors.Join(
+		s.requeue(requeue, "its runner does not have it"),
+		s.lose(lost, "its runner does not have it any more"),
+	)
+	s.wakeClock()
+	s.store.Kick()
+	return err
+}
+
+// speak sends orders and heartbeats until the stream, the runner or the server ends.
+func (s *Server) speak(ctx context.Context, st *mux.Stream, m *member, events <-chan error) error {
+	beat := time.NewTicker(s.cfg.Heartbeat)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case err := <-events:
+			return err
+		case <-m.orders.ready:
+			for _, o := range m.orders.take() {
+				if err := st.Send(o); err != nil {
+					return err
+				}
+			}
+		case now := <-beat.C:
+			if silence := now.Sub(time.Unix(0, m.heard.Load())); silence > missedHeartbeats*s.cfg.Heartbeat {
+				return wire.Errorf(wire.Timeout, "nothing heard from the runner for %s", silence.Round(time.Millisecond))
+			}
+			if err := st.Send(wire.WorkOrder{Heartbeat: true}); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// hear takes a runner's events until its stream ends.
+func (s *Server) hear(st *mux.Stream, m *member) error {
+	for {
+		var e wire.WorkEvent
+		if err := st.RecvMsg(&e); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		m.heard.Store(time.Now().UnixNano())
+		switch {
+		case e.Ack != nil:
+			s.acknowledged(m, *e.Ack)
+		case e.Nack != nil:
+			s.refused(m, *e.Nack)
+		case e.Drain != nil:
+			s.fleet.drain(m, *e.Drain)
+			s.log.Info("runner draining", "runner", m.id, "draining", *e.Drain)
+			s.store.Kick()
+		case e.Begin != nil:
+			return wire.Errorf(wire.Conflict, "the work stream has begun already")
+		}
+	}
+}
+
+// settleDelay is how long "running" may wait for a commit of something else
+// to ride along with: a job that ends within it costs no commit for it.
+const settleDelay = 50 * time.Millisecond
+
+// acknowledged lets a runner start an attempt, unless it has been taken back.
+func (s *Server) acknowledged(m *member, ref wire.JobRef) {
+	ok, durable := s.fleet.ack(ref, m.id, time.Now())
+	if !ok {
+		m.orders.put(wire.WorkOrder{Drop: &ref})
+		return
+	}
+	m.orders.put(wire.WorkOrder{Start: &ref})
+	if !durable {
+		time.AfterFunc(settleDelay, func() { s.settle(ref, m.id) })
+	}
+}
+
+// settle makes "running" durable if nothing else has by now.
+func (s *Server) settle(ref wire.JobRef, runner string) {
+	if _, pending := s.fleet.started(ref); !pending {
+		return
+	}
+	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return s.settleIn(tx, ref, runner) })
+	if err != nil && wire.KindOf(err) != wire.Conflict && s.ctx.Err() == nil {
+		s.log.Warn("job start not recorded yet", "job", ref.Job, "err", err)
+		return
+	}
+	s.fleet.settled(ref)
+}
+
+// settleIn is settle as part of another transaction.
+func (s *Server) settleIn(tx *store.Tx, ref wire.JobRef, runner string) error {
+	at, pending := s.fleet.started(ref)
+	if !pending {
+		return nil
+	}
+	return tx.Ack(ref, runner, at)
+}
+
+// refused gives an assignment back to the queue. A runner that refuses rests
+// for a while, longer each time, so that a broken one does not spin the queue.
+func (s *Server) refused(m *member, n wire.Nack) {
+	s.log.Warn("runner refused a job", "runner", m.id, "job", n.Job, "attempt", n.Attempt, "why", n.Error)
+	s.fleet.rest(m, time.Now())
+	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.Requeue(n.JobRef, m.id, time.Now()) })
+	if k := wire.KindOf(err); k != "" && k != wire.Conflict && k != wire.NotFound {
+		s.log.Warn("job not given back yet", "job", n.Job, "err", err)
+		return // still assigned and not started: due at its deadline
+	}
+	s.fleet.end(n.JobRef, false)
+	s.store.Kick()
+	s.wakeClock()
+}
+
+// heardAt is when a member last said something, nanoseconds since 1970.
+type heardAt = atomic.Int64
