@@ -1,0 +1,245 @@
+package operation
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// The compressor's settings are part of the format: with others the same
+// bytes would give another digest.
+const (
+	packLevel  = zstd.SpeedDefault
+	packWindow = 4 << 20
+)
+
+// Pack makes the content-addressed tar.zst of outputs (relative to dir) at
+// path and returns its digest and size. The same bytes give the same digest. A
+// missing output is BadUsage naming it; so is what no archive can hold: a
+// socket, a link that leaves dir. An output that is itself a link is
+// followed within dir; links inside of outputs stay links. Files are streamed, never held in memory; one that
+// changes meanwhile is Conflict. On error nothing is left at path.
+func Pack(ctx context.Context, dir string, outputs []string, path string) (wire.BlobHeader, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return wire.BlobHeader{}, wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
+	}
+	defer root.Close()
+	p := &packer{ctx: ctx, root: root, entries: map[string]packed{}}
+	for _, out := range outputs {
+		if err := p.output(out); err != nil {
+			return wire.BlobHeader{}, err
+		}
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return wire.BlobHeader{}, wire.Errorf(wire.Internal, "pack outputs: %v", err)
+	}
+	h, err := p.write(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		os.Remove(path)
+		return wire.BlobHeader{}, fmt.Errorf("pack outputs: %w", err)
+	}
+	return h, nil
+}
+
+// badOutput says what is wrong with an output of a project file; "" is
+// nothing.
+func badOutput(out string) string {
+	switch {
+	case out == "" || strings.ContainsRune(out, 0):
+		return "is no path"
+	case !fs.ValidPath(path.Clean(out)):
+		return "leaves the working directory"
+	}
+	return ""
+}
+
+type packer struct {
+	ctx     context.Context
+	root    *os.Root
+	entries map[string]packed
+}
+
+// packed is one entry of the archive to be.
+type packed struct {
+	info   fs.FileInfo
+	source string // path below root
+	target string // of a link
+}
+
+func (p *packer) output(out string) error {
+	if why := badOutput(out); why != "" {
+		return wire.Errorf(wire.BadUsage, "pack outputs: output %q %s", out, why)
+	}
+	name := path.Clean(out)
+	info, err := p.root.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return wire.Errorf(wire.BadUsage, "pack outputs: output %q is missing after the build", out)
+	}
+	if err != nil {
+		return wire.Errorf(wire.BadUsage, "pack outputs: output %q: %v", out, err)
+	}
+	if strings.HasSuffix(out, "/") && !info.IsDir() {
+		return wire.Errorf(wire.BadUsage, "pack outputs: output %q is not a directory", out)
+	}
+	for parent := path.Dir(name); parent != "."; parent = path.Dir(parent) {
+		d, err := p.root.Stat(parent)
+		if err != nil {
+			return wire.Errorf(wire.BadUsage, "pack outputs: output %q: %v", out, err)
+		}
+		p.entries[parent] = packed{info: d, source: parent}
+	}
+	return p.add(name, info)
+}
+
+// add adds a file, a link, or a directory with all that is in it.
+func (p *packer) add(name string, info fs.FileInfo) error {
+	if err := context.Cause(p.ctx); err != nil {
+		return err
+	}
+	e := packed{info: info, source: name}
+	switch info.Mode().Type() {
+	case 0:
+	case fs.ModeSymlink:
+		if p.entries[name].source != "" {
+			return nil // an output lies behind it: it is a directory in the archive
+		}
+		target, err := p.root.Readlink(name)
+		if err != nil {
+			return wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
+		}
+		if why := badLink(name, target); why != "" {
+			return wire.Errorf(wire.BadUsage, "pack outputs: link %s to %s %s", name, target, why)
+		}
+		e.target = target
+	case fs.ModeDir:
+		f, err := p.root.Open(name)
+		if err != nil {
+			return wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
+		}
+		list, err := f.ReadDir(-1)
+		f.Close()
+		if err != nil {
+			return wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
+		}
+		for _, d := range list {
+			child := path.Join(name, d.Name())
+			info, err := p.root.Lstat(child)
+			if err != nil {
+				return wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
+			}
+			if err := p.add(child, info); err != nil {
+				return err
+			}
+		}
+		if name == "." {
+			return nil
+		}
+	default:
+		return wire.Errorf(wire.BadUsage, "pack outputs: %s is a %s, which no artifact can hold", name, typeName(info.Mode()))
+	}
+	if why := badPath(name); why != "" {
+		return wire.Errorf(wire.BadUsage, "pack outputs: path %q %s", name, why)
+	}
+	p.entries[name] = e
+	return nil
+}
+
+func typeName(m fs.FileMode) string {
+	switch {
+	case m&fs.ModeSocket != 0:
+		return "socket"
+	case m&fs.ModeNamedPipe != 0:
+		return "pipe"
+	}
+	return "device"
+}
+
+// write streams the archive into w.
+func (p *packer) write(w io.Writer) (wire.BlobHeader, error) {
+	sum := sha256.New()
+	count := &countWriter{w: io.MultiWriter(w, sum)}
+	z, err := zstd.NewWriter(count, zstd.WithEncoderLevel(packLevel), zstd.WithWindowSize(packWindow), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return wire.BlobHeader{}, err
+	}
+	t := tar.NewWriter(z)
+	buf := make([]byte, 128<<10)
+	for _, name := range slices.Sorted(maps.Keys(p.entries)) {
+		if err := p.entry(t, name, p.entries[name], buf); err != nil {
+			z.Close() // ends the compressor; its error is of no use now
+			return wire.BlobHeader{}, err
+		}
+	}
+	if err := errors.Join(t.Close(), z.Close()); err != nil {
+		return wire.BlobHeader{}, err
+	}
+	return wire.BlobHeader{Digest: digestOf(sum.Sum(nil)), Size: count.n}, nil
+}
+
+func (p *packer) entry(t *tar.Writer, name string, e packed, buf []byte) error {
+	switch {
+	case e.info.IsDir():
+		return t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: 0o755})
+	case e.target != "":
+		return t.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: e.target, Mode: 0o777})
+	}
+	// An output that is a link is followed; that what is opened is still the
+	// file that was looked at is made sure of below.
+	f, err := p.root.OpenFile(e.source, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	before, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !sameFile(e.info, before) {
+		return changed("read output", name)
+	}
+	size := before.Size()
+	if err := t.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg, Name: name, Size: size, Mode: int64(fileMode(before.Mode()&0o100 != 0)),
+	}); err != nil {
+		return err
+	}
+	n, err := copyContext(p.ctx, t, io.LimitReader(f, size), buf)
+	if err != nil {
+		return err
+	}
+	after, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if n != size || !sameFile(before, after) {
+		return changed("read output", name)
+	}
+	return nil
+}
+
+type countWriter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *countWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
+}
