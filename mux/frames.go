@@ -196,6 +196,10 @@ func (st *Stream) recvReply(reply any) error {
 // next returns the next MSG or DATA and keeps the stream's state.
 func (st *Stream) next() (wire.FrameType, []byte, error) {
 	for st.recvErr == nil {
+		if st.opener && st.ctx.Err() != nil {
+			st.broken(contextError(st.ctx)) // though there may be more to read
+			break
+		}
 		t, payload, err := st.frames.Next()
 		if err != nil {
 			st.broken(st.readError(err))

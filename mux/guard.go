@@ -228,7 +228,7 @@ func (g *guard) receivedFlags(flags uint16, id uint32) (closed func(), err error
 		switch {
 		case g.maxStreams == 0 && g.opened > 1:
 			return nil, wire.Errorf(wire.BadUsage, "the peer opened a second stream before the hello was answered")
-		case g.maxStreams > 0 && g.theirs > g.maxStreams, g.maxStreams > 0 && len(g.streams) > 4*g.maxStreams:
+		case g.maxStreams > 0 && g.theirs > g.maxStreams, g.maxStreams > 0 && len(g.streams) > 4*g.maxStreams+slack:
 			return nil, wire.Errorf(wire.TooLarge, "the peer has more than %d streams open", g.maxStreams)
 		}
 	}

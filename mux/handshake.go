@@ -55,18 +55,14 @@ func (s *Session) acceptHello(ctx context.Context, admit Admit) error {
 	}
 	st := newStream(s, ys, wire.MaxBeforeHello)
 	st.ctx, st.cancel = context.WithCancelCause(ctx)
-	if err := st.readCall(); err != nil {
-		if _, refused := errors.AsType[*wire.Error](err); refused {
-			st.finish(err)
-		}
+	if err = st.readCall(); err == nil {
+		err = s.answerHello(st, admit)
+	}
+	if ctx.Err() != nil || s.lost() {
 		return s.handshakeError(ctx, err)
 	}
-	err = s.answerHello(st, admit)
-	if s.lost() {
-		return s.handshakeError(ctx, err)
-	}
+	st.finish(err)
 	if err != nil {
-		st.finish(err)
 		linger := time.NewTimer(lingerTime)
 		defer linger.Stop()
 		select {
@@ -76,7 +72,6 @@ func (s *Session) acceptHello(ctx context.Context, admit Admit) error {
 		}
 		return err
 	}
-	st.finish(nil)
 	return nil
 }
 

@@ -34,6 +34,10 @@ type Session struct {
 	handling chan struct{}  // one taken for each call that is served
 }
 
+// slack is for calls that are over for the peer and not quite for this side:
+// their handlers are about to return.
+const slack = 64
+
 // newSession puts guard and yamux over conn. Nothing is accepted until start.
 func newSession(ctx context.Context, conn net.Conn, cfg Config, peer *Peer, dialing bool) (*Session, error) {
 	s := &Session{
@@ -41,7 +45,7 @@ func newSession(ctx context.Context, conn net.Conn, cfg Config, peer *Peer, dial
 		peer:     peer,
 		guard:    newGuard(conn, dialing, cfg.WriteTimeout),
 		slots:    make(chan struct{}, cfg.MaxStreams),
-		handling: make(chan struct{}, 2*cfg.MaxStreams), // streams that were reset early still have handlers
+		handling: make(chan struct{}, 2*cfg.MaxStreams+slack),
 		done:     make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))

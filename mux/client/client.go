@@ -115,6 +115,9 @@ func (c *Client) last() *mux.Session {
 // session returns a living session, making one if need be: one call makes it,
 // the others wait for that. tried is how often the caller has failed before.
 func (c *Client) session(ctx context.Context, tried int) (*mux.Session, error) {
+	if ctx.Err() != nil {
+		return nil, contextError(ctx)
+	}
 	if s := c.last(); s.Err() == nil {
 		return s, nil
 	}

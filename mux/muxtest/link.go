@@ -38,15 +38,18 @@ func (l *Link) CutAfter(n int64) {
 	l.B.(*end).change(func(e *end) { e.cut = c })
 }
 
-// Stall has the link take nothing more, as when nobody reads at the far end:
-// writes wait, up to their deadline.
-func (l *Link) Stall() { l.stall(true) }
+// Stall has the link take nothing more from the ends named, or from both, as
+// when nobody reads at the far end: writes wait, up to their deadline.
+func (l *Link) Stall(ends ...net.Conn) { l.stall(true, ends) }
 
 // Resume ends a Stall.
-func (l *Link) Resume() { l.stall(false) }
+func (l *Link) Resume() { l.stall(false, nil) }
 
-func (l *Link) stall(on bool) {
-	for _, conn := range []net.Conn{l.A, l.B} {
+func (l *Link) stall(on bool, ends []net.Conn) {
+	if len(ends) == 0 {
+		ends = []net.Conn{l.A, l.B}
+	}
+	for _, conn := range ends {
 		conn.(*end).change(func(e *end) {
 			if e.stalled != nil {
 				close(e.stalled)
