@@ -114,6 +114,11 @@ func (tx *Tx) end(r *row, transition func() error) error {
 // follow does what directly follows from the end of r. It returns the
 // dependents that it has ended and written.
 func (tx *Tx) follow(r *row) (ended []*row, err error) {
+	// First, so that one of its serial key always has the right to go next
+	// while others wait for it: decide relies on that.
+	if err := tx.promote(r); err != nil {
+		return nil, err
+	}
 	dependents, err := strs(tx, selectDependents, r.ID)
 	if err != nil {
 		return nil, fmt.Errorf("read dependents of job %s: %w", r.ID, err)
@@ -144,7 +149,7 @@ func (tx *Tx) follow(r *row) (ended []*row, err error) {
 			return nil, err
 		}
 	}
-	return ended, tx.promote(r)
+	return ended, nil
 }
 
 // promote lets go who waited for r, which has ended.
