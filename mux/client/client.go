@@ -148,7 +148,10 @@ func (c *Client) session(ctx context.Context, tried int) (*mux.Session, error) {
 			c.tell(nil)
 			return s, nil
 		}
-		if kind := wire.KindOf(err); ctx.Err() != nil || kind != wire.Unavailable && kind != wire.Timeout {
+		if ctx.Err() != nil {
+			return nil, contextError(ctx)
+		}
+		if kind := wire.KindOf(err); kind != wire.Unavailable && kind != wire.Timeout {
 			return nil, err
 		}
 		why = err
