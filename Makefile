@@ -1,0 +1,82 @@
+# The verbs of this repository; CI calls nothing else. Every one is bounded in
+# time, says what it is doing, and is quiet otherwise.
+
+SHELL    := /bin/bash
+GO       ?= go
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+DURATION ?= 5s
+VERSION  ?=
+
+# The commit is stamped in where git knows it; a checkout that git does not
+# trust, or a tarball, builds all the same.
+BUILDVCS := $(if $(shell git rev-parse HEAD 2>/dev/null),auto,false)
+LDFLAGS  := -s -w $(if $(VERSION),-X main.number=$(VERSION))
+
+STATICCHECK := $(GO) tool -modfile=contrib/tools.mod staticcheck
+
+.PHONY: all build demo test race check fmt vet fix staticcheck example bench fuzz torture install clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(BUILDVCS) -ldflags "$(LDFLAGS)" -o bin/waypoint ./cmd/waypoint
+
+# A server, a runner and a deployment in a temporary directory.
+demo: build
+	contrib/demo.sh
+
+test:
+	$(GO) test -timeout 10m ./...
+
+race:
+	$(GO) test -race -short -shuffle=on -timeout 15m ./...
+
+check: fmt vet fix staticcheck example race
+
+fmt:
+	@echo "== gofmt"
+	@out=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go' 2>/dev/null || find . -name '*.go')) && \
+	if [ -n "$$out" ]; then echo "not formatted; run gofmt -w on:"; echo "$$out"; exit 1; fi
+
+vet:
+	@echo "== go vet"
+	@$(GO) vet ./...
+
+fix:
+	@echo "== go fix -diff"
+	@$(GO) fix -diff ./...
+
+# Its module file is its own, so that go.mod shows what ships. Without a
+# network, and never fetched before, it cannot be had.
+staticcheck:
+	@echo "== staticcheck"
+	@if $(GO) tool -modfile=contrib/tools.mod -n staticcheck >/dev/null 2>&1; then $(STATICCHECK) ./...; \
+	else echo "SKIPPED: staticcheck is not here and cannot be fetched"; fi
+
+example:
+	@echo "== contrib/example"
+	@cd contrib/example && $(GO) vet ./... && $(GO) test ./...
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime 1s -timeout 20m ./...
+	$(GO) run ./contrib/bench
+
+# Every fuzz target in turn, DURATION for each.
+fuzz:
+	@set -e; for file in $$(grep -rl --include='*_test.go' '^func Fuzz' . | sort); do \
+		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$file); do \
+			echo "== $$target in $$(dirname $$file), $(DURATION)"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(DURATION) -timeout 0 $$(dirname $$file); \
+		done; \
+	done
+
+# Kill server and runner for so long while jobs run: make torture DURATION=10m
+torture:
+	TORTURE_DURATION=$(DURATION) $(GO) test -count=1 -timeout 0 -v ./contrib/torture
+
+install: build
+	install -D -m 0755 bin/waypoint $(DESTDIR)$(PREFIX)/bin/waypoint
+
+clean:
+	rm -rf bin

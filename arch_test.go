@@ -1,0 +1,318 @@
+// Package waypoint_test holds the rules of ARCHITECTURE.md: who imports whom,
+// who may touch the process, and how files and folders look. Each failure says
+// why the rule is there.
+package waypoint_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const module = "github.com/waypointd/waypoint"
+
+// pkg is what `go list` says of a package. Test files are not looked at: a
+// test may stand on both sides of a rule.
+type pkg struct {
+	ImportPath string
+	Dir        string
+	Standard   bool
+	Doc        string
+	GoFiles    []string
+	CgoFiles   []string
+	Imports    []string // its own
+	Deps       []string // and theirs
+}
+
+// rel is the path within the module; ok is false for everyone else's.
+func rel(path string) (string, bool) {
+	if path == module {
+		return "", true
+	}
+	return strings.CutPrefix(path, module+"/")
+}
+
+// within reports whether a package is one of the folders or below one.
+func within(path string, folders ...string) bool {
+	p, ok := rel(path)
+	return ok && slices.ContainsFunc(folders, func(f string) bool { return p == f || strings.HasPrefix(p, f+"/") })
+}
+
+var list = sync.OnceValues(func() (map[string]*pkg, error) {
+	cmd := exec.Command("go", "list", "-deps", "-json=ImportPath,Dir,Standard,Doc,GoFiles,CgoFiles,Imports,Deps", "./...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, errors.Join(err, errors.New(stderr.String()))
+	}
+	all := map[string]*pkg{}
+	for d := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		switch err := d.Decode(&p); {
+		case errors.Is(err, io.EOF):
+			return all, nil
+		case err != nil:
+			return nil, err
+		}
+		all[p.ImportPath] = &p
+	}
+})
+
+func packages(t *testing.T) map[string]*pkg {
+	t.Helper()
+	all, err := list()
+	if err != nil {
+		t.Fatalf("list packages: %v", err)
+	}
+	return all
+}
+
+// ours calls f for each package of this module.
+func ours(t *testing.T, f func(p *pkg)) {
+	n := 0
+	for path, p := range packages(t) {
+		if _, ok := rel(path); ok {
+			n++
+			f(p)
+		}
+	}
+	if n < 5 {
+		t.Fatalf("only %d packages were found: the rules were tried on next to nothing", n)
+	}
+}
+
+func TestImports(t *testing.T) {
+	all := packages(t)
+	standard := func(path string) bool { return all[path] != nil && all[path].Standard }
+	ours(t, func(p *pkg) {
+		for _, dep := range p.Deps {
+			if within(p.ImportPath, "daemon") && !within(p.ImportPath, "daemon/daemontest") && within(dep, "runner") {
+				t.Errorf("%s depends on %s: server and runner meet in mux/wire only, so that either can be read, tested and replaced without the other", p.ImportPath, dep)
+			}
+			if within(p.ImportPath, "runner") && within(dep, "daemon") {
+				t.Errorf("%s depends on %s: runner and server meet in mux/wire only, so that either can be read, tested and replaced without the other", p.ImportPath, dep)
+			}
+			if within(p.ImportPath, "mux", "statedir") && within(dep, "daemon", "runner") {
+				t.Errorf("%s depends on %s: the wire and the disk know nothing of the two ends that use them", p.ImportPath, dep)
+			}
+			if within(p.ImportPath, "mux/wire") && !standard(dep) {
+				t.Errorf("%s depends on %s: the protocol is the one thing that everything depends on, so it depends on the standard library alone", p.ImportPath, dep)
+			}
+			if within(p.ImportPath, "daemon/queue") && !standard(dep) && !within(dep, "mux/wire") {
+				t.Errorf("%s depends on %s: the rules of the queue are pure; they know the protocol's nouns and nothing else", p.ImportPath, dep)
+			}
+		}
+		for _, path := range p.Imports {
+			if within(path, "cmd") && !within(p.ImportPath, "cmd") {
+				t.Errorf("%s imports %s: commands put the packages together, nothing is built on a command", p.ImportPath, path)
+			}
+			if path == "github.com/hashicorp/yamux" && !exactly(p.ImportPath, "mux") {
+				t.Errorf("%s imports yamux: its hazards are closed off in one place, package mux", p.ImportPath)
+			}
+			if path == "testing" && !within(p.ImportPath, "contrib") && !strings.HasSuffix(p.ImportPath, "test") {
+				t.Errorf("%s imports testing: what ships does not", p.ImportPath)
+			}
+			if strings.HasSuffix(path, "test") && within(path, "mux", "daemon") && !within(p.ImportPath, "contrib") && !strings.HasSuffix(p.ImportPath, "test") {
+				t.Errorf("%s imports %s, which is for tests only", p.ImportPath, path)
+			}
+		}
+	})
+}
+
+func exactly(path, folder string) bool {
+	p, ok := rel(path)
+	return ok && p == folder
+}
+
+// process is what touches the process as a whole; names are package.name, or
+// the package for all of it.
+var process = []string{
+	"os.Exit", "os.Args", "os.Getenv", "os.LookupEnv", "os.Environ", "os.ExpandEnv", "os.Setenv", "os.Unsetenv", "os.Clearenv",
+	"flag", "os/signal", "log.Fatal", "log.Fatalf", "log.Fatalln",
+}
+
+// processExceptions are the files outside of cmd that may, each with its
+// reason.
+var processExceptions = map[string]string{
+	"runner/executor/shim.go": "the shim is a process of its own between the supervisor and a job: main hands over to it before anything else is read",
+}
+
+// TestProcessIsTheCommands: nothing below cmd decides from the environment, or
+// ends the process, so all of it can be run many times in one test.
+func TestProcessIsTheCommands(t *testing.T) {
+	used := map[string]bool{}
+	ours(t, func(p *pkg) {
+		if within(p.ImportPath, "cmd", "contrib") { // contrib's programs are commands of their own
+			return
+		}
+		eachFile(t, p, func(name string, fset *token.FileSet, file *ast.File) {
+			for _, use := range uses(file) {
+				if !slices.Contains(process, use.name) && !slices.Contains(process, use.path) {
+					continue
+				}
+				if _, ok := processExceptions[name]; ok {
+					used[name] = true
+					continue
+				}
+				t.Errorf("%s: %s: only cmd reads flags, environment and signals, and only it exits; hand it in from there", fset.Position(use.pos), use.name)
+			}
+		})
+	})
+	for name := range processExceptions {
+		if !used[name] {
+			t.Errorf("the exception for %s is not needed any more: take it out", name)
+		}
+	}
+}
+
+// TestQueueIsPure: with time as an argument and nothing running behind it a
+// model can hold the queue's rules over any history.
+func TestQueueIsPure(t *testing.T) {
+	impure := []string{
+		"time.Now", "time.Since", "time.Until", "time.Sleep", "time.After", "time.AfterFunc", "time.NewTimer", "time.NewTicker", "time.Tick",
+		"os", "net", "sync", "sync/atomic", "math/rand", "math/rand/v2", "crypto/rand", "context",
+	}
+	found := false
+	ours(t, func(p *pkg) {
+		if !exactly(p.ImportPath, "daemon/queue") {
+			return
+		}
+		found = true
+		eachFile(t, p, func(name string, fset *token.FileSet, file *ast.File) {
+			for _, use := range uses(file) {
+				if slices.Contains(impure, use.name) || slices.Contains(impure, use.path) {
+					t.Errorf("%s: %s: the queue has no clock, no I/O, no lock and no chance; take it as an argument", fset.Position(use.pos), use.name)
+				}
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.GoStmt:
+					t.Errorf("%s: the queue starts no goroutine", fset.Position(n.Pos()))
+				case *ast.ChanType:
+					t.Errorf("%s: the queue has no channel", fset.Position(n.Pos()))
+				}
+				return true
+			})
+		})
+	})
+	if !found {
+		t.Error("there is no package daemon/queue")
+	}
+}
+
+// TestPackageComments: the package comment is the specification.
+func TestPackageComments(t *testing.T) {
+	ours(t, func(p *pkg) {
+		if len(p.GoFiles) > 0 && p.Doc == "" {
+			t.Errorf("%s has no package comment: that is where its purpose and its guarantees are written down", p.ImportPath)
+		}
+	})
+}
+
+// maxLines keeps a file to one subject.
+const maxLines = 600
+
+// folders is all that lies at the top. A new one is a decision: it is
+// explained in ARCHITECTURE.md first.
+var folders = []string{"cmd", "contrib", "daemon", "man", "mux", "packaging", "runner", "statedir"}
+
+func TestFiles(t *testing.T) {
+	top, err := os.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range top {
+		switch {
+		case !d.IsDir() || strings.HasPrefix(d.Name(), "."):
+			if strings.HasSuffix(d.Name(), ".go") && d.Name() != "arch_test.go" {
+				t.Errorf("%s: the root has no package: a root package only grows", d.Name())
+			}
+		case d.Name() == "bin": // what make builds
+		case !slices.Contains(folders, d.Name()):
+			t.Errorf("folder %s: the folders at the top are fixed: %s", d.Name(), strings.Join(folders, ", "))
+		}
+	}
+	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == "bin" || d.Name() == "testdata" || len(d.Name()) > 1 && strings.HasPrefix(d.Name(), ".")) {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if n := bytes.Count(text, []byte("\n")); n > maxLines {
+			t.Errorf("%s has %d lines, over %d: it has more than one subject, split it by noun", path, n, maxLines)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eachFile parses a package's files; name is the path within the module.
+func eachFile(t *testing.T, p *pkg, f func(name string, fset *token.FileSet, file *ast.File)) {
+	t.Helper()
+	folder, _ := rel(p.ImportPath)
+	fset := token.NewFileSet()
+	for _, base := range slices.Concat(p.GoFiles, p.CgoFiles) {
+		name := filepath.Join(folder, base)
+		file, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(name, fset, file)
+	}
+}
+
+type use struct {
+	path string // of the package
+	name string // path.Name
+	pos  token.Pos
+}
+
+// uses are the qualified identifiers of a file.
+func uses(file *ast.File) []use {
+	imported := map[string]string{}
+	for _, i := range file.Imports {
+		path := strings.Trim(i.Path.Value, `"`)
+		name := path[strings.LastIndexByte(path, '/')+1:]
+		if name == "v2" {
+			name = "rand"
+		}
+		if i.Name != nil {
+			name = i.Name.Name
+		}
+		imported[name] = path
+	}
+	var all []use
+	ast.Inspect(file, func(n ast.Node) bool {
+		if s, ok := n.(*ast.SelectorExpr); ok {
+			if x, ok := s.X.(*ast.Ident); ok && imported[x.Name] != "" {
+				path := imported[x.Name]
+				all = append(all, use{path, path + "." + s.Sel.Name, s.Pos()})
+			}
+		}
+		return true
+	})
+	return all
+}
