@@ -1,0 +1,371 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/runner/supervisor"
+)
+
+// stage is how far an attempt has come; its directory says the same.
+type stage int
+
+const (
+	recorded stage = iota // assignment.json; waits for the server's Start
+	started               // confirmed by the server: may be prepared, also again
+	given                 // to a supervisor: never again
+	ended                 // end.json
+)
+
+// What ends an attempt's contexts.
+var (
+	errDropped  = errors.New("the attempt has been dropped")
+	errCanceled = errors.New("the job has been canceled")
+	errOver     = errors.New("the attempt is over")
+)
+
+// attempt is one assignment in this runner's hands.
+type attempt struct {
+	r     *Runner
+	job   wire.Assignment
+	dir   string
+	log   *slog.Logger
+	again bool // taken up by this agent: what was prepared before is made anew
+
+	ctx      context.Context // ended by a drop, by the Run's end, and when it is over
+	stop     context.CancelCauseFunc
+	work     context.Context // preparing and finishing: ended by a cancel as well
+	stopWork context.CancelCauseFunc
+
+	permitted gate // opened by permit: the server has said Start, or Keep of one that had it
+	exited    gate // opened by supervised: the supervisor says that it has ended
+	bereaved  gate // opened by bereave: the supervisor that had it is gone
+	shipped   gate // opened by ship when it returns
+
+	cancels chan struct{} // one token: a cancel has come
+	wake    chan struct{} // one token: the log has grown, or the result is there
+
+	mu     sync.Mutex
+	stage  stage        // guarded by mu
+	force  bool         // guarded by mu
+	result *wire.Result // guarded by mu
+	sent   bool         // the result is on its way: the server may see it end any moment; guarded by mu
+	acked  bool         // the server has the result; guarded by mu
+	gone   bool         // dropped; guarded by mu
+}
+
+func (r *Runner) newAttempt(job wire.Assignment, dir string, s stage) *attempt {
+	a := &attempt{
+		r: r, job: job, dir: dir, stage: s,
+		log:       r.log.With("job", job.Job, "attempt", job.Attempt),
+		permitted: newGate(), exited: newGate(), bereaved: newGate(), shipped: newGate(),
+		cancels: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+	}
+	a.ctx, a.stop = context.WithCancelCause(r.ctx)
+	a.work, a.stopWork = context.WithCancelCause(a.ctx)
+	return a
+}
+
+// standing is what the server is told of it: whether its start was confirmed,
+// and whether it is held at all.
+func (a *attempt) standing() (confirmed, live bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stage > recorded, !a.gone && !a.acked
+}
+
+// busy reports whether it takes one of the runner's places. The server counts
+// it as ended from the moment it has read the result, before this side knows.
+func (a *attempt) busy() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !a.gone && !a.sent && !a.force
+}
+
+// permit lets it start: once the server has said so on any session.
+func (a *attempt) permit() {
+	a.mu.Lock()
+	if a.stage == recorded {
+		a.stage = started
+	}
+	a.mu.Unlock()
+	a.permitted.open()
+}
+
+// cancel asks for its end, at once with force.
+func (a *attempt) cancel(force bool) {
+	a.mu.Lock()
+	a.force = a.force || force
+	a.mu.Unlock()
+	a.log.Info("job is being canceled", "force", force)
+	a.stopWork(errCanceled)
+	poke(a.cancels)
+}
+
+// drop gives it up: it is killed, forgotten and removed, and nothing is said.
+func (a *attempt) drop(why string) {
+	a.mu.Lock()
+	was := a.gone || a.acked
+	a.gone = true
+	a.mu.Unlock()
+	if !was {
+		a.log.Warn("job dropped", "why", why)
+		a.stop(errDropped)
+	}
+}
+
+// supervised takes an event of the supervisor's.
+func (a *attempt) supervised(ev supervisor.Event) {
+	if ev.Ended {
+		a.exited.open()
+	}
+	poke(a.wake)
+}
+
+// bereave says that the supervisor that had it is gone and no other has it.
+func (a *attempt) bereave() { a.bereaved.open() }
+
+// gate is a channel that is closed once, by whoever is first.
+type gate struct {
+	once *sync.Once
+	c    chan struct{}
+}
+
+func newGate() gate { return gate{once: new(sync.Once), c: make(chan struct{})} }
+
+func (g gate) open() { g.once.Do(func() { close(g.c) }) }
+
+// poke leaves a token for whoever waits on c.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (a *attempt) at() stage {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stage
+}
+
+func (a *attempt) reach(s stage) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stage = s
+}
+
+// live takes the attempt from where it is to its end.
+func (a *attempt) live() {
+	defer a.r.release(a)
+	defer a.stop(errOver)
+	end, err := a.execute()
+	if err == nil {
+		err = a.deliver(end)
+	}
+	switch {
+	case err == nil:
+		a.erase(a.r.ctx)
+		if a.r.cfg.Once {
+			a.r.end(errOnce)
+		}
+	case errors.Is(context.Cause(a.ctx), errDropped):
+		a.discard()
+	}
+}
+
+// execute runs it, or waits for the end of its run. An error means that the
+// attempt was dropped or the Run has ended.
+func (a *attempt) execute() (*supervisor.End, error) {
+	switch a.at() {
+	case ended:
+		a.r.attempts.Go(a.ship)
+		return a.readEnd()
+	case given:
+		a.r.attempts.Go(a.ship)
+		return a.awaitExit()
+	}
+	select {
+	case <-a.permitted.c:
+	case <-a.ctx.Done():
+		return nil, context.Cause(a.ctx)
+	}
+	a.r.attempts.Go(a.ship)
+	spec, jobs, err := a.ready()
+	switch {
+	case err == nil:
+	case a.ctx.Err() != nil:
+		return nil, context.Cause(a.ctx)
+	case a.work.Err() != nil:
+		return a.conclude(canceledEnd()), nil
+	default:
+		a.log.Warn("job cannot be prepared", "err", err)
+		a.say("==> " + err.Error())
+		return a.conclude(failedEnd(err)), nil
+	}
+	if end, err := a.submit(jobs, spec); end != nil || err != nil {
+		return end, err
+	}
+	return a.awaitExit()
+}
+
+// ready prepares what the supervisor needs, and marks the attempt as given to it.
+// The supervisor is chosen before that: from the mark on, only this one can have it.
+func (a *attempt) ready() (spec supervisor.Spec, jobs supervisor.Jobs, err error) {
+	if a.needsPreparation() {
+		if err := a.mark(markStarted); err != nil {
+			return spec, nil, err
+		}
+	}
+	if spec, err = a.prepare(a.work); err != nil {
+		return spec, nil, err
+	}
+	if jobs, err = a.r.parent.wait(a.work); err != nil {
+		return spec, nil, err
+	}
+	if err := context.Cause(a.work); err != nil {
+		return spec, nil, err
+	}
+	if err := a.mark(markRunning); err != nil {
+		return spec, nil, err
+	}
+	a.reach(given)
+	return spec, jobs, nil
+}
+
+// submit gives the attempt to the supervisor. An end means that it refused.
+func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*supervisor.End, error) {
+	// Not the attempt's context: a drop must find it started or not, nothing between.
+	err := jobs.Start(a.r.ctx, spec)
+	if err == nil {
+		return nil, nil
+	}
+	list, lost := jobs.List(a.r.ctx)
+	switch {
+	case a.r.ctx.Err() != nil:
+		return nil, context.Cause(a.r.ctx)
+	case lost != nil:
+		// It may have started it or not, and is taken to have.
+		a.log.Warn("supervisor lost while it was given a job", "err", err)
+		a.r.attempts.Go(func() { a.reclaim(jobs) })
+		return nil, nil
+	case a.isIn(list):
+		return nil, nil
+	}
+	a.log.Warn("job cannot be started", "err", err)
+	a.say("==> " + err.Error())
+	return a.conclude(failedEnd(err)), nil
+}
+
+// isIn reports whether a supervisor's list has it.
+func (a *attempt) isIn(list []supervisor.Status) bool {
+	return slices.ContainsFunc(list, func(s supervisor.Status) bool { return s.JobRef == a.job.JobRef })
+}
+
+// awaitExit waits until the supervisor says that it has ended, or is gone, and
+// passes cancels on.
+func (a *attempt) awaitExit() (*supervisor.End, error) {
+	for {
+		select {
+		case <-a.exited.c:
+			return a.readEnd()
+		case <-a.bereaved.c:
+			return a.mourn()
+		case <-a.cancels:
+			a.mu.Lock()
+			force := a.force
+			a.mu.Unlock()
+			a.kill(force)
+		case <-a.ctx.Done():
+			return nil, context.Cause(a.ctx)
+		}
+	}
+}
+
+// kill stops it in its supervisor: one that is lost is waited for, as the job
+// may live on under it. It reports whether an end will follow.
+func (a *attempt) kill(force bool) bool {
+	for {
+		jobs, err := a.r.parent.wait(a.r.ctx)
+		if err != nil {
+			return false
+		}
+		err = jobs.Stop(a.r.ctx, a.job.JobRef, force)
+		switch k := wire.KindOf(err); {
+		case err == nil, a.r.ctx.Err() != nil:
+			return true
+		case k == wire.NotFound:
+			return false
+		case k != wire.Unavailable:
+			a.log.Error("job cannot be stopped", "err", err)
+			return true
+		}
+		if !a.r.parent.left(a.r.ctx, jobs) {
+			return false
+		}
+	}
+}
+
+// deliver makes the result and waits until the server has it.
+func (a *attempt) deliver(end *supervisor.End) error {
+	result, err := a.finish(end)
+	if err != nil {
+		return err
+	}
+	a.log.Info("job ended", "state", result.State, "reason", result.Reason)
+	a.mu.Lock()
+	a.result = result
+	a.mu.Unlock()
+	poke(a.wake)
+	<-a.shipped.c
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.acked {
+		return context.Cause(a.ctx)
+	}
+	return nil
+}
+
+// discard ends a dropped attempt: what runs is killed first.
+func (a *attempt) discard() {
+	if a.at() == given && a.kill(true) {
+		select {
+		case <-a.exited.c:
+		case <-a.bereaved.c:
+			a.killLeftovers()
+		case <-a.r.ctx.Done():
+			return // the next agent is told to drop it again
+		}
+	}
+	a.erase(a.r.ctx)
+}
+
+// erase forgets the attempt: in the supervisor, then on disk.
+func (a *attempt) erase(ctx context.Context) {
+	if a.at() >= given {
+		if jobs := a.r.parent.now(); jobs != nil {
+			err := jobs.Forget(ctx, a.job.JobRef)
+			if k := wire.KindOf(err); k != "" && k != wire.NotFound && k != wire.Unavailable && ctx.Err() == nil {
+				a.log.Warn("supervisor does not forget a job", "err", err)
+			}
+		}
+	}
+	if err := a.r.freeSlot(a.dir); err != nil {
+		a.log.Error("attempt's directory cannot be removed", "dir", a.dir, "err", err)
+	}
+}
+
+// canceledEnd is the end of a job that was canceled before it ran.
+func canceledEnd() *supervisor.End {
+	return &supervisor.End{State: wire.Canceled, Reason: wire.ReasonCanceled, At: time.Now().UTC()}
+}
+
+// failedEnd is the end of a job that could not be run.
+func failedEnd(err error) *supervisor.End {
+	return &supervisor.End{State: wire.Failed, Reason: wire.ReasonFailed, Error: err.Error(), At: time.Now().UTC()}
+}

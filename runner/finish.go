@@ -1,0 +1,115 @@
+package runner
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/client"
+	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/runner/operation"
+	"github.com/waypointd/waypoint/runner/supervisor"
+)
+
+// finish makes the result of how the attempt ended: its outputs, and of a build
+// that succeeded the artifact, which the server has when finish returns. It
+// can be repeated. What goes wrong here makes a success a failure, with the
+// reason; an error means that the attempt was dropped or the Run has ended.
+func (a *attempt) finish(end *supervisor.End) (*wire.Result, error) {
+	result := &wire.Result{
+		State: end.State, Reason: end.Reason, Error: end.Error,
+		ExitCode: end.ExitCode, Signal: end.Signal, Usage: end.Usage,
+		LogBytes: end.LogBytes,
+	}
+	outputs, err := operation.ReadOutputs(filepath.Join(a.dir, fileOutputs))
+	if err == nil {
+		result.Outputs = outputs
+		if end.State == wire.Success && a.job.Spec.Operation == wire.OpBuild && len(a.job.Spec.Output) > 0 {
+			result.Artifact, err = a.pack()
+		}
+	}
+	switch {
+	case a.ctx.Err() != nil:
+		return nil, context.Cause(a.ctx)
+	case err == nil, end.State != wire.Success:
+	case a.work.Err() != nil:
+		result.State, result.Reason = wire.Canceled, wire.ReasonCanceled
+	default:
+		a.log.Warn("job cannot be finished", "err", err)
+		result.State, result.Reason, result.Error = wire.Failed, wire.ReasonFailed, err.Error()
+	}
+	return result, nil
+}
+
+// pack makes the artifact of a build's outputs and stores it with the server.
+func (a *attempt) pack() (*wire.BlobHeader, error) {
+	dir, err := a.workDir()
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(a.dir, fileArchive)
+	h, err := operation.Pack(a.work, dir, a.job.Spec.Output, path)
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(path)
+	blob := client.Blob{BlobHeader: h, Open: func() (io.ReadCloser, error) { return os.Open(path) }}
+	err = a.online(a.work, 0, func(s *mux.Session) error {
+		return client.PutBlobs(a.work, s, []client.Blob{blob})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("store artifact: %w", err)
+	}
+	return &h, nil
+}
+
+// mourn ends an attempt whose supervisor is gone: with the end that it still
+// recorded, else as lost, with the output there is. What is left of its
+// processes is killed.
+func (a *attempt) mourn() (*supervisor.End, error) {
+	a.killLeftovers()
+	if end, err := readEnd(a.dir); err == nil {
+		a.reach(ended)
+		return end, nil
+	}
+	return a.lost("the supervisor of the job is gone"), nil
+}
+
+// killLeftovers kills what the attempt's commands left running under a
+// supervisor that is gone.
+func (a *attempt) killLeftovers() {
+	if err := supervisor.KillLeftovers(a.dir); err != nil {
+		a.log.Error("processes of a lost job not killed", "err", err)
+	}
+}
+
+func (a *attempt) lost(why string) *supervisor.End {
+	a.log.Error("job lost", "why", why)
+	return a.conclude(&supervisor.End{
+		State: wire.Failed, Reason: wire.ReasonRunnerLost, Error: why, At: time.Now().UTC(),
+	})
+}
+
+// reclaim waits for a supervisor to be there again and asks whether it has the
+// attempt; if not, that is as if its supervisor had gone.
+func (a *attempt) reclaim(old supervisor.Jobs) {
+	for a.r.parent.left(a.ctx, old) {
+		jobs, err := a.r.parent.wait(a.ctx)
+		if err != nil {
+			return
+		}
+		list, err := jobs.List(a.ctx)
+		if err != nil {
+			old = jobs
+			continue
+		}
+		if !a.isIn(list) {
+			a.bereave()
+		}
+		return
+	}
+}

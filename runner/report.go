@@ -1,0 +1,234 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/statedir/joblog"
+)
+
+// reportPatience is how long the reason is waited for why a report cannot be
+// written any more: the server's STATUS may be on its way.
+const reportPatience = 2 * time.Second
+
+// flushDelay is how long output waits for more to go with it: for the result
+// above all, so that a short job costs the server one commit for both.
+const flushDelay = 2 * time.Millisecond
+
+// ship reports the attempt until the server has its result, the attempt is
+// dropped or the Run ends. A report that is cut goes on at the next session,
+// from where the server says.
+func (a *attempt) ship() {
+	defer a.shipped.open()
+	pause := backoff{min: a.r.waits.retryMin, max: a.r.waits.retryMax}
+	for {
+		s, err := a.r.uplink.wait(a.ctx)
+		if err != nil {
+			return
+		}
+		err = a.report(s)
+		switch k := wire.KindOf(err); {
+		case err == nil, a.ctx.Err() != nil:
+			return
+		case s.Err() != nil: // once more on the next session
+		case k == wire.Conflict, k == wire.NotFound:
+			a.drop(err.Error())
+			return
+		default:
+			a.log.Warn("job cannot be reported now", "err", err)
+			if !sleep(a.ctx, pause.next()) {
+				return
+			}
+		}
+	}
+}
+
+// report is one report stream. Nil means that the server has the result.
+func (a *attempt) report(s *mux.Session) error {
+	// The stream outlives the attempt by the server's STATUS, so that its
+	// closing is no cancel.
+	ctx, cut := context.WithCancelCause(a.r.ctx)
+	detach := context.AfterFunc(a.ctx, func() { cut(context.Cause(a.ctx)) })
+	defer detach()
+	st, err := s.Open(ctx, wire.MethodReport, wire.ReportRequest{JobRef: a.job.JobRef})
+	if err != nil {
+		cut(err)
+		return err
+	}
+	var first wire.ReportOrder
+	if err := st.RecvMsg(&first); err != nil {
+		st.Close()
+		cut(err)
+		return err
+	}
+	heard := make(chan error, 1) // how the server's side ended, sent once
+	a.r.attempts.Go(func() {
+		defer cut(errOver)
+		defer st.Close()
+		err := a.hear(st, first)
+		heard <- err
+		for err == nil {
+			_, err = st.Recv()
+		}
+	})
+	sh := &shipment{a: a, st: st, at: first.Offset}
+	defer sh.close()
+	if err := sh.run(ctx, heard); err != nil {
+		cut(err)
+		return err
+	}
+	return nil
+}
+
+// hear follows what the server has made durable, until that is the result.
+func (a *attempt) hear(st *mux.Stream, o wire.ReportOrder) error {
+	for !o.Ended {
+		o = wire.ReportOrder{}
+		if err := st.RecvMsg(&o); errors.Is(err, io.EOF) {
+			return wire.Errorf(wire.Unavailable, "the server ended the report before its result")
+		} else if err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	a.acked = true
+	a.mu.Unlock()
+	return nil
+}
+
+// shipment is the sending side of a report. The log is read as it is sent, a
+// frame at a time: what the server does not take stays on disk.
+type shipment struct {
+	a   *attempt
+	st  *mux.Stream
+	at  int64 // the offset reached
+	log *joblog.Reader
+	bad bool // the log cannot be read further
+}
+
+func (sh *shipment) close() {
+	if sh.log != nil {
+		sh.log.Close()
+	}
+}
+
+// run sends what there is whenever there is more, and behind the last byte the
+// result. It returns when the server has that, or the stream is of no more use.
+func (sh *shipment) run(ctx context.Context, heard <-chan error) error {
+	flush := time.NewTimer(flushDelay)
+	flush.Stop()
+	defer flush.Stop()
+	for waiting := false; ; {
+		// The result first: when it is there, the log has got all its bytes.
+		result := sh.a.outcome()
+		from := sh.at
+		err := sh.sendLog()
+		if err == nil && result != nil {
+			err = sh.sendResult(*result)
+			if err == nil {
+				return <-heard
+			}
+		}
+		if err != nil {
+			return reason(err, heard)
+		}
+		if sh.at > from && !waiting {
+			waiting = true
+			flush.Reset(flushDelay)
+		}
+		select {
+		case <-sh.a.wake:
+		case <-flush.C:
+			waiting = false
+			if err := sh.st.Flush(); err != nil {
+				return reason(err, heard)
+			}
+		case err := <-heard:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// sendLog sends what the log has beyond the offset reached.
+func (sh *shipment) sendLog() error {
+	if sh.bad {
+		return nil
+	}
+	if sh.log == nil {
+		log, err := joblog.Open(filepath.Join(sh.a.dir, fileLog), sh.at)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			sh.broken(err)
+			return nil
+		}
+		sh.log = log
+	}
+	for {
+		d, err := sh.log.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			sh.broken(err)
+			return nil
+		}
+		if err := sh.st.SendData(d); err != nil {
+			return err
+		}
+		sh.at = d.Offset + int64(len(d.Bytes))
+	}
+}
+
+// broken gives the rest of a log up: the job still has its end.
+func (sh *shipment) broken(err error) {
+	sh.bad = true
+	sh.a.log.Error("job log cannot be read", "err", err)
+}
+
+// sendResult sends the result behind the last byte. Output that was written and
+// is not there any more is said in-band.
+func (sh *shipment) sendResult(result wire.Result) error {
+	if missing := result.LogBytes - sh.at; missing > 0 {
+		sh.a.log.Error("job log is damaged", "missing_bytes", missing)
+		text := fmt.Sprintf("==> %d bytes of output are missing: the runner's log of this job is damaged\n", missing)
+		if err := sh.st.SendData(wire.Data{Offset: sh.at, Time: time.Now(), Stream: wire.Notice, Bytes: []byte(text)}); err != nil {
+			return err
+		}
+		sh.at += int64(len(text))
+	}
+	result.LogBytes = sh.at
+	sh.a.mu.Lock()
+	sh.a.sent = true
+	sh.a.mu.Unlock()
+	return sh.st.Send(result)
+}
+
+// outcome is the result, nil while there is none.
+func (a *attempt) outcome() *wire.Result {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.result
+}
+
+// reason is why a stream cannot be written: the server's, if it says so in time.
+func reason(err error, heard <-chan error) error {
+	patience := time.NewTimer(reportPatience)
+	defer patience.Stop()
+	select {
+	case why := <-heard:
+		return why // nil: it had the result already
+	case <-patience.C:
+		return err
+	}
+}

@@ -1,0 +1,291 @@
+// Package runner is the agent: it connects to a server, takes jobs, has the
+// supervisor run them, and ships output and result. It is crash-only: all it
+// knows is on disk or with the supervisor, so it may be killed at any moment
+// and a new one on the same directory goes on where it was.
+//
+// # One attempt
+//
+//	server        Assign ──┐             ┌─ Start                             Ended ─┐
+//	                       ▼             ▼                                           ▼
+//	attempt       assignment.json      started        running      end.json       (gone)
+//	              recorded ──Ack──▶ prepare ────▶ supervisor ────▶ finish ─Result─▶ erase
+//	                                source,       runs steps       artifact,
+//	                                artifact      into log         outputs
+//	                                   └──────── report: log, from the server's offset ──┘
+//
+// An attempt is one goroutine (attempt.go) and, from its start on, one more
+// that ships its log (report.go). Its directory Dir/jobs/<job>-<attempt> says
+// how far it has come: assignment.json before Ack, a line "started" in it once
+// the server has confirmed it and it is being prepared, a line "running"
+// before the supervisor is asked to run it, end.json when it is over. What was
+// not yet given to a supervisor is prepared anew after a restart; what was,
+// never runs twice.
+//
+// A Drop, and a report that is refused as Conflict or NotFound, end an attempt
+// without a word: killed if it runs, forgotten, removed.
+//
+// # Goroutines
+//
+//	Run         the caller's: connects, and reads the work stream's orders
+//	heartbeat   one for each session
+//	watch       one: the supervisor's events, and its replacement when it is lost
+//	drain       one: waits for the stop context
+//	attempt     one each, and two while it reports (bytes up, acknowledgements down)
+//
+// # Locks
+//
+// Runner.mu and attempt.mu are leaves; neither is held while anything is sent,
+// called or waited for.
+package runner
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/runner/supervisor"
+)
+
+// Config of a Runner.
+type Config struct {
+	Dial        func(ctx context.Context) (net.Conn, error)
+	ID          string          // empty for kind local: the server chooses
+	Kind        wire.RunnerKind // default remote
+	Key         ed25519.PrivateKey
+	Labels      map[string]string // besides os, arch, hostname
+	Concurrency int               // default: the number of CPUs
+	Dir         string            // attempts live in Dir/jobs/<job>-<attempt>
+	Supervisor  supervisor.Jobs   // not closed by the Runner
+	Root        string            // kind local: jobs run here, the caller's own directory, with BaseEnv
+	BaseEnv     []string          // kind local: the caller's environment without its token
+	Once        bool              // end after one job
+	Software    string
+	Logger      *slog.Logger // nil discards
+
+	// Resupervise replaces a supervisor that is gone: it starts one, or connects
+	// to the one that is there. The Runner closes what it returned before it
+	// asks again. Nil for one in this process, which cannot be lost: Run then
+	// ends with the loss.
+	Resupervise func(ctx context.Context) (supervisor.Jobs, error)
+
+	// Notify is told of what a person should know: connected, pending (with what to type), adopted, lost, ….
+	// It is called when that changes only, from one goroutine at a time.
+	Notify func(Event)
+}
+
+// Event is one thing Notify is told.
+type Event struct {
+	State wire.RunnerState // of adoption, "" while not connected
+	ID    string
+	Err   error // why it is not connected
+	Jobs  int   // running here
+	Again bool  // connected again, in the state it had before
+}
+
+// What ends a Run, as causes of its context.
+var (
+	errReturned = errors.New("the runner has ended")
+	errDrained  = errors.New("the runner has been asked to stop and has no job left")
+	errOnce     = errors.New("the runner has done its one job")
+)
+
+// waits are the Runner's times; tests shorten them.
+type waits struct {
+	connectMin, connectMax time.Duration // between attempts to connect
+	refusedMin, refusedMax time.Duration // the same, after a refusal
+	firstOrder             time.Duration // for the server's first word on a work stream: it may have to find out first whether an older session of this runner lives
+	retryMin, retryMax     time.Duration // of a call that the server could not serve now
+	spool                  time.Duration // until a spool that could not be written is tried again
+}
+
+var defaultWaits = waits{
+	connectMin: 100 * time.Millisecond, connectMax: 30 * time.Second,
+	refusedMin: time.Second, refusedMax: time.Minute,
+	firstOrder: 2 * time.Minute,
+	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second,
+	spool: 10 * time.Second,
+}
+
+// Runner is one agent.
+type Runner struct {
+	cfg    Config
+	log    *slog.Logger
+	host   host
+	jobs   string // Dir/jobs
+	boot   string // id of this boot of the host, "" where not known
+	waits  waits
+	uplink uplink
+	parent parent
+
+	ctx      context.Context         // of Run; set before anything else starts
+	end      context.CancelCauseFunc // ends it
+	attempts sync.WaitGroup          // attempts' goroutines
+	idle     chan struct{}           // one token: an attempt has gone
+	known    chan struct{}           // closed by the session with the first welcome
+
+	mu        sync.Mutex
+	id        string                   // guarded by mu
+	held      map[wire.JobRef]*attempt // guarded by mu
+	work      *workStream              // nil while there is none; guarded by mu
+	slots     []string                 // free; guarded by mu
+	slotCount int                      // names given; guarded by mu
+	draining  bool                     // guarded by mu
+	sick      bool                     // the spool cannot be written; guarded by mu
+
+	notifyMu sync.Mutex
+	told     *Event           // the last event, nil before the first; guarded by notifyMu
+	adoption wire.RunnerState // last known; guarded by notifyMu
+}
+
+// New validates. It starts nothing.
+func New(cfg Config) (*Runner, error) {
+	if cfg.Kind == "" {
+		cfg.Kind = wire.KindRemote
+	}
+	if cfg.Concurrency == 0 {
+		cfg.Concurrency = runtime.NumCPU()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case cfg.Dial == nil:
+		return nil, wire.Errorf(wire.BadUsage, "a runner needs a server to dial")
+	case cfg.Supervisor == nil:
+		return nil, wire.Errorf(wire.BadUsage, "a runner needs a supervisor")
+	case len(cfg.Key) != ed25519.PrivateKeySize:
+		return nil, wire.Errorf(wire.BadUsage, "a runner needs an identity key")
+	case !filepath.IsAbs(cfg.Dir):
+		return nil, wire.Errorf(wire.BadUsage, "runner directory %q is not an absolute path", cfg.Dir)
+	case cfg.Concurrency < 0:
+		return nil, wire.Errorf(wire.BadUsage, "concurrency %d is not positive", cfg.Concurrency)
+	}
+	switch cfg.Kind {
+	case wire.KindRemote:
+		if err := wire.CheckID(cfg.ID); err != nil {
+			return nil, err
+		}
+	case wire.KindLocal:
+		if !filepath.IsAbs(cfg.Root) {
+			return nil, wire.Errorf(wire.BadUsage, "root %q of a local runner is not an absolute path", cfg.Root)
+		}
+	default:
+		return nil, wire.Errorf(wire.BadUsage, "unknown kind of runner %q", cfg.Kind)
+	}
+	if cfg.Once {
+		cfg.Concurrency = 1
+	}
+	host, err := thisHost(cfg.Labels)
+	if err != nil {
+		return nil, err
+	}
+	r := &Runner{
+		cfg: cfg, log: cfg.Logger, host: host, jobs: filepath.Join(cfg.Dir, "jobs"), boot: bootID(),
+		waits: defaultWaits,
+		idle:  make(chan struct{}, 1),
+		known: make(chan struct{}),
+		id:    cfg.ID,
+		held:  map[wire.JobRef]*attempt{},
+	}
+	r.uplink.changed = make(chan struct{})
+	r.parent = parent{jobs: cfg.Supervisor, changed: make(chan struct{})}
+	return r, nil
+}
+
+// Run serves until stop ends (take nothing more; return when the running jobs are done
+// and reported) or ctx ends (return at once: jobs go on under the supervisor). Neither is an error. It reconnects for ever.
+// A refusal that no waiting can heal (Conflict: id in use by another identity) is returned.
+// Run is called once.
+func (r *Runner) Run(ctx, stop context.Context) error {
+	outer := ctx
+	r.ctx, r.end = context.WithCancelCause(ctx)
+	ctx = r.ctx
+	var wg sync.WaitGroup
+	defer func() {
+		r.end(errReturned)
+		wg.Wait()
+		r.attempts.Wait()
+		r.parent.close()
+	}()
+	if err := r.load(ctx); err != nil {
+		return err
+	}
+	wg.Go(func() { r.watch(ctx) })
+	wg.Go(func() {
+		select {
+		case <-stop.Done():
+			r.drain(context.Cause(stop))
+		case <-ctx.Done():
+		}
+	})
+	r.connect(ctx)
+	switch err := context.Cause(ctx); {
+	case outer.Err() != nil, errors.Is(err, errDrained), errors.Is(err, errOnce):
+		return nil
+	default:
+		return err
+	}
+}
+
+// ID is the id in use; blocks until the first welcome for kind local.
+func (r *Runner) ID(ctx context.Context) (string, error) {
+	if r.cfg.Kind == wire.KindRemote {
+		return r.cfg.ID, nil
+	}
+	select {
+	case <-r.known:
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.id, nil
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+}
+
+// welcomed takes note of the id that the server knows this runner by.
+func (r *Runner) welcomed(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if id != "" {
+		r.id = id
+	}
+	select {
+	case <-r.known:
+	default:
+		close(r.known)
+	}
+}
+
+// notify tells what a person should know, if it is news.
+func (r *Runner) notify(ev Event) {
+	r.mu.Lock()
+	ev.ID, ev.Jobs = r.id, len(r.held)
+	r.mu.Unlock()
+	r.notifyMu.Lock()
+	defer r.notifyMu.Unlock()
+	if r.told != nil && ev.State == r.told.State && text(ev.Err) == text(r.told.Err) {
+		return
+	}
+	if ev.State != "" {
+		ev.Again = ev.State == r.adoption
+		r.adoption = ev.State
+	}
+	r.told = &ev
+	if r.cfg.Notify != nil {
+		r.cfg.Notify(ev)
+	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

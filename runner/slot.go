@@ -1,0 +1,132 @@
+package runner
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// slotPrefix begins the names of directories in Dir/jobs that are no attempt's.
+// A slot is an empty attempt's directory. It becomes an attempt's by its
+// renaming, once the assignment has been written into it, and a slot again by
+// another: so an attempt is there as a whole or not at all, and a short job
+// makes and removes hardly a file. (To give new files their inodes costs
+// ext4 up to a millisecond; to rename costs it ten microseconds.)
+const slotPrefix = ".slot-"
+
+// slotDirs are the directories in a slot, parents first.
+func (r *Runner) slotDirs() []string {
+	if r.local() {
+		return nil
+	}
+	return []string{dirWork, dirHome, dirHome + "/tmp"}
+}
+
+// takeSlot returns a slot that is nobody's.
+func (r *Runner) takeSlot() (string, error) {
+	r.mu.Lock()
+	if n := len(r.slots); n > 0 {
+		slot := r.slots[n-1]
+		r.slots = r.slots[:n-1]
+		r.mu.Unlock()
+		return slot, nil
+	}
+	r.mu.Unlock()
+	slot := r.newSlotName()
+	if err := os.Mkdir(slot, 0o700); err != nil {
+		return "", err
+	}
+	for _, dir := range r.slotDirs() {
+		if err := os.Mkdir(filepath.Join(slot, dir), 0o700); err != nil {
+			return "", errors.Join(err, removeTree(slot))
+		}
+	}
+	return slot, nil
+}
+
+func (r *Runner) newSlotName() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slotCount++
+	return filepath.Join(r.jobs, slotPrefix+strconv.Itoa(r.slotCount))
+}
+
+// freeSlot makes an attempt's directory a slot again, and removes it where
+// enough are kept, or where that cannot be done.
+func (r *Runner) freeSlot(dir string) error {
+	slot := r.newSlotName()
+	if err := os.Rename(dir, slot); err != nil {
+		return removeTree(dir)
+	}
+	r.mu.Lock()
+	enough := len(r.slots) >= r.cfg.Concurrency
+	r.mu.Unlock()
+	if enough || r.cleanSlot(slot) != nil {
+		return removeTree(slot)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slots = append(r.slots, slot)
+	return nil
+}
+
+// cleanSlot removes all that an attempt has left in its directory.
+func (r *Runner) cleanSlot(slot string) error {
+	entries, err := os.ReadDir(slot)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case name == fileAssignment && e.Type().IsRegular(): // the next one is written over it
+		case (name == dirWork || name == dirHome) && !r.local(): // below
+		default:
+			if err := removeTree(filepath.Join(slot, name)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, dir := range r.slotDirs() {
+		if err := emptyDir(filepath.Join(slot, dir), dir == dirHome); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// emptyDir makes sure that path is an empty directory, or one with nothing but
+// "tmp" in it, as the job was given it: one that it changed is made anew.
+func emptyDir(path string, tmp bool) error {
+	info, err := os.Lstat(path)
+	if err == nil && info.Mode() == fs.ModeDir|0o700 {
+		if entries, err := os.ReadDir(path); err == nil &&
+			(len(entries) == 0 || tmp && len(entries) == 1 && entries[0].Name() == "tmp") {
+			return nil
+		}
+	}
+	if err := removeTree(path); err != nil {
+		return err
+	}
+	return os.Mkdir(path, 0o700)
+}
+
+// isSlot tells a slot from an attempt's directory.
+func isSlot(name string) bool { return strings.HasPrefix(name, slotPrefix) }
+
+// removeTree removes a directory with all that is in it, also where a job took
+// the permissions of some of it away.
+func removeTree(dir string) error {
+	if err := os.RemoveAll(dir); err == nil {
+		return nil
+	}
+	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if e != nil && e.IsDir() {
+			os.Chmod(path, 0o700)
+		}
+		return nil
+	})
+	return os.RemoveAll(dir)
+}

@@ -1,0 +1,266 @@
+package runner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// begin is what the work stream opens with. Attempts that are given up
+// already, or whose result the server has, are not held any more.
+func (r *Runner) begin() wire.WorkBegin {
+	drain := r.wantsNothing()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := wire.WorkBegin{Concurrency: r.cfg.Concurrency, Draining: drain}
+	for ref, a := range r.held {
+		if started, live := a.standing(); live {
+			b.Held = append(b.Held, wire.Held{JobRef: ref, Started: started})
+		}
+	}
+	return b
+}
+
+// begun sorts what is held by the server's answer. An attempt that waits to be
+// started is acknowledged again, also while draining: whether the server has
+// confirmed it already on the session that was lost cannot be known, and the
+// answer, Start or Drop, can.
+func (r *Runner) begun(w *workStream, b wire.WorkBegun) {
+	for _, ref := range b.Drop {
+		if a := r.attempt(ref); a != nil {
+			a.drop("the server has given it up")
+		}
+	}
+	for _, a := range r.all() {
+		started, live := a.standing()
+		switch {
+		case !live || slices.Contains(b.Drop, a.job.JobRef):
+		case started:
+			a.permit()
+		default:
+			w.send(wire.WorkEvent{Ack: &a.job.JobRef})
+		}
+	}
+}
+
+// obey follows one order. What cannot be sent is lost with the session, and
+// settled at the beginning of the next.
+func (r *Runner) obey(w *workStream, o wire.WorkOrder) {
+	switch {
+	case o.State != "":
+		r.log.Info("connected", "runner", r.name(), "state", o.State)
+		r.notify(Event{State: o.State})
+	case o.Assign != nil:
+		r.assign(w, *o.Assign)
+	case o.Start != nil:
+		if a := r.attempt(*o.Start); a != nil {
+			a.permit()
+		} else {
+			w.send(wire.WorkEvent{Nack: &wire.Nack{JobRef: *o.Start, Error: "this runner does not hold it"}})
+		}
+	case o.Drop != nil:
+		if a := r.attempt(*o.Drop); a != nil {
+			a.drop("the server has given it up")
+		}
+	case o.Cancel != nil:
+		if a := r.attempt(o.Cancel.JobRef); a != nil {
+			a.cancel(o.Cancel.Force)
+		}
+	}
+}
+
+// assign records an assignment and acknowledges it, in the goroutine that
+// reads orders: so an attempt is held exactly when it is on disk, whatever
+// happens to the session meanwhile.
+func (r *Runner) assign(w *workStream, job wire.Assignment) {
+	if a := r.attempt(job.JobRef); a != nil {
+		if started, live := a.standing(); live && !started {
+			w.send(wire.WorkEvent{Ack: &job.JobRef})
+		}
+		return
+	}
+	refusal := r.refusal()
+	var a *attempt
+	if refusal == "" {
+		var err error
+		if a, err = r.record(job); err != nil {
+			r.spoolFailed(err)
+			refusal = err.Error()
+		}
+	}
+	if refusal != "" {
+		r.log.Warn("job refused", "job", job.Job, "attempt", job.Attempt, "why", refusal)
+		w.send(wire.WorkEvent{Nack: &wire.Nack{JobRef: job.JobRef, Error: refusal}})
+		return
+	}
+	if job.CancelSent {
+		a.cancel(false)
+	}
+	r.adopt(a)
+	w.send(wire.WorkEvent{Ack: &job.JobRef})
+	if r.cfg.Once {
+		r.tellDrain()
+	}
+}
+
+// refusal is why no further job can be taken, "" when one can.
+func (r *Runner) refusal() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	busy := 0
+	for _, a := range r.held {
+		if a.busy() {
+			busy++
+		}
+	}
+	switch {
+	case r.draining:
+		return "the runner is draining"
+	case r.sick:
+		return "the runner's disk cannot be written"
+	case r.cfg.Once && len(r.held) > 0:
+		return "the runner takes one job only"
+	case busy >= r.cfg.Concurrency:
+		return fmt.Sprintf("the runner has %d jobs already and runs no more at once", busy)
+	}
+	return ""
+}
+
+// wantsNothing reports whether the server is to give nothing more for now.
+func (r *Runner) wantsNothing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.draining || r.sick || r.cfg.Once && len(r.held) > 0
+}
+
+// tellDrain tells the server whether to give nothing more, where that has changed.
+func (r *Runner) tellDrain() {
+	want := r.wantsNothing()
+	r.mu.Lock()
+	w := r.work
+	r.mu.Unlock()
+	if w != nil {
+		w.sendDrain(want)
+	}
+}
+
+// drain takes nothing more and ends the Run once no attempt is left.
+func (r *Runner) drain(why error) {
+	r.log.Info("draining", "why", why)
+	r.mu.Lock()
+	r.draining = true
+	r.mu.Unlock()
+	r.tellDrain()
+	r.passOrders()
+	for r.count() > 0 {
+		select {
+		case <-r.idle:
+		case <-r.ctx.Done():
+			return
+		}
+	}
+	r.end(errDrained)
+}
+
+// passOrders gives assignments that were under way when Drain was said the time
+// to arrive and be given back: they come before the answer to a ping. It is a
+// courtesy, so it is bounded; the server's acknowledgement deadline is behind it.
+func (r *Runner) passOrders() {
+	ctx, cancel := context.WithTimeout(r.ctx, time.Second)
+	defer cancel()
+	r.mu.Lock()
+	connected := r.work != nil
+	r.mu.Unlock()
+	if !connected {
+		return
+	}
+	if s, err := r.uplink.wait(ctx); err == nil {
+		s.Call(ctx, wire.MethodPing, nil, nil)
+	}
+}
+
+// spoolFailed stops the taking of jobs until the spool can be written again: a
+// runner that only refuses would get the same job again and again.
+func (r *Runner) spoolFailed(err error) {
+	r.log.Error("spool cannot be written: taking no jobs", "dir", r.jobs, "err", err)
+	r.mu.Lock()
+	first := !r.sick
+	r.sick = true
+	r.mu.Unlock()
+	r.tellDrain()
+	if first {
+		r.attempts.Go(r.awaitSpool)
+	}
+}
+
+// awaitSpool takes jobs again once the spool can be written.
+func (r *Runner) awaitSpool() {
+	for {
+		if !sleep(r.ctx, r.waits.spool) {
+			return
+		}
+		if r.probeSpool() == nil {
+			break
+		}
+	}
+	r.log.Info("spool can be written again", "dir", r.jobs)
+	r.mu.Lock()
+	r.sick = false
+	r.mu.Unlock()
+	r.tellDrain()
+}
+
+// attempt returns one that is held, nil where there is none.
+func (r *Runner) attempt(ref wire.JobRef) *attempt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.held[ref]
+}
+
+// all returns those held.
+func (r *Runner) all() []*attempt {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*attempt, 0, len(r.held))
+	for _, a := range r.held {
+		all = append(all, a)
+	}
+	return all
+}
+
+func (r *Runner) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.held)
+}
+
+func (r *Runner) name() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.id
+}
+
+// adopt holds an attempt from now on and starts its goroutine.
+func (r *Runner) adopt(a *attempt) {
+	r.mu.Lock()
+	r.held[a.job.JobRef] = a
+	r.mu.Unlock()
+	r.attempts.Go(a.live)
+}
+
+// release holds an attempt no more.
+func (r *Runner) release(a *attempt) {
+	r.mu.Lock()
+	delete(r.held, a.job.JobRef)
+	r.mu.Unlock()
+	select {
+	case r.idle <- struct{}{}:
+	default:
+	}
+	if r.cfg.Once {
+		r.tellDrain()
+	}
+}
