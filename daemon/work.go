@@ -186,20 +186,26 @@ func (s *Server) settle(ref wire.JobRef, runner string) {
 		return
 	}
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return s.settleIn(tx, ref, runner) })
-	if err != nil && wire.KindOf(err) != wire.Conflict && s.ctx.Err() == nil {
+	if err != nil && s.ctx.Err() == nil {
 		s.log.Warn("job start not recorded yet", "job", ref.Job, "err", err)
 		return
 	}
 	s.fleet.settled(ref)
 }
 
-// settleIn is settle as part of another transaction.
+// settleIn is settle as part of another transaction. A Conflict is none of its
+// business: the timer and a report may both come to it, even in one
+// transaction, and the second finds the job running; whether the attempt is
+// still the runner's is for what follows to find out.
 func (s *Server) settleIn(tx *store.Tx, ref wire.JobRef, runner string) error {
 	at, pending := s.fleet.started(ref)
 	if !pending {
 		return nil
 	}
-	return tx.Ack(ref, runner, at)
+	if err := tx.Ack(ref, runner, at); wire.KindOf(err) != wire.Conflict {
+		return err
+	}
+	return nil
 }
 
 // refused gives an assignment back to the queue. A runner that refuses rests
