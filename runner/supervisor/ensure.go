@@ -1,0 +1,129 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+const (
+	startLockFile = "supervisor.start.lock"
+	// startWait is how long a supervisor may take to answer.
+	startWait = 15 * time.Second
+)
+
+// Ensure connects to dir's supervisor. If none answers it starts one: argv is
+// the command that calls [Run] for dir. The process is detached: a session of its own,
+// no terminal, an environment of PATH alone, output to ErrorLogFile; it
+// outlives this one. Any number may call Ensure at once, one supervisor is
+// started.
+func Ensure(ctx context.Context, dir string, argv []string) (Jobs, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, startWait, wire.Errorf(wire.Timeout, "the supervisor in %s does not answer", dir).
+		WithHint("see %s", filepath.Join(dir, ErrorLogFile)))
+	defer cancel()
+	socket := filepath.Join(dir, SocketFile)
+	if jobs, err := Connect(ctx, socket); err == nil || wire.KindOf(err) == wire.Denied {
+		return jobs, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fileError("make supervisor's directory", err)
+	}
+	unlock, err := lock(ctx, filepath.Join(dir, startLockFile), startWait)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	seen, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fileError("watch supervisor's directory", err)
+	}
+	defer seen.Close()
+	if err := seen.Add(dir); err != nil {
+		return nil, fileError("watch supervisor's directory", err)
+	}
+	// Another Ensure may have been first. One that is going away while we
+	// connect looks the same as none.
+	if jobs, err := Connect(ctx, socket); err == nil {
+		return jobs, nil
+	}
+	ended, err := detach(dir, argv)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		select {
+		case e := <-seen.Events:
+			if filepath.Base(e.Name) != SocketFile || !e.Has(fsnotify.Create) {
+				continue
+			}
+			if jobs, err := Connect(ctx, socket); err == nil {
+				return jobs, nil
+			}
+		case err := <-ended:
+			return nil, wire.Errorf(wire.Unavailable, "start supervisor: it ended at once (%v)%s", err, tail(filepath.Join(dir, ErrorLogFile)))
+		case err := <-seen.Errors:
+			return nil, fileError("watch supervisor's directory", err)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// detach starts the process; how it ended is sent when it has.
+func detach(dir string, argv []string) (ended <-chan error, err error) {
+	if len(argv) == 0 {
+		return nil, wire.Errorf(wire.BadUsage, "start supervisor: no command")
+	}
+	// A new file each time: it is the last start that needs explaining.
+	log, err := os.OpenFile(filepath.Join(dir, ErrorLogFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fileError("open supervisor's log", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, wire.Errorf(wire.Unavailable, "start supervisor: %v", err)
+	}
+	c := make(chan error, 1) // sent once, when the process has ended or this one does
+	go func() {
+		err := cmd.Wait()
+		if err == nil {
+			err = errors.New("exit status 0")
+		}
+		c <- err
+	}()
+	return c, nil
+}
+
+// tail is the end of a log, for an error.
+func tail(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	const most = 500
+	if fi, err := f.Stat(); err == nil && fi.Size() > most {
+		f.Seek(-most, io.SeekEnd)
+	}
+	b, _ := io.ReadAll(io.LimitReader(f, most))
+	if b = bytes.TrimSpace(b); len(b) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(": %s", b)
+}

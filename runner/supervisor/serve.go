@@ -1,0 +1,196 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// The methods behind the socket. They are this package's own: both ends are
+// the same host's, but may be of different versions.
+const (
+	methodStart   = "supervisor.start"   // MSG Spec -> success
+	methodStop    = "supervisor.stop"    // stopRequest -> empty
+	methodList    = "supervisor.list"    // empty -> MSG listPage*, at least one
+	methodForget  = "supervisor.forget"  // JobRef -> empty
+	methodWatch   = "supervisor.watch"   // empty -> MSG Event*
+	methodInspect = "supervisor.inspect" // empty -> inspection
+)
+
+type empty struct{}
+
+type stopRequest struct {
+	wire.JobRef
+	Force bool `json:"force,omitempty"`
+}
+
+type listPage struct {
+	Held []Status `json:"held"`
+}
+
+// inspection is what an agent learns about the supervisor itself.
+type inspection struct {
+	Isolation string `json:"isolation"`
+	PID       int    `json:"pid"`
+}
+
+// pageSize keeps a page of ends with long errors far below wire.MaxMsg.
+const pageSize = 100
+
+// table is the API. All of it is for this host's root and this process's
+// user: see admit.
+func (s *Supervisor) table() mux.Table {
+	return mux.Table{
+		methodStart: s.serveStart,
+		methodStop: mux.Unary(func(ctx context.Context, _ *mux.Peer, r stopRequest) (empty, error) {
+			return empty{}, s.Stop(ctx, r.JobRef, r.Force)
+		}),
+		methodList: s.serveList,
+		methodForget: mux.Unary(func(ctx context.Context, _ *mux.Peer, r wire.JobRef) (empty, error) {
+			return empty{}, s.Forget(ctx, r)
+		}),
+		methodWatch: func(ctx context.Context, st *mux.Stream) error {
+			return s.Watch(ctx, func(e Event) { st.Send(e) }) // a failed send ends ctx
+		},
+		methodInspect: mux.Unary(func(context.Context, *mux.Peer, empty) (inspection, error) {
+			return inspection{Isolation: s.Isolation(), PID: os.Getpid()}, nil
+		}),
+	}
+}
+
+// serveStart takes the spec as a message: a call's body is too small for
+// environments.
+func (s *Supervisor) serveStart(ctx context.Context, st *mux.Stream) error {
+	var spec Spec
+	if err := st.RecvMsg(&spec); err != nil {
+		return err
+	}
+	return s.Start(ctx, spec)
+}
+
+func (s *Supervisor) serveList(ctx context.Context, st *mux.Stream) error {
+	all, err := s.List(ctx)
+	if err != nil {
+		return err
+	}
+	for {
+		n := min(len(all), pageSize)
+		if err := st.Send(listPage{Held: all[:n]}); err != nil {
+			return err
+		}
+		if all = all[n:]; len(all) == 0 {
+			return nil
+		}
+	}
+}
+
+// admit lets in who could do all of it anyway.
+func (s *Supervisor) admit(_ context.Context, peer *mux.Peer) (*mux.Admission, error) {
+	if peer.Network == "unix" && peer.UID != 0 && peer.UID != os.Geteuid() {
+		return nil, wire.Errorf(wire.Denied, "this supervisor belongs to user %d, not to user %d", os.Geteuid(), peer.UID)
+	}
+	if peer.Network == "tcp" {
+		return nil, wire.Errorf(wire.Denied, "a supervisor is not to be reached by network")
+	}
+	if peer.Hello.Role != wire.RoleSupervisor {
+		return nil, wire.Errorf(wire.BadUsage, "this is a supervisor of jobs, no server").
+			WithHint("use the server's address")
+	}
+	return &mux.Admission{Table: s.table()}, nil
+}
+
+// errIdle ends Serve when nothing has gone on for some time.
+var errIdle = errors.New("idle")
+
+// Serve serves Jobs to agents until ctx ends or, with idleAfter above 0,
+// until no job has run and no agent has been connected for so long. It closes
+// the listener and its sessions, not the Supervisor. Serve once.
+func (s *Supervisor) Serve(ctx context.Context, ln net.Listener, idleAfter time.Duration) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	defer ln.Close()
+	if idleAfter > 0 {
+		stop := s.watchIdle(idleAfter, func() { cancel(errIdle) })
+		defer stop()
+	}
+	for {
+		conn, err := ln.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			cancel(nil)
+			return nil
+		case err != nil:
+			cancel(err)
+			return wire.Errorf(wire.Unavailable, "accept agents: %v", err)
+		}
+		s.connected(1)
+		sessions.Go(func() {
+			defer s.connected(-1)
+			session, err := mux.Accept(ctx, conn, mux.Config{Logger: s.log}, s.admit)
+			if err != nil {
+				s.log.Warn("accept agent", "error", err.Error())
+				return
+			}
+			select {
+			case <-session.Done():
+			case <-ctx.Done():
+			}
+			session.Close()
+		})
+	}
+}
+
+// connected counts connections.
+func (s *Supervisor) connected(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sessions += n
+	s.busyLocked()
+}
+
+// watchIdle calls expired once nothing has gone on for d; nothing is started
+// from then on.
+func (s *Supervisor) watchIdle(d time.Duration, expired func()) (stop func()) {
+	var timer *time.Timer // guarded by s.mu, like all that follows
+	gone := false
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.idle = func(idle bool) {
+		if timer != nil {
+			timer.Stop()
+			timer = nil
+		}
+		if !idle || gone {
+			return
+		}
+		var t *time.Timer
+		t = time.AfterFunc(d, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if timer == t { // not stopped in the meantime
+				s.leaving, gone = true, true
+				expired()
+			}
+		})
+		timer = t
+	}
+	s.busyLocked()
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.idle(false)
+		s.idle = nil
+	}
+}

@@ -1,0 +1,107 @@
+package supervisor
+
+import (
+	"context"
+	"sync"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// watcher is one Watch: which attempts it has to be told about. What an event
+// says is looked up when it is delivered, so a slow watcher gets fewer, never
+// stale or missing ones.
+type watcher struct {
+	wake chan struct{} // one token; sent by mark and close
+
+	mu     sync.Mutex
+	dirty  map[*attempt]struct{}
+	closed bool
+}
+
+func (w *watcher) mark(a *attempt) {
+	w.mu.Lock()
+	w.dirty[a] = struct{}{}
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *watcher) close() {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *watcher) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take is what is to be told now.
+func (w *watcher) take() (dirty map[*attempt]struct{}, closed bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	dirty, w.dirty = w.dirty, map[*attempt]struct{}{}
+	return dirty, w.closed
+}
+
+// changed tells all watchers about an attempt.
+func (s *Supervisor) changed(a *attempt) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for w := range s.watchers {
+		w.mark(a)
+	}
+}
+
+// Watch calls f with an Event for each held attempt at once and then for each change, until
+// ctx ends (its cause is returned) or the supervisor is closed (Unavailable).
+func (s *Supervisor) Watch(ctx context.Context, f func(Event)) error {
+	w := &watcher{wake: make(chan struct{}, 1), dirty: map[*attempt]struct{}{}}
+	s.mu.Lock()
+	for _, a := range s.attempts {
+		w.dirty[a] = struct{}{}
+	}
+	w.closed = s.closed && s.running == 0
+	s.watchers[w] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.watchers, w)
+		s.mu.Unlock()
+	}()
+	for {
+		dirty, closed := w.take()
+		for a := range dirty {
+			if e, held := s.event(a); held {
+				f(e)
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+		if closed {
+			return wire.Errorf(wire.Unavailable, "the supervisor has ended")
+		}
+		select {
+		case <-w.wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// event is an attempt as it is now; held is false for one that was forgotten.
+func (s *Supervisor) event(a *attempt) (e Event, held bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e = Event{JobRef: a.spec.JobRef, Ended: a.end != nil}
+	if a.end != nil {
+		e.LogBytes = a.end.LogBytes
+	} else {
+		e.LogBytes = a.written.Load()
+	}
+	return e, s.attempts[a.spec.JobRef] == a
+}
