@@ -1,0 +1,227 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/waypointd/waypoint/cmd/internal/argv"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// globals are the flags of every command. A flag's environment twin is in the
+// tag "from"; the flag wins.
+type globals struct {
+	ServerAddr string `placeholder:"ADDR" help:"The server: unix:///path, tcp://host:port or host[:port] ($$WAYPOINT_SERVER_ADDR). Without one, the system socket if it exists, else local mode."`
+	NoServer   bool   `help:"Local mode: a server and a runner in this process, state in $$XDG_STATE_HOME/waypoint."`
+	Project    string `short:"p" placeholder:"NAME" help:"The project."`
+	App        string `short:"a" placeholder:"NAME" help:"The app."`
+	Workspace  string `short:"w" placeholder:"NAME" from:"WAYPOINT_WORKSPACE" help:"The workspace (default \"default\")."`
+	JSON       bool   `name:"json" help:"Answer with one JSON document."`
+	Plain      bool   `from:"WAYPOINT_PLAIN" help:"No colour, nothing that moves; also with $$NO_COLOR."`
+	Verbose    int    `short:"v" type:"counter" help:"Say more on stderr; twice for everything ($$WAYPOINT_LOG_LEVEL)."`
+}
+
+// workspace is the one that work is done in.
+func (g *globals) workspace() string {
+	if g.Workspace == "" {
+		return "default"
+	}
+	return g.Workspace
+}
+
+// branch is a first word with all that can follow it.
+type branch struct {
+	name, help string
+	node       any // what the parser fills
+}
+
+// branches are every command there is.
+func branches() []branch {
+	return []branch{
+		{"server", "The server.", new(struct {
+			Run    serverRun    `cmd:"" help:"Run the server."`
+			Status serverStatus `cmd:"" help:"What the server is and what it has to do."`
+		})},
+		{"runner", "The runners.", new(struct {
+			Agent      runnerAgent      `cmd:"" help:"Run the runner."`
+			List       runnerList       `cmd:"" help:"The runners, in the order of their ids."`
+			Inspect    runnerInspect    `cmd:"" help:"Everything known of a runner."`
+			Adopt      runnerAdopt      `cmd:"" help:"Admit runners: jobs are given to them from then on."`
+			Supervisor runnerSupervisor `cmd:"" hidden:"" help:"The parent of a runner's jobs; started by the runner."`
+		})},
+		{"run", "Run one command as a job: waypoint run [flags] -- CMD [ARG...]", new(runCommand)},
+		{"build", "Build the artifact of an app.", new(build)},
+		{"deploy", "Deploy an artifact of an app.", new(deploy)},
+		{"release", "Release a deployment of an app, or list the releases.", new(struct {
+			Release release     `cmd:"" default:"withargs" hidden:"" help:"Release a deployment of an app. (waypoint release list: the releases.)"`
+			List    releaseList `cmd:"" help:"The releases, newest first."`
+		})},
+		{"up", "Build, deploy and release.", new(up)},
+		{"init", "Write waypoint.toml, or check the one that is there.", new(initProject)},
+		{"status", "What is built, deployed and released.", new(projectStatus)},
+		{"artifact", "What builds made.", new(struct {
+			List artifactList `cmd:"" help:"The artifacts, newest first."`
+		})},
+		{"deployment", "What is deployed.", new(struct {
+			List deploymentList `cmd:"" help:"The deployments, newest first."`
+		})},
+		{"job", "The jobs.", new(struct {
+			List    jobList    `cmd:"" help:"The jobs, newest first."`
+			Inspect jobInspect `cmd:"" help:"Everything known of a job."`
+			Why     jobWhy     `cmd:"" help:"Why a job is where it is, in one sentence."`
+			Stream  jobStream  `cmd:"" aliases:"get-stream,attach" help:"A job's output from the start, then live to the end."`
+			Cancel  jobCancel  `cmd:"" help:"End a job: gracefully, then by force after the grace period."`
+			Wait    jobWait    `cmd:"" help:"Wait for the end of jobs; exit code of the first that failed."`
+			Retry   jobRetry   `cmd:"" help:"Queue the same again as a new job, and print its id."`
+		})},
+		{"version", "The version of this program.", new(version)},
+	}
+}
+
+const description = `Waypoint runs jobs on Linux hosts.
+
+Exit codes: 0 done, 1 the operation failed, 2 wrong usage, 3 not found, 4 denied,
+5 no server reached, 6 conflict with the present state, 7 timed out, 130 interrupted or detached.
+run, job stream and job wait exit with the command's own code (128+N for signal N), 124 when it timed out,
+126 not executable, 127 not found, 125 when the job ended in another way.`
+
+// helpShown unwinds the parser after --help.
+type helpShown struct{}
+
+// execute parses the words and runs the command they name.
+func (a *app) execute(args []string) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(helpShown); !ok {
+				panic(r)
+			}
+			err = nil
+		}
+	}()
+	parser, err := a.parser(args)
+	if err != nil {
+		return err
+	}
+	args = flagNames(parser.Model).Rewrite(args)
+	_, a.words, _ = argv.Split(args)
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		return usageError(err)
+	}
+	if a.Workspace != "" && !validName(a.Workspace) {
+		return wire.Errorf(wire.BadUsage, "parse arguments: %q is no name of a workspace", a.Workspace).
+			WithHint("use letters, digits, '.', '_' and '-'")
+	}
+	return parsed.Run(a)
+}
+
+// parser makes the parser for args. Where their first word says which command
+// it is, only that branch is made: all of them take longer than most commands
+// do.
+func (a *app) parser(args []string) (*kong.Kong, error) {
+	options := []kong.Option{
+		kong.Name("waypoint"),
+		kong.Description(description),
+		kong.Writers(a.stdout, a.stderr),
+		kong.Exit(func(int) { panic(helpShown{}) }),
+		kong.Help(a.printHelp),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
+		kong.ValueFormatter(func(v *kong.Value) string {
+			help := kong.DefaultHelpValueFormatter(v)
+			if v.Tag != nil && v.Tag.Has("from") {
+				help = strings.TrimSuffix(help, ".") + " ($" + v.Tag.Get("from") + ")."
+			}
+			return help
+		}),
+		kong.Resolvers(kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, f *kong.Flag) (any, error) {
+			if v := a.env.get(f.Tag.Get("from")); f.Tag.Has("from") && v != "" {
+				return v, nil
+			}
+			return nil, nil
+		})),
+	}
+	all := branches()
+	if i := slices.IndexFunc(all, func(b branch) bool { return len(args) > 0 && b.name == args[0] }); i >= 0 {
+		all = all[i : i+1]
+	}
+	for _, b := range all {
+		options = append(options, kong.DynamicCommand(b.name, b.help, "", b.node))
+	}
+	return kong.New(a.globals, options...)
+}
+
+// printHelp prints the help of the command at hand. `waypoint release` is a
+// command and has one below it, which the parser knows as a group whose
+// hidden default is called as the group is; people see one name.
+func (a *app) printHelp(options kong.HelpOptions, ctx *kong.Context) error {
+	if n := ctx.Selected(); n != nil && n.Path() == "release" {
+		inner, err := kong.Trace(ctx.Kong, []string{"release", "release"})
+		if err != nil {
+			return err
+		}
+		ctx = inner
+	}
+	var text strings.Builder
+	out := ctx.Stdout
+	ctx.Stdout = &text
+	err := kong.DefaultHelpPrinter(options, ctx)
+	ctx.Stdout = out
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(out, strings.ReplaceAll(text.String(), "release release", "release"))
+	return err
+}
+
+// usageError makes one of ours of what the parser found.
+func usageError(err error) error {
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		return e
+	}
+	e := wire.Errorf(wire.BadUsage, "parse arguments: %v", err)
+	command := "waypoint"
+	if pe, ok := errors.AsType[*kong.ParseError](err); ok && pe.Context != nil {
+		if path := pe.Context.Command(); path != "" {
+			command = "waypoint " + strings.Join(commandWords(path), " ")
+		}
+	}
+	return e.WithHint("%s --help", command)
+}
+
+// commandWords are the words of a command's path without its arguments.
+func commandWords(path string) []string {
+	var words []string
+	for w := range strings.FieldsSeq(path) {
+		if strings.ContainsAny(w[:1], "<[(") {
+			break
+		}
+		words = append(words, w)
+	}
+	return slices.Compact(words) // "release release" is one word to people
+}
+
+// flagNames are all names of flags in the grammar.
+func flagNames(m *kong.Application) argv.Flags {
+	f := argv.Flags{Long: map[string]bool{}, Short: map[string]string{}}
+	var visit func(n *kong.Node)
+	visit = func(n *kong.Node) {
+		for _, flag := range n.Flags {
+			f.Long[flag.Name] = true
+			if flag.Tag.Negatable != "" {
+				f.Long["no-"+flag.Name] = true
+			}
+			if flag.Short != 0 {
+				f.Short[string(flag.Short)] = flag.Name
+			}
+		}
+		for _, child := range n.Children {
+			visit(child)
+		}
+	}
+	visit(m.Node)
+	return f
+}

@@ -1,0 +1,419 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/waypointd/waypoint/runner/executor"
+)
+
+// bound is how long a script waits for anything. It is long because the
+// machine may be busy, and costs nothing where things work.
+const bound = 30 * time.Second
+
+// between is how often a condition is looked at.
+const between = 20 * time.Millisecond
+
+func TestMain(m *testing.M) {
+	if hiddenEntry(os.Args) {
+		main()
+		return
+	}
+	testscript.Main(m, map[string]func(){"waypoint": main})
+}
+
+// hiddenEntry reports that this process was started by the program itself,
+// under whatever name.
+func hiddenEntry(args []string) bool {
+	return args[0] == executor.ShimArg || len(args) > 2 && args[1] == "runner" && args[2] == "supervisor"
+}
+
+// TestScript runs each script of testdata/script, one behaviour a file.
+func TestScript(t *testing.T) {
+	testscript.Run(t, params(t, filepath.Join("testdata", "script")))
+}
+
+// prologues set up what a body of testdata/modes runs in.
+var prologues = map[string]string{
+	"local":     "",
+	"inprocess": "server s\n",
+	"remote":    "server s\nagent r1\nadopted r1\n",
+}
+
+// TestModes runs each script of testdata/modes three times, with the same
+// transcript: in local mode, in this process for a server, and remotely.
+func TestModes(t *testing.T) {
+	bodies, err := filepath.Glob(filepath.Join("testdata", "modes", "*.txtar"))
+	if err != nil || len(bodies) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	dir := t.TempDir()
+	for _, body := range bodies {
+		text, err := os.ReadFile(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for mode, prologue := range prologues {
+			name := filepath.Join(dir, mode+"-"+filepath.Base(body))
+			script := "env MODE=" + mode + "\n" + prologue + string(text)
+			if err := os.WriteFile(name, []byte(script), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	testscript.Run(t, params(t, dir))
+}
+
+func params(t *testing.T, dir string) testscript.Params {
+	if systemSocketExists() {
+		t.Skip("a packaged server runs on this machine")
+	}
+	return testscript.Params{
+		Dir:                 dir,
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			b := &background{}
+			env.Values["background"] = b
+			env.Defer(func() { b.end(env.WorkDir) })
+			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, ".state"))
+			env.Setenv("WAYPOINT_PLAIN", "1")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"server":  startServer,
+			"agent":   startAgent,
+			"adopted": adopt,
+			"start":   start,
+			"stop":    stop,
+			"signal":  signalTo,
+			"ended":   ended,
+			"until":   until,
+			"exits":   exits,
+			"json":    isJSON,
+			"keep":    keep,
+			"stale":   stale,
+		},
+	}
+}
+
+// background are the processes of one script, by name.
+type background struct {
+	mu    sync.Mutex
+	procs map[string]*process
+}
+
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when it has ended
+	err  error         // of Wait; read after done
+}
+
+func of(ts *testscript.TestScript) *background { return ts.Value("background").(*background) }
+
+// spawn starts a program of the script in the background; its output goes to
+// NAME.out and NAME.err in the script's directory.
+func (b *background) spawn(ts *testscript.TestScript, name string, args ...string) *process {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if p := b.procs[name]; p != nil {
+		select {
+		case <-p.done:
+		default:
+			ts.Fatalf("%s runs already", name)
+		}
+	}
+	p := &process{cmd: program(ts, args), done: make(chan struct{})}
+	var files [2]*os.File
+	for i, ext := range []string{".out", ".err"} {
+		f, err := os.OpenFile(ts.MkAbs(name+ext), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		ts.Check(err)
+		files[i] = f
+	}
+	p.cmd.Stdout, p.cmd.Stderr = files[0], files[1]
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	ts.Check(p.cmd.Start())
+	files[0].Close()
+	files[1].Close()
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	if b.procs == nil {
+		b.procs = map[string]*process{}
+	}
+	b.procs[name] = p
+	return p
+}
+
+// program is a command in the script's directory and environment.
+func program(ts *testscript.TestScript, args []string) *exec.Cmd {
+	path := args[0]
+	for dir := range strings.SplitSeq(ts.Getenv("PATH"), ":") {
+		if candidate := filepath.Join(dir, args[0]); isProgram(candidate) {
+			path = candidate
+			break
+		}
+	}
+	cmd := exec.Command(path, args[1:]...)
+	cmd.Args[0] = args[0]
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_STATE_HOME", "WAYPOINT_SERVER_ADDR", "WAYPOINT_PLAIN", "GOCOVERDIR"} {
+		if v := ts.Getenv(name); v != "" {
+			cmd.Env = append(cmd.Env, name+"="+v)
+		}
+	}
+	return cmd
+}
+
+// says is what a command says on stdout, and whether it succeeded. Unlike the
+// script's own commands it leaves no trace in the script's log: it is asked
+// again and again.
+func says(ts *testscript.TestScript, args ...string) (string, bool) {
+	out, err := program(ts, args).Output()
+	return string(out), err == nil
+}
+
+func isProgram(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0
+}
+
+// end kills what the script left running, and the detached supervisors of its
+// agents, which are found by the script's own directory.
+func (b *background) end(workdir string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.procs {
+		p.cmd.Process.Kill()
+		<-p.done
+	}
+	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range cmdlines {
+		line, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(line, []byte("\x00supervisor\x00")) || !bytes.Contains(line, []byte(workdir+"/")) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+func (b *background) get(ts *testscript.TestScript, name string) *process {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.procs[name]
+	if p == nil {
+		ts.Fatalf("%s was never started", name)
+	}
+	return p
+}
+
+// server NAME [ARG...]: starts a server on the socket $WORK/NAME.sock with
+// the state directory $WORK/NAME, waits until it answers, and makes it the
+// script's server.
+func startServer(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "server NAME [ARG...]")
+	name := args[0]
+	addr := "unix://" + ts.MkAbs(name+".sock")
+	ts.Setenv("WAYPOINT_SERVER_ADDR", "")
+	words := append([]string{"waypoint", "server", "run", "--state-dir", ts.MkAbs(name), "--listen", addr}, args[1:]...)
+	p := of(ts).spawn(ts, name, words...)
+	ts.Setenv("WAYPOINT_SERVER_ADDR", addr)
+	wait(ts, "the server to answer", func() bool {
+		select {
+		case <-p.done:
+			ts.Fatalf("server ended: %v\n%s", p.err, ts.ReadFile(name+".err"))
+		default:
+		}
+		_, ok := says(ts, "waypoint", "server", "status")
+		return ok
+	})
+}
+
+// agent NAME [ARG...]: starts a runner with the id NAME and the state
+// directory $WORK/NAME.
+func startAgent(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "agent NAME [ARG...]")
+	name := args[0]
+	words := append([]string{"waypoint", "runner", "agent", "--id", name, "--state-dir", ts.MkAbs(name)}, args[1:]...)
+	of(ts).spawn(ts, name, words...)
+}
+
+// adopted NAME: adopts a runner as soon as the server knows it, and waits
+// until it is there to take jobs.
+func adopt(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "adopted NAME")
+	wait(ts, "runner "+args[0]+" to be known", func() bool {
+		_, ok := says(ts, "waypoint", "runner", "adopt", args[0])
+		return ok
+	})
+	wait(ts, "runner "+args[0]+" to be online", func() bool {
+		out, ok := says(ts, "waypoint", "runner", "list", "--state", "adopted")
+		return ok && regexp.MustCompile(`(?m)^`+args[0]+` .* yes `).MatchString(out)
+	})
+}
+
+// start NAME PROGRAM [ARG...]: starts any program in the background.
+func start(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 2, "start NAME PROGRAM [ARG...]")
+	of(ts).spawn(ts, args[0], args[1:]...)
+}
+
+// stop NAME [CODE]: SIGTERM, and waits for the end with that exit code.
+func stop(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "stop NAME [CODE]")
+	signalTo(ts, false, []string{args[0], "TERM"})
+	ended(ts, false, args)
+}
+
+// signal NAME SIGNAL: sends INT, TERM, KILL, STOP or CONT.
+func signalTo(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 2, "signal NAME SIGNAL")
+	sig := map[string]syscall.Signal{
+		"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT,
+	}[args[1]]
+	if sig == 0 {
+		ts.Fatalf("unknown signal %s", args[1])
+	}
+	ts.Check(of(ts).get(ts, args[0]).cmd.Process.Signal(sig))
+}
+
+// ended NAME [CODE]: waits for the end of a program, with that exit code.
+func ended(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "ended NAME [CODE]")
+	p := of(ts).get(ts, args[0])
+	select {
+	case <-p.done:
+	case <-time.After(bound):
+		ts.Fatalf("%s has not ended within %v\nstdout: %s\nstderr: %s", args[0], bound, ts.ReadFile(args[0]+".out"), ts.ReadFile(args[0]+".err"))
+	}
+	want := "0"
+	if len(args) > 1 {
+		want = args[1]
+	}
+	if got := strconv.Itoa(p.cmd.ProcessState.ExitCode()); got != want {
+		ts.Fatalf("%s: exit code %s, want %s\nstdout: %s\nstderr: %s", args[0], got, want, ts.ReadFile(args[0]+".out"), ts.ReadFile(args[0]+".err"))
+	}
+}
+
+// until [!] REGEXP FILE: waits until a file (does not) match.
+// until [!] REGEXP waypoint ARG...: waits until a command that succeeds says so (not).
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: until REGEXP FILE | until REGEXP waypoint ARG...")
+	}
+	want := regexp.MustCompile("(?m)" + args[0])
+	what := "output of " + strings.Join(args[1:], " ") + " to match " + args[0]
+	wait(ts, what, func() bool {
+		if len(args) > 2 {
+			out, ok := says(ts, args[1:]...)
+			return ok && want.MatchString(out) != neg
+		}
+		text, err := os.ReadFile(ts.MkAbs(args[1]))
+		return err == nil && want.Match(text) != neg
+	})
+}
+
+// exits CODE PROGRAM [ARG...]: runs a program that ends with that exit code;
+// stdout and stderr see what it said.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 2, "exits CODE PROGRAM [ARG...]")
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if ee, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = ee.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("run %s: %v", args[1], err)
+	}
+	if strconv.Itoa(got) != args[0] {
+		ts.Fatalf("exit code %d, want %s", got, args[0])
+	}
+}
+
+// json FILE TYPE [KEY...]: FILE ("stdout") holds exactly one JSON document,
+// an object or an array (or lines, each an object); every object has the keys.
+func isJSON(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 2, "json FILE object|array|lines [KEY...]")
+	d := json.NewDecoder(strings.NewReader(ts.ReadFile(args[0])))
+	var objects []any
+	for n := 0; ; n++ {
+		var v any
+		if err := d.Decode(&v); err == io.EOF && (n == 1 || args[1] == "lines") {
+			break
+		} else if err != nil {
+			ts.Fatalf("document %d of %s: %v", n, args[0], err)
+		}
+		list, isArray := v.([]any)
+		switch {
+		case isArray != (args[1] == "array"):
+			ts.Fatalf("%s holds a %T, want %s", args[0], v, args[1])
+		case isArray:
+			objects = append(objects, list...)
+		default:
+			objects = append(objects, v)
+		}
+	}
+	for _, o := range objects {
+		for _, key := range args[2:] {
+			if m, ok := o.(map[string]any); !ok || m[key] == nil {
+				ts.Fatalf("no key %q in %v", key, o)
+			}
+		}
+	}
+}
+
+// keep VAR [REGEXP]: what the last command said on stdout, or the first group
+// of the expression in it, becomes a variable.
+func keep(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "keep VAR [REGEXP]")
+	text := strings.TrimSpace(ts.ReadFile("stdout"))
+	if len(args) > 1 {
+		m := regexp.MustCompile("(?m)" + args[1]).FindStringSubmatch(text)
+		if len(m) < 2 {
+			ts.Fatalf("%q does not match %s", text, args[1])
+		}
+		text = m[1]
+	}
+	if text == "" {
+		ts.Fatalf("nothing was said on stdout")
+	}
+	ts.Setenv(args[0], text)
+}
+
+// stale SOCKET: leaves the file of a Unix socket behind which nobody accepts.
+func stale(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "stale SOCKET")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	ts.Check(err)
+	ts.Check(syscall.Bind(fd, &syscall.SockaddrUnix{Name: ts.MkAbs(args[0])}))
+	ts.Check(syscall.Close(fd))
+}
+
+func need(ts *testscript.TestScript, neg bool, args []string, n int, usage string) {
+	if neg || len(args) < n {
+		ts.Fatalf("usage: %s", usage)
+	}
+}
+
+func wait(ts *testscript.TestScript, what string, cond func() bool) {
+	for deadline := time.Now().Add(bound); !cond(); time.Sleep(between) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("waited %v for %s", bound, what)
+		}
+	}
+}

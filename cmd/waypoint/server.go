@@ -1,0 +1,39 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/waypointd/waypoint/cmd/internal/output"
+)
+
+// serverStatus is `waypoint server status`.
+type serverStatus struct{}
+
+func (serverStatus) Run(a *app) error {
+	return a.withServer(func(ctx context.Context, conn *connection) error {
+		s, err := conn.ServerStatus(ctx)
+		if err != nil {
+			return fmt.Errorf("ask for status: %w", err)
+		}
+		return a.print(s, func(w io.Writer) error {
+			f := new(output.Fields)
+			f.Add("ID", s.ID)
+			f.Add("Version", s.Version)
+			f.Add("Up for", (time.Duration(s.UptimeSeconds) * time.Second).String())
+			f.Add("Store", s.Store)
+			f.Add("State directory", s.StateDir)
+			f.Add("Listening on", strings.Join(s.Listeners, ", "))
+			f.Add("Runners", output.Counts(s.Runners))
+			f.Add("Runners online", strconv.Itoa(s.RunnersOnline))
+			f.Add("Jobs", output.Counts(s.Jobs))
+			f.Add("Queue depth", strconv.Itoa(s.QueueDepth))
+			f.Add("Protocol", fmt.Sprintf("%d to %d", s.ProtocolMin, s.ProtocolMax))
+			return f.Write(w)
+		})
+	})
+}
