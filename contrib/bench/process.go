@@ -254,13 +254,25 @@ func (b *bench) stopAgents() error {
 			errs = append(errs, a.stop())
 		}
 		if pid := supervisorOf(b.path(a.id)); pid != 0 {
-			if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
-				errs = append(errs, fmt.Errorf("stop supervisor of %s: %w", a.id, err))
-			}
+			errs = append(errs, stopSupervisor(pid, b.path(a.id)))
 		}
 	}
 	b.wide, b.plain = nil, nil
 	return errors.Join(errs...)
+}
+
+// stopSupervisor ends a process that is no child of this one.
+func stopSupervisor(pid int, stateDir string) error {
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		return fmt.Errorf("stop supervisor: %w", err)
+	}
+	for end := time.Now().Add(stopWait); supervisorOf(stateDir) == pid; time.Sleep(10 * look) {
+		if time.Now().After(end) {
+			syscall.Kill(pid, syscall.SIGKILL)
+			return fmt.Errorf("stop supervisor: it goes on %s after SIGTERM", stopWait)
+		}
+	}
+	return nil
 }
 
 // lastWords are the ends of the logs of the processes.
