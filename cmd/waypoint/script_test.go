@@ -94,18 +94,21 @@ func params(t *testing.T, dir string) testscript.Params {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"server":  startServer,
-			"agent":   startAgent,
-			"adopted": adopt,
-			"start":   start,
-			"stop":    stop,
-			"signal":  signalTo,
-			"ended":   ended,
-			"until":   until,
-			"exits":   exits,
-			"json":    isJSON,
-			"keep":    keep,
-			"stale":   stale,
+			"server":   startServer,
+			"agent":    startAgent,
+			"adopted":  adopt,
+			"start":    start,
+			"stop":     stop,
+			"signal":   signalTo,
+			"ended":    ended,
+			"until":    until,
+			"exits":    exits,
+			"json":     isJSON,
+			"keep":     keep,
+			"stale":    stale,
+			"terminal": terminal,
+			"type":     typeText,
+			"notify":   notifySocket,
 		},
 	}
 }
@@ -117,9 +120,10 @@ type background struct {
 }
 
 type process struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // of Wait; read after done
+	cmd      *exec.Cmd
+	done     chan struct{} // closed when it has ended
+	err      error         // of Wait; read after done
+	terminal *os.File      // a person's end of its terminal, nil without
 }
 
 func of(ts *testscript.TestScript) *background { return ts.Value("background").(*background) }
@@ -127,15 +131,6 @@ func of(ts *testscript.TestScript) *background { return ts.Value("background").(
 // spawn starts a program of the script in the background; its output goes to
 // NAME.out and NAME.err in the script's directory.
 func (b *background) spawn(ts *testscript.TestScript, name string, args ...string) *process {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if p := b.procs[name]; p != nil {
-		select {
-		case <-p.done:
-		default:
-			ts.Fatalf("%s runs already", name)
-		}
-	}
 	p := &process{cmd: program(ts, args), done: make(chan struct{})}
 	var files [2]*os.File
 	for i, ext := range []string{".out", ".err"} {
@@ -152,11 +147,25 @@ func (b *background) spawn(ts *testscript.TestScript, name string, args ...strin
 		p.err = p.cmd.Wait()
 		close(p.done)
 	}()
+	b.add(ts, name, p)
+	return p
+}
+
+func (b *background) add(ts *testscript.TestScript, name string, p *process) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if old := b.procs[name]; old != nil {
+		select {
+		case <-old.done:
+		default:
+			p.cmd.Process.Kill()
+			ts.Fatalf("%s runs already", name)
+		}
+	}
 	if b.procs == nil {
 		b.procs = map[string]*process{}
 	}
 	b.procs[name] = p
-	return p
 }
 
 // program is a command in the script's directory and environment.
@@ -171,7 +180,7 @@ func program(ts *testscript.TestScript, args []string) *exec.Cmd {
 	cmd := exec.Command(path, args[1:]...)
 	cmd.Args[0] = args[0]
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_STATE_HOME", "WAYPOINT_SERVER_ADDR", "WAYPOINT_PLAIN", "GOCOVERDIR"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_STATE_HOME", "WAYPOINT_SERVER_ADDR", "WAYPOINT_PLAIN", "NOTIFY_SOCKET", "GOCOVERDIR"} {
 		if v := ts.Getenv(name); v != "" {
 			cmd.Env = append(cmd.Env, name+"="+v)
 		}
