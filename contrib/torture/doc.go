@@ -1,0 +1,37 @@
+// Package torture proves, over the real binary as processes, what the first
+// release promises. It has tests only; they know nothing of the program but
+// its command line, its protocol (mux/wire, mux/client) and what the kernel
+// tells of processes.
+//
+// # The model
+//
+// A job is a shell script that leaves three traces: a line "tag attempt pid"
+// in a file when it starts, numbered lines on its output, and a line like the
+// first when it ends by itself. From these and from what the server says:
+//
+//   - A job whose Submit returned ends, with the exit code or the signal of
+//     its script.
+//   - A pair of job and attempt starts once. A job starts a second time only
+//     as a higher attempt, and the last one is the attempt on record.
+//   - Whatever started ended by itself, by the same process: nobody else's
+//     death touched it.
+//   - Its output is its numbered lines: none lost, none twice, offsets without
+//     a gap; for one who asks afterwards and for one who followed all the way
+//     through the deaths of the server.
+//   - Afterwards there is no process and no cgroup left.
+//
+// # Knobs
+//
+//	TORTURE_ROUNDS    rounds of kills, default 6
+//	TORTURE_DURATION  kill for so long instead ("10m")
+//	TORTURE_SEED      of what is random; printed by each run
+//	TORTURE_JOBS      jobs of TestEachJobOnce, default 10000, 1000 with -short
+//	TORTURE_LOG_MB    of TestBigLog, default 200, 20 with -short
+//	TORTURE_RACE      1: the binary is built with the race detector
+//	TORTURE_BINARY    use this binary instead of building one
+//	TORTURE_KEEP      1: leave the directories with state and logs behind
+//
+// Everything lives in one directory /tmp/wt-*. Every process whose program,
+// command line or environment names it is killed at the end: by the test, or by a
+// reaper that notices when the test process itself has died.
+package torture

@@ -1,0 +1,142 @@
+package torture
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// script is a job as the model knows it: what it will do is known beforehand.
+type script struct {
+	tag    string
+	lines  int           // on stdout: "<tag> <n>", n from 1
+	errs   int           // on stderr: "<tag> e<n>"
+	pause  time.Duration // after each line
+	exit   int
+	signal string // "KILL": it ends itself by this signal instead
+}
+
+// traces are the files in which scripts leave their starts and ends.
+type traces struct{ starts, ends string }
+
+func tracesIn(dir string) traces {
+	return traces{starts: filepath.Join(dir, "starts"), ends: filepath.Join(dir, "ends")}
+}
+
+// randomScript draws a job: most are short, some print much, some take a while.
+func randomScript(r *rand.Rand, tag string) script {
+	s := script{tag: tag}
+	switch r.IntN(10) {
+	case 0, 1, 2, 3:
+		s.lines, s.errs = r.IntN(40), r.IntN(5)
+	case 4, 5:
+		s.lines = 2000 + r.IntN(20000)
+	case 6, 7:
+		s.lines, s.errs, s.pause = 10+r.IntN(15), r.IntN(10), 40*time.Millisecond
+	default:
+		s.lines, s.pause = 20+r.IntN(20), 50*time.Millisecond
+	}
+	switch r.IntN(8) {
+	case 0:
+		s.exit = 1
+	case 1:
+		s.exit = 2 + r.IntN(120)
+	case 2:
+		s.signal = []string{"KILL", "TERM", "SEGV"}[r.IntN(3)]
+	}
+	return s
+}
+
+// long reports whether it lives long enough to see somebody die.
+func (s script) long() bool { return time.Duration(s.lines+s.errs)*s.pause > 500*time.Millisecond }
+
+// spec is the job for the server.
+func (s script) spec(tr traces) wire.JobSpec {
+	var b strings.Builder
+	fmt.Fprintf(&b, "echo \"%s $WAYPOINT_ATTEMPT $$\" >>%s\n", s.tag, tr.starts)
+	loop := func(n int, format, to string) {
+		switch {
+		case n == 0:
+		case s.pause == 0:
+			fmt.Fprintf(&b, "seq -f '%s' 1 %d%s\n", fmt.Sprintf(format, s.tag, "%.0f"), n, to)
+		default:
+			fmt.Fprintf(&b, "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo \"%s\"%s; sleep %.3f; done\n",
+				n, fmt.Sprintf(format, s.tag, "$i"), to, s.pause.Seconds())
+		}
+	}
+	loop(s.errs, "%s e%s", " >&2")
+	loop(s.lines, "%s %s", "")
+	fmt.Fprintf(&b, "echo \"%s $WAYPOINT_ATTEMPT $$\" >>%s\n", s.tag, tr.ends)
+	if s.signal != "" {
+		fmt.Fprintf(&b, "kill -%s $$\n", s.signal)
+	}
+	fmt.Fprintf(&b, "exit %d\n", s.exit)
+	return wire.JobSpec{
+		Operation: wire.OpRun, Command: []string{"sh", "-c", b.String()},
+		Target: wire.Target{Any: true},
+	}
+}
+
+// stdout and stderr are its output.
+func (s script) stdout() []byte { return numbered(s.tag+" %d\n", s.lines) }
+func (s script) stderr() []byte { return numbered(s.tag+" e%d\n", s.errs) }
+
+func numbered(format string, n int) []byte {
+	var b bytes.Buffer
+	for i := 1; i <= n; i++ {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.Bytes()
+}
+
+// code is the exit code of commands that stand for the job.
+func (s script) code() int {
+	return map[string]int{"": s.exit, "KILL": 128 + 9, "TERM": 128 + 15, "SEGV": 128 + 11}[s.signal]
+}
+
+// checkEnd compares a job on record with its script.
+func (s script) checkEnd(j wire.Job) error {
+	want := wire.Job{State: wire.Success}
+	if s.exit != 0 || s.signal != "" {
+		want.State, want.Reason = wire.Failed, wire.ReasonFailed
+	}
+	if s.signal != "" {
+		want.Signal = "SIG" + s.signal
+	}
+	if j.State != want.State || j.Reason != want.Reason || j.Signal != want.Signal {
+		return fmt.Errorf("ended as %s %q signal %q (%s), want %s %q signal %q",
+			j.State, j.Reason, j.Signal, j.Error, want.State, want.Reason, want.Signal)
+	}
+	if s.signal == "" && (j.ExitCode == nil || *j.ExitCode != s.exit) {
+		return fmt.Errorf("exit code is %v, want %d", show(j.ExitCode), s.exit)
+	}
+	if n := int64(len(s.stdout()) + len(s.stderr())); j.LogBytes != n {
+		return fmt.Errorf("log has %d bytes, want %d", j.LogBytes, n)
+	}
+	return nil
+}
+
+func show(n *int) string {
+	if n == nil {
+		return "missing"
+	}
+	return fmt.Sprint(*n)
+}
+
+// difference says where got leaves the way.
+func difference(got, want []byte) error {
+	if bytes.Equal(got, want) {
+		return nil
+	}
+	n := 0
+	for n < len(got) && n < len(want) && got[n] == want[n] {
+		n++
+	}
+	around := func(b []byte) []byte { return b[max(0, min(n-40, len(b))):min(n+40, len(b))] }
+	return fmt.Errorf("%d bytes, want %d; they part at byte %d: got %q, want %q", len(got), len(want), n, around(got), around(want))
+}
