@@ -462,3 +462,33 @@ func BenchmarkSeek(b *testing.B) {
 		})
 	}
 }
+
+// A reader of a short log, as most are, must not cost what one of a long log
+// does.
+func BenchmarkReadShort(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "log")
+	w, err := Create(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := w.Append(wire.Stdout, time.Now(), []byte("done\n")); err != nil {
+		b.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		r, err := Open(path, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := r.Next(); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := r.Next(); err != io.EOF {
+			b.Fatal(err)
+		}
+		r.Close()
+	}
+}

@@ -13,6 +13,9 @@ const (
 	// readAhead is how much is read at once where there is as much: several
 	// records of the largest size, or very many small ones.
 	readAhead = 4 * (headerSize + wire.MaxData)
+	// readFirst is how much is read at first, and where there is little: most
+	// logs are short, and many are followed line by line.
+	readFirst = 4 << 10
 	// seekAhead is how much is read at once while records are skipped: enough
 	// for many headers of small records, little waste on large ones.
 	seekAhead = 8 << 10
@@ -26,6 +29,7 @@ type Reader struct {
 	want   int64  // in the log, where the caller wants to start
 	buf    []byte // of the file from pos on: what has been read ahead
 	mem    []byte // what buf is a part of
+	got    int    // by the last read
 	size   int64  // of the file when it was last asked for
 }
 
@@ -127,15 +131,13 @@ func (r *Reader) fill(n, ahead int) error {
 	if len(r.buf) >= n {
 		return nil
 	}
-	if n > ahead {
-		ahead = n
-	}
+	ahead = max(n, min(ahead, max(readFirst, 4*r.got)))
 	if cap(r.mem) < ahead {
 		r.mem = make([]byte, ahead)
 	}
 	have := copy(r.mem[:cap(r.mem)], r.buf)
 	got, err := r.f.ReadAt(r.mem[have:ahead], r.pos+int64(have))
-	r.buf = r.mem[:have+got]
+	r.buf, r.got = r.mem[:have+got], got
 	if len(r.buf) >= n {
 		return nil
 	}
