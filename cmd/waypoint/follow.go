@@ -113,9 +113,7 @@ func (f *follower) stream(job wire.Job) (wire.Job, error) {
 	var once sync.Once
 	begin := func() { once.Do(func() { close(begun) }) }
 	defer begin()
-	if f.e.here == nil {
-		f.wait.Go(func() { f.complain(job.ID, begun) })
-	}
+	f.wait.Go(func() { f.complain(job.ID, begun) })
 	for item, err := range f.e.Stream(f.ctx, wire.StreamRequest{ID: job.ID, Follow: true}) {
 		switch {
 		case err != nil:

@@ -42,6 +42,11 @@ const (
 	lockLookLast  = 200 * time.Millisecond
 )
 
+// localLease is how long a local server waits for the runner of a job. The
+// runner lives in the same process and is never out of contact: a job that a
+// new server finds running was that of a command that has been killed.
+const localLease = 10 * time.Millisecond
+
 // startLocalServer opens the user's store. Commands in local mode use it one
 // after the other: a second one says for whom it waits. Only a command that a
 // local job itself has started is refused, because the job would wait for it
@@ -57,7 +62,9 @@ func (a *app) startLocalServer(log *slog.Logger) (*localServer, error) {
 	}
 	waiting := false
 	for look := lockLookFirst; ; look = min(2*look, lockLookLast) {
-		srv, err := daemon.New(a.ctx, daemon.Config{StateDir: dir, Software: software(), Logger: log})
+		srv, err := daemon.New(a.ctx, daemon.Config{
+			StateDir: dir, Software: software(), Logger: log, Lease: localLease,
+		})
 		switch {
 		case err == nil:
 			l := &localServer{srv: srv}
