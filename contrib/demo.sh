@@ -22,7 +22,9 @@ run() {
 	printf '   $ waypoint'
 	printf ' %s' "$@"
 	printf '\n'
-	timeout 420 "$waypoint" --server-addr "$socket" "$@"
+	# Behind wait, so that a signal to this script is taken at once.
+	timeout 420 "$waypoint" --server-addr "$socket" "$@" &
+	wait $!
 }
 
 # ours lists what was started by this demo: processes that name its directory
@@ -122,11 +124,10 @@ poll "the runner's adoption" 20 is_adopted
 
 step "build, deploy and release the example"
 mkdir "$dir/site"
-(
-	cd contrib/example
-	say "in contrib/example"
-	run up --no-local --timeout 5m --var dir="$dir/site" --var go="$(go env GOROOT)/bin"
-)
+cd contrib/example
+say "in contrib/example"
+run up --no-local --timeout 5m --var dir="$dir/site" --var go="$(go env GOROOT)/bin"
+cd ../..
 
 step "ask what serves"
 answer=$("$dir/site/current/bin/hello" demo)
