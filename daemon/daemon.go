@@ -27,6 +27,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -102,6 +103,7 @@ type Server struct {
 
 	fleet    *fleet
 	watchers *watchers
+	readers  atomic.Int64 // of output, being sent something; see streamBatch
 	fatal    chan error
 	alarm    chan struct{} // to clock: a deadline has come nearer
 

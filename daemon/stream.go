@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"time"
 
@@ -8,9 +9,18 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// streamBatch is how much output is read from the store at once, in bytes: it
-// bounds what one reader costs in memory, however slow it is.
-const streamBatch = 256 << 10
+// Output is read from the store in batches, which are what a reader costs in
+// memory, however slow it is.
+const (
+	streamMost  = 256 << 10 // bytes of a batch while readers are few
+	streamLeast = 16 << 10  // and however many there are
+	streamAll   = 16 << 20  // of all readers that are being sent something, as far as streamLeast allows
+)
+
+// streamBatch is the size of a batch with so many readers being sent something.
+func streamBatch(readers int64) int {
+	return int(max(streamLeast, min(streamMost, streamAll/max(readers, 1))))
+}
 
 // jobStream sends a job's output from an offset and its changes of state. It
 // reads the store only: a slow reader holds up nobody but itself.
@@ -80,10 +90,19 @@ func (f *follower) advance(ctx context.Context) (done bool, err error) {
 
 // output sends what the store has from the offset on.
 func (f *follower) output(ctx context.Context) error {
+	f.s.readers.Add(1)
+	defer f.s.readers.Add(-1)
 	for {
-		chunks, length, err := f.s.store.Log(ctx, f.req.ID, f.req.Attempt, f.req.Offset, streamBatch)
+		batch := streamBatch(f.s.readers.Load())
+		chunks, length, err := f.s.store.Log(ctx, f.req.ID, f.req.Attempt, f.req.Offset, batch)
 		if err != nil {
 			return err
+		}
+		if batch < streamMost {
+			// A chunk keeps the row that it is a part of in memory.
+			for i := range chunks {
+				chunks[i].Bytes = bytes.Clone(chunks[i].Bytes)
+			}
 		}
 		for _, c := range chunks {
 			if err := f.st.SendData(c); err != nil {
