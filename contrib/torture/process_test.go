@@ -159,10 +159,17 @@ func memory(pid int) (rss, peak int64, err error) {
 	return rss, peak, nil
 }
 
-// openFiles counts a process's descriptors.
-func openFiles(pid int) int {
-	entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	return len(entries)
+// openSockets counts the sockets that a process has open.
+func openSockets(pid int) int {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, _ := os.ReadDir(dir)
+	n := 0
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
 }
 
 // answer is what a command said and how it ended.
