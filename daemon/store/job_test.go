@@ -98,7 +98,7 @@ func (b *bench) assign(ids ...string) []Assigned {
 	var out []Assigned
 	b.now = b.now.Add(time.Millisecond)
 	update(b.t, b.Store, func(tx *Tx) (err error) {
-		out, err = tx.AssignReady(func() []queue.Runner { return slices.Clone(rs) }, b.now, 100)
+		out, err = tx.AssignReady(func() []queue.Runner { return slices.Clone(rs) }, b.now, 1000)
 		return err
 	})
 	return out

@@ -149,7 +149,10 @@ func (tx *Tx) enqueue(id string, spec wire.JobSpec, retryOf string, now time.Tim
 	if err := tx.insert(j, string(text)); err != nil {
 		return nil, err
 	}
-	for _, dep := range deps {
+	if j.State.Ended() {
+		return j, nil
+	}
+	for _, dep := range j.DependsOn { // also those that have ended: they are not pruned before j
 		if _, err := tx.exec(insertDependency, dep, id); err != nil {
 			return nil, fmt.Errorf("queue job: %w", err)
 		}
