@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,6 +53,10 @@ func (r *runCommand) Run(a *app) error {
 	spec := wire.JobSpec{Operation: wire.OpRun, Project: a.Project, App: a.App, Command: a.words, Env: env}
 	if project != nil && (a.Project == "" || a.Project == project.Name()) {
 		spec.Project = project.Name()
+		if projects := project.Env(); projects != nil {
+			maps.Copy(projects, env)
+			spec.Env = projects
+		}
 	}
 	return a.withEngine(&r.jobFlags, cwd, func(e *engine) error {
 		return r.run(e, spec, project, cwd)

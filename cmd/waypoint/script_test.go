@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -106,6 +107,7 @@ func params(t *testing.T, dir string) testscript.Params {
 			"json":     isJSON,
 			"keep":     keep,
 			"stale":    stale,
+			"silent":   silent,
 			"terminal": terminal,
 			"type":     typeText,
 			"notify":   notifySocket,
@@ -411,6 +413,27 @@ func stale(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Check(syscall.Bind(fd, &syscall.SockaddrUnix{Name: ts.MkAbs(args[0])}))
 	ts.Check(syscall.Close(fd))
+}
+
+// silent SOCKET: takes connections on a Unix socket and says nothing.
+func silent(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "silent SOCKET")
+	l, err := net.Listen("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	go func() {
+		var held []net.Conn
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				for _, c := range held {
+					c.Close()
+				}
+				return
+			}
+			held = append(held, conn)
+		}
+	}()
 }
 
 func need(ts *testscript.TestScript, neg bool, args []string, n int, usage string) {
