@@ -21,8 +21,9 @@ type document struct {
 }
 
 type fault struct {
-	line int
-	text string
+	line    int
+	text    string
+	unknown bool // a key that there is not
 }
 
 // table is one of a document's tables. Reading a key makes it known; done
@@ -42,7 +43,7 @@ func parseDocument(name string, data []byte) (*document, *table, error) {
 		if pe, ok := errors.AsType[toml.ParseError](err); ok {
 			line, text = pe.Position.Line, pe.Message
 		}
-		d.wrong = append(d.wrong, fault{line, strings.TrimPrefix(text, "toml: ")})
+		d.wrong = append(d.wrong, fault{line: line, text: strings.TrimPrefix(text, "toml: ")})
 		return nil, nil, d.first()
 	}
 	d.lines = scanPositions(string(data))
@@ -51,15 +52,25 @@ func parseDocument(name string, data []byte) (*document, *table, error) {
 
 // errorf notes a fault at a path ("" has no line of its own).
 func (d *document) errorf(path, format string, args ...any) {
-	d.wrong = append(d.wrong, fault{d.lines[path], fmt.Sprintf(format, args...)})
+	d.wrong = append(d.wrong, fault{line: d.lines[path], text: fmt.Sprintf(format, args...)})
 }
 
-// first is the fault on the earliest line; nil where there is none.
+// first is the fault to speak of, nil where there is none: the earliest unknown
+// key, because a misspelt one is also why another is missing, else the one on
+// the earliest line.
 func (d *document) first() error {
 	if len(d.wrong) == 0 {
 		return nil
 	}
-	f := slices.MinFunc(d.wrong, func(a, b fault) int { return cmp.Compare(a.line, b.line) })
+	f := slices.MinFunc(d.wrong, func(a, b fault) int {
+		if a.unknown != b.unknown {
+			if a.unknown {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.line, b.line)
+	})
 	at := d.name
 	if f.line > 0 {
 		at = fmt.Sprintf("%s:%d", d.name, f.line)
@@ -194,10 +205,11 @@ func (t *table) done() {
 		}
 		if near := nearest(k, t.known); near != "" {
 			t.errorf(k, "unknown key %q; the nearest known one is %q", k, near)
-			continue
+		} else {
+			known := slices.Sorted(slices.Values(t.known))
+			t.errorf(k, "unknown key %q; known here: %s", k, strings.Join(slices.Compact(known), ", "))
 		}
-		known := slices.Sorted(slices.Values(t.known))
-		t.errorf(k, "unknown key %q; known here: %s", k, strings.Join(slices.Compact(known), ", "))
+		t.d.wrong[len(t.d.wrong)-1].unknown = true
 	}
 }
 

@@ -127,6 +127,9 @@ func (p *Project) Apps() []string {
 // SourceType is "upload" or "none".
 func (p *Project) SourceType() string { return p.sourceType }
 
+// Env is the environment of every job of the project.
+func (p *Project) Env() map[string]string { return maps.Clone(p.env) }
+
 // Ignore are the patterns to leave out besides those of the ignore files.
 func (p *Project) Ignore() []string { return slices.Clone(p.ignore) }
 

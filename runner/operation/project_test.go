@@ -112,6 +112,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"bad project", "project = \"a b\"\n", `f.toml:1: project name "a b" has characters`},
 		{"project type", "\nproject = 3\n", "f.toml:2: project is a number, not a string"},
 		{"unknown top", "project = \"p\"\nprojct = 1\n", `f.toml:2: unknown key "projct"; the nearest known one is "project"`},
+		{"instead of a known one", app + "[app.build]\ncomand = [\"x\"]\n", `f.toml:5: unknown key "comand"; the nearest known one is "command"`},
+		{"instead of the name", "projct = \"p\"\n", `f.toml:1: unknown key "projct"; the nearest known one is "project"`},
 		{"far from all", "project = \"p\"\nzzzzzzzz = 1\n", `f.toml:2: unknown key "zzzzzzzz"; known here: app, env, project, source`},
 		{"unknown source", "project = \"p\"\n[source]\ntyp = \"none\"\n", `f.toml:3: unknown key "typ"; the nearest known one is "type"`},
 		{"git", "project = \"p\"\n[source]\ntype = \"git\"\nurl = \"x\"\n", `f.toml:3: source type "git" is not available in this version`},
