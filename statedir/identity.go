@@ -10,7 +10,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"regexp"
 	"strings"
 
 	"github.com/oklog/ulid/v2"
@@ -76,11 +75,8 @@ func (d *Dir) readIdentity() (ed25519.PrivateKey, error) {
 		WithHint("restore it from a backup, or remove it to get a new identity")
 }
 
-// validID is what an id may look like.
-var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-
 // ValidID reports whether id may name a server, a runner or a job.
-func ValidID(id string) bool { return validID.MatchString(id) }
+func ValidID(id string) bool { return wire.CheckID(id) == nil }
 
 // ID is the id kept in the directory, a ULID made at first use; with want not
 // empty, that one is kept and returned (BadUsage where it is no valid id).
