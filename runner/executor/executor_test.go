@@ -354,7 +354,7 @@ func TestTerm(t *testing.T) {
 	eachIsolation(t, func(t *testing.T, e *Executor) {
 		out := output(t)
 		tr := newTree(t, e, out)
-		if err := tr.Start(sh(`setsid sh -c 'trap "echo child; exit" TERM; sleep 1000 & echo ready; wait' & trap "wait; echo main; exit 5" TERM; echo ready; wait; wait`)); err != nil {
+		if err := tr.Start(sh(`setsid sh -c 'trap "echo child; exit" TERM; echo ready; while :; do sleep 0.05; done' & trap "wait; echo main; exit 5" TERM; echo ready; wait; wait`)); err != nil {
 			t.Fatal(err)
 		}
 		await(t, "both are ready", func() bool { return strings.Count(text(t, out), "ready") == 2 })
@@ -493,9 +493,12 @@ func TestShimKilled(t *testing.T) {
 	defer e.Close()
 	file := filepath.Join(t.TempDir(), "pids")
 	tr := newTree(t, e, output(t))
-	c := sh(`sleep 1000 & echo $! >> $F; echo $$ >> $F; kill -TERM $PPID; kill -KILL $PPID; wait`)
+	c := sh(`sleep 1000 & echo $! >> $F; echo $$ >> $F; while [ ! -e $F.go ]; do sleep 0.01; done; kill -TERM $PPID; kill -KILL $PPID; wait`)
 	c.Env = append(c.Env, "F="+file)
 	if err := tr.Start(c); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file+".go", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if x := tr.Wait(); !errors.Is(x.Err, errShimDied) {

@@ -156,9 +156,8 @@ func (t *shimTree) AwaitEmpty(d time.Duration) bool {
 func (t *shimTree) Close() (Usage, error) {
 	r, ok := <-t.ask(shimRequest{Close: true})
 	t.socket.Close()
-	if !ok {
-		t.process.Kill()
-	}
+	// It has nothing left to do, or is gone: no need to wait for its manners.
+	t.process.Kill()
 	st, err := t.process.Wait()
 	if ok {
 		if r.Left > 0 {

@@ -31,6 +31,7 @@ type attempt struct {
 	s    *Supervisor
 	spec Spec
 	out  *output
+	gone bool // no process is left; run's own
 
 	written atomic.Int64 // length of the log, for events
 
@@ -134,7 +135,7 @@ func (a *attempt) steps(end *End) (outcome, executor.Usage) {
 		tree.AwaitEmpty(time.Until(until))
 	}
 	usage, err := tree.Close()
-	if err != nil {
+	if a.gone = err == nil; !a.gone {
 		a.s.log.Error("end processes", "job", a.spec.Job, "attempt", a.spec.Attempt, "error", err.Error())
 	}
 	return last, usage

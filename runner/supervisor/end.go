@@ -40,18 +40,22 @@ func ReadEnd(dir string) (*End, error) {
 	return &end, nil
 }
 
-// writeEnd writes it whole or not at all, as far as the kernel lives.
-func writeEnd(dir string, end *End) error {
+// writeEnd writes it whole or not at all, as far as the kernel lives. The
+// handle of a tree that has ended is of no use any more and becomes the file:
+// a new inode would cost more than all the rest.
+func writeEnd(dir string, end *End, handle bool) error {
 	b, err := json.Marshal(end)
 	if err != nil {
 		return fmt.Errorf("encode end of attempt: %w", err)
 	}
-	path := filepath.Join(dir, endFile)
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		os.Remove(path + ".new")
+	fresh := filepath.Join(dir, endFile+".new")
+	if handle {
+		fresh = filepath.Join(dir, handleFile)
+	}
+	if err := os.WriteFile(fresh, b, 0o600); err != nil {
 		return fmt.Errorf("write end of attempt: %w", err)
 	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := os.Rename(fresh, filepath.Join(dir, endFile)); err != nil {
 		return fmt.Errorf("write end of attempt: %w", err)
 	}
 	return nil
@@ -60,7 +64,7 @@ func writeEnd(dir string, end *End) error {
 // finish records the end, then says it.
 func (a *attempt) finish(end *End) {
 	log := a.s.log.With("job", a.spec.Job, "attempt", a.spec.Attempt)
-	err := a.s.untilRoom(func() error { return writeEnd(a.spec.Dir, end) })
+	err := a.s.untilRoom(func() error { return writeEnd(a.spec.Dir, end, a.gone) })
 	if err != nil {
 		// It is still told to whoever asks this process.
 		log.Error("record end of job", "error", err.Error())

@@ -3,7 +3,6 @@ package supervisor
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,6 +70,13 @@ func Ensure(ctx context.Context, dir string, argv []string) (Jobs, error) {
 				return jobs, nil
 			}
 		case err := <-ended:
+			if err == nil {
+				// It took us for absent and left before we could connect.
+				if ended, err = detach(dir, argv); err != nil {
+					return nil, err
+				}
+				continue
+			}
 			return nil, wire.Errorf(wire.Unavailable, "start supervisor: it ended at once (%v)%s", err, tail(filepath.Join(dir, ErrorLogFile)))
 		case err := <-seen.Errors:
 			return nil, fileError("watch supervisor's directory", err)
@@ -80,7 +86,8 @@ func Ensure(ctx context.Context, dir string, argv []string) (Jobs, error) {
 	}
 }
 
-// detach starts the process; how it ended is sent when it has.
+// detach starts the process; how it ended is sent when it has, nil being the
+// end for idleness.
 func detach(dir string, argv []string) (ended <-chan error, err error) {
 	if len(argv) == 0 {
 		return nil, wire.Errorf(wire.BadUsage, "start supervisor: no command")
@@ -100,13 +107,7 @@ func detach(dir string, argv []string) (ended <-chan error, err error) {
 		return nil, wire.Errorf(wire.Unavailable, "start supervisor: %v", err)
 	}
 	c := make(chan error, 1) // sent once, when the process has ended or this one does
-	go func() {
-		err := cmd.Wait()
-		if err == nil {
-			err = errors.New("exit status 0")
-		}
-		c <- err
-	}()
+	go func() { c <- cmd.Wait() }()
 	return c, nil
 }
 

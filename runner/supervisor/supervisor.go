@@ -5,9 +5,9 @@
 //
 // What is on disk, in each attempt's directory:
 //
-//	process    how to find its processes (package executor); there from before the first of them on
 //	log        the output (package joblog)
-//	end.json   the End; there once everything else is over
+//	process    how to find its processes (package executor); there from before the first of them to the end
+//	end.json   the End; takes the place of the former when everything else is over
 //
 //	Start ─▶ steps, one after the other ─▶ leftovers killed ─▶ output drained ─▶ end.json ─▶ Event, Ended
 //	              │ Stop, time-out, Close: TERM ─ grace ─▶ kill ▲

@@ -380,7 +380,7 @@ func TestStop(t *testing.T) {
 			await(t, text, func() bool { return strings.Contains(logOf(t, s, 0), text) })
 		}
 		// It ends well, after its child: canceled all the same.
-		s := sh(t, `sh -c 'trap "echo child; exit" TERM; sleep 1000 & echo ready; wait' & trap 'wait; echo bye; exit 0' TERM; echo ready; wait; wait`)
+		s := sh(t, `sh -c 'trap "echo child; exit" TERM; echo ready; while :; do sleep 0.05; done' & trap 'wait; echo bye; exit 0' TERM; echo ready; wait; wait`)
 		start(t, j, s)
 		await(t, "both ready", func() bool { return strings.Count(logOf(t, s, 0), "ready\n") == 2 })
 		if err := j.Stop(ctx, s.JobRef, false); err != nil {
@@ -394,7 +394,7 @@ func TestStop(t *testing.T) {
 			t.Errorf("the log is %q", got)
 		}
 		// A child that needs longer than its parent has its grace.
-		s = sh(t, `sh -c 'trap "sleep 0.3; echo cleaned up; exit" TERM; sleep 1000 & echo ready; wait' & wait`)
+		s = sh(t, `sh -c 'trap "sleep 0.3; echo cleaned up; exit" TERM; echo ready; while :; do sleep 0.05; done' & wait`)
 		start(t, j, s)
 		ready(s, "ready")
 		j.Stop(ctx, s.JobRef, false)
@@ -448,9 +448,9 @@ func TestStop(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	each(t, func(t *testing.T, j Jobs) {
 		s := sh(t, `trap 'echo asked; exit 0' TERM; while :; do sleep 0.02; done`)
-		s.Timeout = 200 * time.Millisecond
+		s.Timeout = time.Second
 		end := run(t, j, s)
-		if end.State != wire.Failed || end.Reason != wire.ReasonTimeout || end.Error != "ran longer than 200ms" || !strings.Contains(logOf(t, s, 0), "asked\n") {
+		if end.State != wire.Failed || end.Reason != wire.ReasonTimeout || end.Error != "ran longer than 1s" || !strings.Contains(logOf(t, s, 0), "asked\n") {
 			t.Errorf("got %+v, %q", end, logOf(t, s, 0))
 		}
 		s = sh(t, "true")
