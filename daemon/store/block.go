@@ -152,19 +152,27 @@ func (tx *Tx) follow(r *row) (ended []*row, err error) {
 	return ended, nil
 }
 
-// promote lets go who waited for r, which has ended.
+// promote lets go who waited for r, which has ended: first the next one of its
+// serial key, so that decide, for the one waiting for its singleton, finds who
+// has the right to go next.
 func (tx *Tx) promote(r *row) error {
-	if r.Singleton != "" {
-		next, err := readJob(tx, selectQueuedSingleton, r.Singleton, r.ID)
-		if err != nil {
-			return fmt.Errorf("look for singleton %q: %w", r.Singleton, err)
-		}
-		if next != nil && next.Blocked == queue.BySingleton {
-			if err := tx.redecide(next); err != nil {
-				return err
-			}
-		}
+	if err := tx.promoteSerial(r); err != nil {
+		return err
 	}
+	if r.Singleton == "" {
+		return nil
+	}
+	next, err := readJob(tx, selectQueuedSingleton, r.Singleton, r.ID)
+	if err != nil {
+		return fmt.Errorf("look for singleton %q: %w", r.Singleton, err)
+	}
+	if next == nil || next.Blocked != queue.BySingleton {
+		return nil
+	}
+	return tx.redecide(next)
+}
+
+func (tx *Tx) promoteSerial(r *row) error {
 	key := r.SerialKey()
 	if key == "" {
 		return nil

@@ -246,6 +246,7 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 		for _, id := range tx.logs.list {
 			logs.add(id)
 		}
+		changed.Ended = append(changed.Ended, tx.ended...)
 	}
 	if alone && ops[0].err != nil {
 		abort()
@@ -274,6 +275,7 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 			for _, id := range tx.jobs.list {
 				jobs.add(id)
 			}
+			changed.Ended = append(changed.Ended, tx.ended...)
 			kept++
 		}
 	}

@@ -179,6 +179,9 @@ func (tx *Tx) update(r *row) error {
 	if n != 1 {
 		return wire.Errorf(wire.Conflict, "update job %s: it was changed by another server", j.ID)
 	}
+	if j.State.Ended() && !r.wasState.Ended() {
+		tx.ended = append(tx.ended, j.Job)
+	}
 	r.wasState, r.wasAttempt = j.State, j.Attempt
 	tx.jobs.add(j.ID)
 	return nil

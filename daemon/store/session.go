@@ -77,6 +77,7 @@ type Tx struct {
 	ready  bool  // something made a job or a runner ready
 	jobs   set   // changed
 	logs   set   // grown
+	ended  []wire.Job
 }
 
 // exec runs a statement and returns how many rows it changed.

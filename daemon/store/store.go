@@ -46,6 +46,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // Config of a Store.
@@ -71,8 +73,9 @@ type Config struct {
 
 // Changes is what one commit changed.
 type Changes struct {
-	Jobs []string // whose record changed
-	Logs []string // whose output grew
+	Jobs  []string   // whose record changed
+	Logs  []string   // whose output grew
+	Ended []wire.Job // those of Jobs that ended, as they are now for good; empty where another server of the database ended them
 }
 
 // Store is an open store. Its methods may be called by any goroutine.
