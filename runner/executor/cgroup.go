@@ -17,7 +17,10 @@ import (
 )
 
 // cgroupRoot is the cgroup below which trees get theirs: waypoint-KEY.
-type cgroupRoot struct{ path string }
+type cgroupRoot struct {
+	path string
+	lock *os.File // of the directory, shared: its executor lives
+}
 
 // rootPrefix is how the names of cgroups made here begin.
 const rootPrefix = "waypoint-"
@@ -48,18 +51,80 @@ func openCgroupRoot(dir string, controllers bool) (*cgroupRoot, error) {
 	}
 	sum := sha256.Sum256([]byte(abs))
 	r := &cgroupRoot{path: filepath.Join(base, rootPrefix+hex.EncodeToString(sum[:6]))}
-	if err := os.Mkdir(r.path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := r.hold(); err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
 	}
 	if b, err := os.ReadFile(filepath.Join(r.path, "cgroup.type")); err != nil || strings.TrimSpace(string(b)) != "domain" {
-		os.Remove(r.path)
+		r.close()
 		return nil, fmt.Errorf("make cgroup: %s is no domain of processes", r.path)
 	}
 	enableControllers(r.path)
+	sweepRoots(base)
 	return r, nil
 }
 
-func (r *cgroupRoot) close() { os.Remove(r.path) } // stays where another executor has a tree in it
+// hold makes the root and locks it; what an executor that died has left in it
+// is killed and removed.
+func (r *cgroupRoot) hold() error {
+	for try := 0; ; try++ {
+		if err := os.Mkdir(r.path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		f, err := os.Open(r.path)
+		if errors.Is(err, fs.ErrNotExist) && try < 10 {
+			continue // swept away before it was locked
+		}
+		if err != nil {
+			return err
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			entries, _ := os.ReadDir(r.path)
+			for _, e := range entries {
+				if e.IsDir() {
+					cgroup{filepath.Join(r.path, e.Name())}.end() // what does not end is no hindrance
+				}
+			}
+		}
+		unix.Flock(int(f.Fd()), unix.LOCK_SH)
+		have, err := f.Stat()
+		if now, serr := os.Stat(r.path); err == nil && serr == nil && os.SameFile(have, now) {
+			r.lock = f
+			return nil
+		}
+		f.Close()
+		if try >= 10 {
+			return fmt.Errorf("%s does not stay", r.path)
+		}
+	}
+}
+
+func (r *cgroupRoot) close() {
+	os.Remove(r.path) // stays while another executor has a tree in it
+	r.lock.Close()
+}
+
+// sweepRoots removes the roots of executors that have died, where no process
+// is left in them. Those with processes are their successors' to end.
+func sweepRoots(base string) {
+	entries, err := os.ReadDir(base)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if !e.IsDir() || !strings.HasPrefix(e.Name(), rootPrefix) {
+			continue
+		}
+		c := cgroup{filepath.Join(base, e.Name())}
+		f, err := os.Open(c.path)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && !c.populated() {
+			c.remove()
+		}
+		f.Close()
+	}
+}
 
 // ownCgroup is the directory of the version 2 cgroup that a process is in.
 func ownCgroup(proc string) (string, error) {

@@ -428,6 +428,50 @@ func TestCgroupsOfJob(t *testing.T) {
 	}
 }
 
+// What a dead executor has left is gone when its successor is there; and
+// empty cgroups of others are swept.
+func TestSuccessor(t *testing.T) {
+	dir := t.TempDir()
+	e, err := New(Config{Dir: dir, Isolation: IsolationCgroup})
+	if err != nil {
+		t.Skip(err)
+	}
+	base := filepath.Dir(e.cgroup.path)
+	e.Close()
+	stale := filepath.Join(base, rootPrefix+"stale", "job-1")
+	if err := os.MkdirAll(stale, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "holder", IsolationCgroup, dir)
+	stdin, _ := cmd.StdinPipe()
+	defer stdin.Close()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	all := pids(t, filepath.Join(dir, "pids"), 16)
+	other, err := New(Config{Dir: t.TempDir(), Isolation: IsolationCgroup})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if n := living(all); n != 16 {
+		t.Errorf("another executor has killed %d processes", 16-n)
+	}
+	if _, err := os.Stat(filepath.Dir(stale)); err == nil {
+		t.Error("a stale cgroup is left")
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	next, err := New(Config{Dir: dir, Isolation: IsolationCgroup})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if n := living(all); n != 0 {
+		t.Errorf("%d processes are left", n)
+	}
+}
+
 // hold starts a tree, says so, and waits to be killed.
 func hold(kind, dir string) int {
 	e, err := New(Config{Dir: dir, Isolation: kind})
@@ -441,7 +485,7 @@ func hold(kind, dir string) int {
 		fmt.Println(err)
 		return 1
 	}
-	c := sh(escapes["nested"].script + "; echo $$ >> $F; exec sleep 1000")
+	c := sh(escapes["nested"].script + "; echo $$ > $F.main; exec sleep 1000")
 	c.Env = append(c.Env, "F="+filepath.Join(dir, "pids"))
 	if err := tr.Start(c); err != nil {
 		fmt.Println(err)
@@ -464,10 +508,10 @@ func TestHolderKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		all := pids(t, filepath.Join(dir, "pids"), 17)
+		main := pids(t, filepath.Join(dir, "pids.main"), 1)
+		all := append(pids(t, filepath.Join(dir, "pids"), 16), main...)
 		cmd.Process.Kill()
 		cmd.Wait()
-		main := all[16:]
 		await(t, "the command dies with its holder", func() bool { return living(main) == 0 })
 		if err := KillLeftovers(filepath.Join(dir, "handle")); err != nil {
 			t.Error(err)

@@ -23,6 +23,13 @@ const (
 // synced. Most are forgotten long before, and the server has what matters.
 const syncDelay = time.Second
 
+// Begun reports whether a supervisor has begun the attempt in dir, be it alive
+// or dead: the log is there before any process is.
+func Begun(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, LogFile))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // ReadEnd reads an attempt's end.json; nil where there is none, or one that a
 // host which lost power has left unreadable.
 func ReadEnd(dir string) (*End, error) {

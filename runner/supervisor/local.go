@@ -48,7 +48,8 @@ type Supervisor struct {
 	attempts map[wire.JobRef]*attempt
 	watchers map[*watcher]struct{}
 	running  int // attempts without an end
-	sessions int // see Serve
+	agents   map[*agent]struct{} // that are connected; see Serve
+	arrivals int                 // of agents, ever
 	idle     func(bool)
 }
 
@@ -61,6 +62,7 @@ func New(cfg Config) (*Supervisor, error) {
 		quit:     make(chan struct{}),
 		attempts: map[wire.JobRef]*attempt{},
 		watchers: map[*watcher]struct{}{},
+		agents:   map[*agent]struct{}{},
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -186,6 +188,9 @@ func (s *Supervisor) List(ctx context.Context) ([]Status, error) {
 	return all, nil
 }
 
+// Takeover has nothing to do: calls in this process are nobody else's.
+func (s *Supervisor) Takeover(ctx context.Context) error { return nil }
+
 // Forget drops an attempt that has ended. One that is not held is NotFound.
 func (s *Supervisor) Forget(ctx context.Context, ref wire.JobRef) error {
 	s.mu.Lock()
@@ -252,6 +257,6 @@ func (s *Supervisor) Close() error {
 // busyLocked tells Serve whether anything is going on; mu is held.
 func (s *Supervisor) busyLocked() {
 	if s.idle != nil {
-		s.idle(s.running == 0 && s.sessions == 0)
+		s.idle(s.running == 0 && len(s.agents) == 0)
 	}
 }

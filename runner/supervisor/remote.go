@@ -74,6 +74,10 @@ func (r *remote) Stop(ctx context.Context, ref wire.JobRef, force bool) error {
 	return r.session.Call(ctx, methodStop, stopRequest{JobRef: ref, Force: force}, nil)
 }
 
+func (r *remote) Takeover(ctx context.Context) error {
+	return r.session.Call(ctx, methodTakeover, empty{}, nil)
+}
+
 func (r *remote) Forget(ctx context.Context, ref wire.JobRef) error {
 	return r.session.Call(ctx, methodForget, ref, nil)
 }

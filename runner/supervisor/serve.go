@@ -21,6 +21,8 @@ const (
 	methodForget  = "supervisor.forget"  // JobRef -> empty
 	methodWatch   = "supervisor.watch"   // empty -> MSG Event*
 	methodInspect = "supervisor.inspect" // empty -> inspection
+
+	methodTakeover = "supervisor.takeover" // empty -> empty, when the agents before this one are gone
 )
 
 type empty struct{}
@@ -58,6 +60,9 @@ func (s *Supervisor) table() mux.Table {
 		methodWatch: func(ctx context.Context, st *mux.Stream) error {
 			return s.Watch(ctx, func(e Event) { st.Send(e) }) // a failed send ends ctx
 		},
+		methodTakeover: mux.Unary(func(ctx context.Context, peer *mux.Peer, _ empty) (empty, error) {
+			return empty{}, s.endBefore(ctx, peer.Data.(*agent))
+		}),
 		methodInspect: mux.Unary(func(context.Context, *mux.Peer, empty) (inspection, error) {
 			return inspection{Isolation: s.Isolation(), PID: os.Getpid()}, nil
 		}),
@@ -91,7 +96,7 @@ func (s *Supervisor) serveList(ctx context.Context, st *mux.Stream) error {
 }
 
 // admit lets in who could do all of it anyway.
-func (s *Supervisor) admit(_ context.Context, peer *mux.Peer) (*mux.Admission, error) {
+func (s *Supervisor) admit(peer *mux.Peer, a *agent) (*mux.Admission, error) {
 	if peer.Network == "unix" && peer.UID != 0 && peer.UID != os.Geteuid() {
 		return nil, wire.Errorf(wire.Denied, "this supervisor belongs to user %d, not to user %d", os.Geteuid(), peer.UID)
 	}
@@ -102,7 +107,7 @@ func (s *Supervisor) admit(_ context.Context, peer *mux.Peer) (*mux.Admission, e
 		return nil, wire.Errorf(wire.BadUsage, "this is a supervisor of jobs, no server").
 			WithHint("use the server's address")
 	}
-	return &mux.Admission{Table: s.table()}, nil
+	return &mux.Admission{Table: s.table(), Data: a}, nil
 }
 
 // errIdle ends Serve when nothing has gone on for some time.
@@ -135,10 +140,12 @@ func (s *Supervisor) Serve(ctx context.Context, ln net.Listener, idleAfter time.
 			cancel(err)
 			return wire.Errorf(wire.Unavailable, "accept agents: %v", err)
 		}
-		s.connected(1)
+		a := s.arrive(conn)
 		sessions.Go(func() {
-			defer s.connected(-1)
-			session, err := mux.Accept(ctx, conn, mux.Config{Logger: s.log}, s.admit)
+			defer s.leave(a)
+			session, err := mux.Accept(ctx, conn, mux.Config{Logger: s.log}, func(_ context.Context, peer *mux.Peer) (*mux.Admission, error) {
+				return s.admit(peer, a)
+			})
 			if err != nil {
 				s.log.Warn("accept agent", "error", err.Error())
 				return
@@ -152,12 +159,53 @@ func (s *Supervisor) Serve(ctx context.Context, ln net.Listener, idleAfter time.
 	}
 }
 
-// connected counts connections.
-func (s *Supervisor) connected(n int) {
+// agent is one connection.
+type agent struct {
+	number int // in the order of their arrival
+	conn   net.Conn
+	gone   chan struct{} // closed by leave: no call of its runs any more
+}
+
+func (s *Supervisor) arrive(conn net.Conn) *agent {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sessions += n
+	s.arrivals++
+	a := &agent{number: s.arrivals, conn: conn, gone: make(chan struct{})}
+	s.agents[a] = struct{}{}
 	s.busyLocked()
+	return a
+}
+
+func (s *Supervisor) leave(a *agent) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.agents, a)
+	close(a.gone)
+	s.busyLocked()
+}
+
+// endBefore ends the agents that arrived before one, and waits for the calls
+// that they have under way.
+func (s *Supervisor) endBefore(ctx context.Context, a *agent) error {
+	var before []*agent
+	s.mu.Lock()
+	for other := range s.agents {
+		if other.number < a.number {
+			before = append(before, other)
+		}
+	}
+	s.mu.Unlock()
+	for _, other := range before {
+		other.conn.Close()
+	}
+	for _, other := range before {
+		select {
+		case <-other.gone:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 // watchIdle calls expired once nothing has gone on for d; nothing is started

@@ -88,6 +88,10 @@ type Jobs interface {
 	Start(ctx context.Context, spec Spec) error // Conflict: already held. A command that cannot be started is not an error here but an End.
 	Stop(ctx context.Context, ref wire.JobRef, force bool) error
 	List(ctx context.Context) ([]Status, error)
+	// Takeover ends the sessions of agents that connected before this one. What
+	// they had asked for has been done when it returns, or will never be: so
+	// what List does not name then was not started.
+	Takeover(ctx context.Context) error
 	Forget(ctx context.Context, ref wire.JobRef) error // only ended ones; the directory is the agent's to remove
 	// Watch calls f with an Event for each held attempt at once and then for each change, until
 	// ctx ends or the supervisor is gone (Unavailable).
