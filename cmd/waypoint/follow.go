@@ -113,8 +113,9 @@ func (f *follower) stream(job wire.Job) (wire.Job, error) {
 	var once sync.Once
 	begin := func() { once.Do(func() { close(begun) }) }
 	defer begin()
-	f.wait.Go(func() { f.complain(job.ID, begun) })
-	for item, err := range f.e.Stream(f.ctx, wire.StreamRequest{ID: job.ID, Follow: true}) {
+	id := job.ID // job changes below
+	f.wait.Go(func() { f.complain(id, begun) })
+	for item, err := range f.e.Stream(f.ctx, wire.StreamRequest{ID: id, Follow: true}) {
 		switch {
 		case err != nil:
 			return job, err
