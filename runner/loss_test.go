@@ -259,10 +259,12 @@ func (b *bench) spool(a wire.Assignment, boot string, files map[string]string) s
 func TestLoad(t *testing.T) {
 	b := newBench(t, nil)
 	boot := bootID()
-	prepared, gone, over := script("echo prepared"), script("echo never"), script("echo never")
+	prepared, unbegun := script("echo prepared"), script("echo unbegun")
+	gone, over := script("echo never"), script("echo never")
 	earlier, earlierStarted := script("echo never"), script("echo never")
 	b.spool(prepared, boot, map[string]string{markStarted: ""})
-	b.spool(gone, boot, map[string]string{markRunning: ""})
+	b.spool(unbegun, boot, map[string]string{markStarted: "", markRunning: ""})
+	b.spool(gone, boot, map[string]string{markRunning: "", fileLog: ""})
 	b.spool(over, boot, map[string]string{markRunning: "", fileEnd: `{"state":"success","log_bytes":0,"at":"2026-01-02T03:04:05Z"}`})
 	earlierDir := b.spool(earlier, "another boot", nil)
 	b.spool(earlierStarted, "another boot", map[string]string{markStarted: ""})
@@ -274,10 +276,11 @@ func TestLoad(t *testing.T) {
 	}
 	b.start()
 	want(t, b.s.ended(prepared.JobRef), wire.Success, "")
+	want(t, b.s.ended(unbegun.JobRef), wire.Success, "")
 	want(t, b.s.ended(gone.JobRef), wire.Failed, wire.ReasonRunnerLost)
 	want(t, b.s.ended(over.JobRef), wire.Success, "")
 	want(t, b.s.ended(earlierStarted.JobRef), wire.Failed, wire.ReasonRunnerLost)
-	for _, ref := range []wire.JobRef{prepared.JobRef, gone.JobRef, over.JobRef, earlierStarted.JobRef} {
+	for _, ref := range []wire.JobRef{prepared.JobRef, unbegun.JobRef, gone.JobRef, over.JobRef, earlierStarted.JobRef} {
 		b.gone(ref)
 	}
 	for _, dir := range []string{earlierDir, torn, foreign + "x"} {
@@ -285,7 +288,7 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s is still there: %v", dir, err)
 		}
 	}
-	if n := len(b.s.begins[0].Held); n != 4 {
+	if n := len(b.s.begins[0].Held); n != 5 {
 		t.Errorf("%d attempts held: %+v", n, b.s.begins[0].Held)
 	}
 }

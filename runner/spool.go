@@ -181,6 +181,13 @@ func (r *Runner) load(ctx context.Context) error {
 		return fmt.Errorf("open runner directory: %w", err)
 	}
 	jobs := r.parent.now()
+	// What the agent before this one asked for may be on its way still. A
+	// supervisor that is too old to know of Takeover is not asked again for it.
+	err = jobs.Takeover(ctx)
+	alone := err == nil
+	if err != nil && wire.KindOf(err) != wire.Unimplemented {
+		return fmt.Errorf("take supervisor over: %w", err)
+	}
 	list, err := jobs.List(ctx)
 	if err != nil {
 		return fmt.Errorf("list supervised jobs: %w", err)
@@ -196,7 +203,7 @@ func (r *Runner) load(ctx context.Context) error {
 			removeTree(dir)
 			continue
 		}
-		a, why := r.reload(dir, theirs)
+		a, why := r.reload(dir, theirs, alone)
 		if a == nil {
 			r.log.Info("leftover removed", "dir", dir, "why", why)
 			if err := removeTree(dir); err != nil {
@@ -215,8 +222,9 @@ func (r *Runner) load(ctx context.Context) error {
 }
 
 // reload makes the attempt that a directory holds, nil and the reason where it
-// holds none that could go on.
-func (r *Runner) reload(dir string, theirs map[wire.JobRef]bool) (*attempt, string) {
+// holds none that could go on. alone says that no supervisor will begin an
+// attempt that another agent has given to it and that is not theirs.
+func (r *Runner) reload(dir string, theirs map[wire.JobRef]bool, alone bool) (*attempt, string) {
 	body, err := os.ReadFile(filepath.Join(dir, fileAssignment))
 	if err != nil {
 		return nil, err.Error()
@@ -240,8 +248,11 @@ func (r *Runner) reload(dir string, theirs map[wire.JobRef]bool) (*attempt, stri
 			at = given
 		}
 	}
-	if theirs[ref] {
+	switch {
+	case theirs[ref]:
 		at = given
+	case at == given && alone && s.Boot == r.boot && !supervisor.Begun(dir):
+		at = started // the agent died between its mark and the supervisor's
 	}
 	if end, err := readEnd(dir); err == nil && end.State.Ended() {
 		at = ended

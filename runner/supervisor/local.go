@@ -47,7 +47,7 @@ type Supervisor struct {
 	leaving  bool // idle for so long that the process ends: nothing is started any more
 	attempts map[wire.JobRef]*attempt
 	watchers map[*watcher]struct{}
-	running  int // attempts without an end
+	running  int                 // attempts without an end
 	agents   map[*agent]struct{} // that are connected; see Serve
 	arrivals int                 // of agents, ever
 	idle     func(bool)
