@@ -28,7 +28,6 @@ func TestKillRounds(t *testing.T) {
 	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
 	t.Logf("TORTURE_SEED=%d", seed)
 	ctx := bounded(t, 5*time.Minute+during+time.Duration(rounds)*3*time.Second)
-	before := cgroups(t)
 	s := newSite(t)
 	s.open(ctx)
 
@@ -43,7 +42,7 @@ func TestKillRounds(t *testing.T) {
 	c := s.client(ctx)
 	s.awaitRunner(ctx, c)
 	l.check(ctx, c, k)
-	s.checkNothingLeft(ctx, before)
+	s.checkNothingLeft(ctx)
 }
 
 // load is the clients: they submit, wait and follow until they are told to

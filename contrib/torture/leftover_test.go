@@ -3,43 +3,57 @@ package torture
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
-	"testing"
+
+	"github.com/waypointd/waypoint/mux/client"
+	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// cgroupRoots are where a cgroup v2 tree is mounted.
-func cgroupRoots() []string {
+// findCgroup asks a job which cgroup it is in, and remembers the one that the
+// supervisor has made for all of them; none where jobs are process groups.
+func (s *site) findCgroup(ctx context.Context, c *client.Client) {
+	s.t.Helper()
+	job := submitOne(ctx, s.t, c, wire.JobSpec{
+		Operation: wire.OpRun, Command: []string{"cat", "/proc/self/cgroup"}, Target: wire.Target{Any: true},
+	})
+	h := listen(ctx, c, wire.StreamRequest{ID: job.ID, Follow: true})
+	if h.problem != nil || h.last.State != wire.Success {
+		s.t.Fatalf("ask a job for its cgroup: %v, %+v", h.problem, h.last)
+	}
 	mounts, _ := os.ReadFile("/proc/self/mounts")
-	var roots []string
-	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
-			roots = append(roots, f[1])
+	for line := range strings.Lines(string(h.output[wire.Stdout])) {
+		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !ok || !strings.Contains(path, job.ID) {
+			continue
+		}
+		for mount := range strings.Lines(string(mounts)) {
+			if f := strings.Fields(mount); len(f) > 2 && f[2] == "cgroup2" {
+				s.cgroup = filepath.Join(f[1], filepath.Dir(path))
+			}
 		}
 	}
-	return roots
 }
 
-// cgroups are all there are, by path.
-func cgroups(t testing.TB) map[string]bool {
-	m := map[string]bool{}
-	for _, root := range cgroupRoots() {
-		filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				m[path] = true
-			}
-			return nil
-		})
+// removeCgroups cleans up behind a supervisor that has been killed.
+func (s *site) removeCgroups() {
+	if s.cgroup == "" {
+		return
 	}
-	return m
+	entries, _ := os.ReadDir(s.cgroup)
+	for _, e := range entries {
+		if e.IsDir() {
+			os.Remove(filepath.Join(s.cgroup, e.Name()))
+		}
+	}
+	os.Remove(s.cgroup)
 }
 
 // checkNothingLeft stops everything in good order and looks for what is left:
 // jobs' processes while the supervisor lives, and then anything at all.
-func (s *site) checkNothingLeft(ctx context.Context, cgroupsBefore map[string]bool) {
+func (s *site) checkNothingLeft(ctx context.Context) {
 	t := s.t
 	t.Helper()
 	supervisors := s.supervisors()
@@ -88,9 +102,9 @@ func (s *site) checkNothingLeft(ctx context.Context, cgroupsBefore map[string]bo
 		}
 		return nil
 	})
-	for path := range cgroups(t) {
-		if !cgroupsBefore[path] && strings.Contains(path, "waypoint") {
-			t.Errorf("cgroup %s is left", path)
-		}
+	if s.cgroup == "" {
+		t.Log("jobs are process groups here: no cgroup to look for")
+	} else if _, err := os.Lstat(s.cgroup); err == nil {
+		t.Errorf("cgroup %s is left", s.cgroup)
 	}
 }

@@ -31,6 +31,7 @@ type site struct {
 	server *process
 	agent  *process // nil until startAgent
 	id     string   // of the server, as it says
+	cgroup string   // of all jobs' cgroups, "" where there are none
 }
 
 const runnerID = "r1"
@@ -104,6 +105,7 @@ func (s *site) adopt(ctx context.Context) {
 		return err
 	})
 	s.awaitRunner(ctx, c)
+	s.findCgroup(ctx, c)
 }
 
 func (s *site) awaitRunner(ctx context.Context, c *client.Client) {
@@ -212,6 +214,7 @@ func (s *site) close() {
 	if err != nil {
 		s.t.Errorf("kill leftovers: %v", err)
 	}
+	s.removeCgroups()
 	if os.Getenv("TORTURE_KEEP") != "1" {
 		os.RemoveAll(s.dir)
 	}
