@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -84,7 +85,9 @@ func unreachable(ch choice, err error, late bool) error {
 	if we, ok := errors.AsType[*wire.Error](err); ok {
 		e.Hint = we.Hint
 	}
-	e.Message = fmt.Sprintf("connect to %s (%s): %v", ch.addr, ch.from, err)
+	// Most causes name the address themselves; once is enough.
+	why := strings.TrimPrefix(err.Error(), fmt.Sprintf("connect to %s: ", ch.addr))
+	e.Message = fmt.Sprintf("connect to %s (%s): %s", ch.addr, ch.from, why)
 	if late {
 		e.Kind = wire.Unavailable
 		e.Message = fmt.Sprintf("connect to %s (%s): no answer within %s", ch.addr, ch.from, connectTimeout)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/waypointd/waypoint/cmd/internal/output"
 	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/runner/operation"
 )
@@ -125,18 +126,18 @@ func (e *engine) upload(root string, ignore []string) (*wire.Source, error) {
 	defer meter.Clear()
 	began := time.Now()
 	tree, err := operation.Scan(e.a.ctx, root, ignore, func(files int, bytes int64) {
-		meter.Say("reading %d files, %s", files, sizeOf(bytes))
+		meter.Say("reading %d files, %s", files, output.Bytes(bytes))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read source: %w", err)
 	}
-	meter.Say("sending what is new of %d files, %s", tree.Files, sizeOf(tree.Size))
+	meter.Say("sending what is new of %d files, %s", tree.Files, output.Bytes(tree.Size))
 	if err := e.PutBlobs(e.a.ctx, tree.Blobs); err != nil {
 		return nil, fmt.Errorf("send source: %w", err)
 	}
 	meter.Clear()
 	if e.a.Verbose > 0 {
-		e.a.note("source of %d files, %s, is on the server after %s", tree.Files, sizeOf(tree.Size), took(time.Since(began)))
+		e.a.note("source of %d files, %s, is on the server after %s", tree.Files, output.Bytes(tree.Size), output.Took(time.Since(began)))
 	}
 	return &wire.Source{Tree: tree.Digest}, nil
 }

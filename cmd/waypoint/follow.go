@@ -273,6 +273,3 @@ func (f *follower) sayDetached(id string) {
 	f.e.a.note("detached from job %s, which goes on%s", id, more)
 	f.e.a.hint("waypoint job stream %s", id)
 }
-
-func sizeOf(n int64) string       { return output.Bytes(n) }
-func took(d time.Duration) string { return output.Took(d) }

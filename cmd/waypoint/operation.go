@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/output"
@@ -79,7 +80,7 @@ func (c chain) specs(p *operation.Project, only string) ([]wire.JobSpec, error) 
 		before := -1
 		for _, op := range c.ops {
 			s, err := p.Spec(op, app)
-			if wire.KindOf(err) == wire.NotFound && (only == "" || len(c.ops) > 1 && contains(p.Apps(), only)) {
+			if wire.KindOf(err) == wire.NotFound && (only == "" || len(c.ops) > 1 && slices.Contains(p.Apps(), only)) {
 				continue
 			}
 			if err != nil {
@@ -105,15 +106,6 @@ func (c chain) name() string {
 		return "up"
 	}
 	return string(c.ops[0])
-}
-
-func contains(all []string, one string) bool {
-	for _, s := range all {
-		if s == one {
-			return true
-		}
-	}
-	return false
 }
 
 // operate does a chain for the project at hand.
@@ -202,5 +194,5 @@ func succeeded(job wire.Job) string {
 	if !job.StartedAt.IsZero() {
 		d = job.FinishedAt.Sub(job.StartedAt)
 	}
-	return fmt.Sprintf("%s%s of %s succeeded in %s", job.Operation, sequence, job.App, took(d))
+	return fmt.Sprintf("%s%s of %s succeeded in %s", job.Operation, sequence, job.App, output.Took(d))
 }

@@ -65,6 +65,11 @@ func (c *serverRun) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	if len(handed)+len(cfg.Listen) == 0 {
+		if err := cfg.listenOnSystem(); err != nil {
+			return err
+		}
+	}
 	// From here on a signal stops the server, which is a good end.
 	ctx, stop := context.WithCancelCause(a.ctx)
 	defer stop(nil)
@@ -182,29 +187,31 @@ func (a *app) stateDir(configured, roots, users string) (string, error) {
 	return filepath.Join(home, users), err
 }
 
-// listen opens the sockets: those handed over, else those configured, else
-// the system's if this is root.
+// listenOnSystem makes the system's sockets the addresses, if this is root,
+// to whom they belong.
+func (cfg *serverConfig) listenOnSystem() error {
+	if os.Getuid() != 0 {
+		return wire.Errorf(wire.BadUsage, "listen: no address is given").
+			WithHint("--listen unix:///path or --listen tcp://127.0.0.1:%s", mux.DefaultPort)
+	}
+	if err := os.MkdirAll(filepath.Dir(systemSocket), 0o755); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	cfg.Listen = []string{"unix://" + systemSocket, "unix://" + runnerSocket}
+	return nil
+}
+
+// listen opens the sockets: those handed over and those configured.
 func (cfg *serverConfig) listen(ctx context.Context, handed []systemd.Listener) ([]net.Listener, error) {
 	var listeners []net.Listener
 	for _, l := range handed {
 		listeners = append(listeners, l.Listener)
 	}
-	addrs := cfg.Listen
-	if len(handed)+len(addrs) == 0 {
-		if os.Getuid() != 0 {
-			return nil, wire.Errorf(wire.BadUsage, "listen: no address is given").
-				WithHint("--listen unix:///path or --listen tcp://127.0.0.1:%s", mux.DefaultPort)
-		}
-		addrs = []string{"unix://" + systemSocket, "unix://" + runnerSocket}
-		if err := os.MkdirAll(filepath.Dir(systemSocket), 0o755); err != nil {
-			return nil, fmt.Errorf("listen: %w", err)
-		}
-	}
 	mode, err := cfg.socketMode()
 	if err != nil {
 		return nil, err
 	}
-	for _, text := range addrs {
+	for _, text := range cfg.Listen {
 		l, err := listenOn(ctx, text, mode)
 		if err != nil {
 			for _, l := range listeners {
