@@ -94,7 +94,7 @@ func (s *Server) jobWait(ctx context.Context, _ *mux.Peer, req wire.JobRequest) 
 	poll := time.NewTicker(watchPoll)
 	defer poll.Stop()
 	for {
-		job, err := s.store.Job(ctx, req.ID)
+		job, err := w.look(ctx, s.store)
 		if err != nil || job.State.Ended() {
 			return job, err
 		}

@@ -36,7 +36,7 @@ func (s *Server) jobStream(ctx context.Context, st *mux.Stream) error {
 	defer s.watchers.unwatch(w)
 	poll := time.NewTicker(watchPoll)
 	defer poll.Stop()
-	follower := follower{s: s, st: st, req: req}
+	follower := follower{s: s, st: st, req: req, watch: w}
 	for {
 		done, err := follower.advance(ctx)
 		if err != nil || done {
@@ -53,16 +53,18 @@ func (s *Server) jobStream(ctx context.Context, st *mux.Stream) error {
 
 // follower is one reader's way through one job's output.
 type follower struct {
-	s    *Server
-	st   *mux.Stream
-	req  wire.StreamRequest
-	last *wire.Job // as it was sent
+	s     *Server
+	st    *mux.Stream
+	req   wire.StreamRequest
+	watch *watch
+	last  *wire.Job // as it was sent
 }
 
 // advance sends all there is. The job is read before its output: a job that
-// has ended has all its output in the store.
+// has ended has all its output in the store, and the length that it tells is
+// what there was then.
 func (f *follower) advance(ctx context.Context) (done bool, err error) {
-	job, err := f.s.store.Job(ctx, f.req.ID)
+	job, err := f.watch.look(ctx, f.s.store)
 	if err != nil {
 		return false, err
 	}
@@ -79,8 +81,10 @@ func (f *follower) advance(ctx context.Context) (done bool, err error) {
 		}
 		f.last = &job
 	}
-	if err := f.output(ctx); err != nil {
-		return false, err
+	if newest := f.req.Attempt == 0 || f.req.Attempt == job.Attempt; !newest || f.req.Offset < job.LogBytes {
+		if err := f.output(ctx); err != nil {
+			return false, err
+		}
 	}
 	if last {
 		return true, f.st.Send(wire.StreamEvent{Job: job, Last: true})

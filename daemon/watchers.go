@@ -1,13 +1,18 @@
 package daemon
 
 import (
+	"context"
 	"sync"
+	"sync/atomic"
 
 	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // watchers wakes those who wait for a job or its output. A wake-up says only
-// "look again": followers read the store, so none can be missed or be wrong.
+// "look again": followers read the store, so none can be missed or be wrong. A
+// job that has ended changes no more and comes with the wake-up, so that it
+// need not be read by each of them.
 type watchers struct {
 	mu   sync.Mutex
 	jobs map[string]map[*watch]struct{} // guarded by mu
@@ -15,8 +20,9 @@ type watchers struct {
 
 // watch is one who waits for one job.
 type watch struct {
-	job string
-	c   chan struct{} // one token; sent by changed, never closed
+	job   string
+	c     chan struct{} // one token; sent by changed, never closed
+	ended atomic.Pointer[wire.Job]
 }
 
 func newWatchers() *watchers { return &watchers{jobs: map[string]map[*watch]struct{}{}} }
@@ -33,6 +39,14 @@ func (w *watchers) watch(job string) *watch {
 	return s
 }
 
+// look returns the job as it is now.
+func (s *watch) look(ctx context.Context, st *store.Store) (wire.Job, error) {
+	if job := s.ended.Load(); job != nil {
+		return *job, nil
+	}
+	return st.Job(ctx, s.job)
+}
+
 func (w *watchers) unwatch(s *watch) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -46,6 +60,11 @@ func (w *watchers) unwatch(s *watch) {
 func (w *watchers) changed(c store.Changes) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for i := range c.Ended {
+		for s := range w.jobs[c.Ended[i].ID] {
+			s.ended.Store(&c.Ended[i])
+		}
+	}
 	for _, ids := range [][]string{c.Jobs, c.Logs} {
 		for _, id := range ids {
 			for s := range w.jobs[id] {
