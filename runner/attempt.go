@@ -160,9 +160,10 @@ func (a *attempt) reach(s stage) {
 	a.stage = s
 }
 
-// live takes the attempt from where it is to its end.
+// live takes the attempt from where it is to its end, or to that of the Run.
+// Then it stays held: what this agent says with its last breath is not that it
+// has nothing.
 func (a *attempt) live() {
-	defer a.r.release(a)
 	defer a.stop(errOver)
 	end, err := a.execute()
 	if err == nil {
@@ -171,11 +172,14 @@ func (a *attempt) live() {
 	switch {
 	case err == nil:
 		a.erase(a.r.ctx)
+		a.r.release(a)
 		if a.r.cfg.Once {
 			a.r.end(errOnce)
 		}
 	case errors.Is(context.Cause(a.ctx), errDropped):
-		a.discard()
+		if a.discard() {
+			a.r.release(a)
+		}
 	}
 }
 
@@ -243,6 +247,7 @@ func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*superviso
 	// Not the attempt's context: a drop must find it started or not, nothing between.
 	err := jobs.Start(a.r.ctx, spec)
 	if err == nil {
+		a.log.Info("job started")
 		return nil, nil
 	}
 	list, lost := jobs.List(a.r.ctx)
@@ -331,18 +336,22 @@ func (a *attempt) deliver(end *supervisor.End) error {
 	return nil
 }
 
-// discard ends a dropped attempt: what runs is killed first.
-func (a *attempt) discard() {
+// discard ends a dropped attempt: what runs is killed first. False means that
+// the Run has ended before; the next agent is told to drop it again.
+func (a *attempt) discard() bool {
 	if a.at() == given && a.kill(true) {
 		select {
 		case <-a.exited.c:
 		case <-a.bereaved.c:
 			a.killLeftovers()
 		case <-a.r.ctx.Done():
-			return // the next agent is told to drop it again
 		}
 	}
+	if a.r.ctx.Err() != nil {
+		return false
+	}
 	a.erase(a.r.ctx)
+	return true
 }
 
 // erase forgets the attempt: in the supervisor, then on disk.

@@ -30,6 +30,7 @@
 //	heartbeat   one for each session
 //	watch       one: the supervisor's events, and its replacement when it is lost
 //	drain       one: waits for the stop context
+//	tellCounts  one: events about the number of jobs
 //	attempt     one each, and two while it reports (bytes up, acknowledgements down)
 //
 // # Locks
@@ -80,15 +81,6 @@ type Config struct {
 	Notify func(Event)
 }
 
-// Event is one thing Notify is told.
-type Event struct {
-	State wire.RunnerState // of adoption, "" while not connected
-	ID    string
-	Err   error // why it is not connected
-	Jobs  int   // running here
-	Again bool  // connected again, in the state it had before
-}
-
 // What ends a Run, as causes of its context.
 var (
 	errReturned = errors.New("the runner has ended")
@@ -103,6 +95,7 @@ type waits struct {
 	firstOrder             time.Duration // for the server's first word on a work stream: it may have to find out first whether an older session of this runner lives
 	retryMin, retryMax     time.Duration // of a call that the server could not serve now
 	spool                  time.Duration // until a spool that could not be written is tried again
+	counts                 time.Duration // between two events that say nothing but another number of jobs
 }
 
 var defaultWaits = waits{
@@ -110,7 +103,7 @@ var defaultWaits = waits{
 	refusedMin: time.Second, refusedMax: time.Minute,
 	firstOrder: 2 * time.Minute,
 	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second,
-	spool: 10 * time.Second,
+	spool: 10 * time.Second, counts: time.Second,
 }
 
 // Runner is one agent.
@@ -128,6 +121,7 @@ type Runner struct {
 	end      context.CancelCauseFunc // ends it
 	attempts sync.WaitGroup          // attempts' goroutines
 	idle     chan struct{}           // one token: an attempt has gone
+	counted  chan struct{}           // one token: there is an attempt more or less
 	known    chan struct{}           // closed by the session with the first welcome
 
 	mu        sync.Mutex
@@ -139,9 +133,7 @@ type Runner struct {
 	draining  bool                     // guarded by mu
 	sick      bool                     // the spool cannot be written; guarded by mu
 
-	notifyMu sync.Mutex
-	told     *Event           // the last event, nil before the first; guarded by notifyMu
-	adoption wire.RunnerState // last known; guarded by notifyMu
+	news news
 }
 
 // New validates. It starts nothing.
@@ -189,7 +181,7 @@ func New(cfg Config) (*Runner, error) {
 	r := &Runner{
 		cfg: cfg, log: cfg.Logger, host: host, jobs: filepath.Join(cfg.Dir, "jobs"), boot: bootID(),
 		waits: defaultWaits,
-		idle:  make(chan struct{}, 1),
+		idle:  make(chan struct{}, 1), counted: make(chan struct{}, 1),
 		known: make(chan struct{}),
 		id:    cfg.ID,
 		held:  map[wire.JobRef]*attempt{},
@@ -201,7 +193,8 @@ func New(cfg Config) (*Runner, error) {
 
 // Run serves until stop ends (take nothing more; return when the running jobs are done
 // and reported) or ctx ends (return at once: jobs go on under the supervisor). Neither is an error. It reconnects for ever.
-// A refusal that no waiting can heal (Conflict: id in use by another identity) is returned.
+// A refusal that no waiting can heal (Conflict: id in use by another identity) is returned, with Once also Denied: a runner
+// for one job does not wait to be wanted.
 // Run is called once.
 func (r *Runner) Run(ctx, stop context.Context) error {
 	outer := ctx
@@ -218,6 +211,7 @@ func (r *Runner) Run(ctx, stop context.Context) error {
 		return err
 	}
 	wg.Go(func() { r.watch(ctx) })
+	wg.Go(func() { r.tellCounts(ctx) })
 	wg.Go(func() {
 		select {
 		case <-stop.Done():
@@ -261,31 +255,4 @@ func (r *Runner) welcomed(id string) {
 	default:
 		close(r.known)
 	}
-}
-
-// notify tells what a person should know, if it is news.
-func (r *Runner) notify(ev Event) {
-	r.mu.Lock()
-	ev.ID, ev.Jobs = r.id, len(r.held)
-	r.mu.Unlock()
-	r.notifyMu.Lock()
-	defer r.notifyMu.Unlock()
-	if r.told != nil && ev.State == r.told.State && text(ev.Err) == text(r.told.Err) {
-		return
-	}
-	if ev.State != "" {
-		ev.Again = ev.State == r.adoption
-		r.adoption = ev.State
-	}
-	r.told = &ev
-	if r.cfg.Notify != nil {
-		r.cfg.Notify(ev)
-	}
-}
-
-func text(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }

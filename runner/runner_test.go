@@ -60,7 +60,7 @@ func (b *bench) start() *bench {
 	r.waits.connectMin, r.waits.connectMax = time.Millisecond, 20*time.Millisecond
 	r.waits.refusedMin, r.waits.refusedMax = 5*time.Millisecond, 50*time.Millisecond
 	r.waits.retryMin, r.waits.retryMax = time.Millisecond, 20*time.Millisecond
-	r.waits.spool = 5 * time.Millisecond
+	r.waits.spool, r.waits.counts = 5*time.Millisecond, time.Millisecond
 	ctx, kill := context.WithCancel(context.Background())
 	stopped, stop := context.WithCancel(context.Background())
 	result := make(chan error, 1)
@@ -496,6 +496,40 @@ func TestConflict(t *testing.T) {
 	b.start()
 	if err := b.wait(); wire.KindOf(err) != wire.Conflict || !strings.Contains(err.Error(), "another identity") {
 		t.Errorf("Run returned %v", err)
+	}
+}
+
+func TestOnceRejected(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.Once = true })
+	b.s.refuse = wire.Errorf(wire.Denied, "rejected")
+	b.start()
+	if err := b.wait(); wire.KindOf(err) != wire.Denied {
+		t.Errorf("at the hello: Run returned %v", err)
+	}
+	b.s.change(func() { b.s.refuse = nil })
+	b.start().connected()
+	b.s.order(wire.WorkOrder{State: wire.Rejected})
+	if err := b.wait(); wire.KindOf(err) != wire.Denied {
+		t.Errorf("while connected: Run returned %v", err)
+	}
+}
+
+// The number of jobs is told as well.
+func TestCounts(t *testing.T) {
+	b := newBench(t, nil).start().connected()
+	step := filepath.Join(t.TempDir(), "step")
+	a := script(until(step))
+	b.s.assign(a)
+	for ev := range b.events {
+		if ev.Jobs == 1 && ev.State == wire.Adopted {
+			break
+		}
+	}
+	let(t, step)
+	for ev := range b.events {
+		if ev.Jobs == 0 {
+			break
+		}
 	}
 }
 

@@ -40,6 +40,8 @@ type testServer struct {
 	work           *mux.Stream
 	jobs           map[wire.JobRef]*testJob
 	blobs          map[string][]byte
+	dials          int           // so far
+	newest         int           // session whose work stream has begun
 	cutAfter       int           // bytes of output after which the connection is cut, 0 never
 	blobCut        int           // the same with bytes of blobs
 	blobHold       chan struct{} // blob calls wait until it is closed
@@ -109,9 +111,16 @@ func (s *testServer) dial(ctx context.Context) (net.Conn, error) {
 		return nil, wire.Errorf(wire.Unavailable, "nobody there")
 	}
 	here, there := mux.Pipe()
-	s.change(func() { s.conns[here] = true })
+	var number int
+	s.change(func() {
+		s.conns[here] = true
+		s.dials++
+		number = s.dials
+	})
 	go func() {
-		sess, err := mux.Accept(context.Background(), here, mux.Config{Software: "test"}, s.admit)
+		sess, err := mux.Accept(context.Background(), here, mux.Config{Software: "test"}, func(_ context.Context, p *mux.Peer) (*mux.Admission, error) {
+			return s.admit(p, number)
+		})
 		if err == nil {
 			<-sess.Done()
 			sess.Close()
@@ -132,13 +141,13 @@ func (s *testServer) cut() {
 	}
 }
 
-func (s *testServer) admit(_ context.Context, p *mux.Peer) (*mux.Admission, error) {
+func (s *testServer) admit(p *mux.Peer, number int) (*mux.Admission, error) {
 	var err error
 	s.change(func() { s.hellos = append(s.hellos, p.Hello); err = s.refuse })
 	if err != nil {
 		return nil, err
 	}
-	return &mux.Admission{Welcome: wire.Welcome{RunnerID: s.runnerID}, Table: mux.Table{
+	return &mux.Admission{Welcome: wire.Welcome{RunnerID: s.runnerID}, Data: number, Table: mux.Table{
 		wire.MethodWork: s.serveWork, wire.MethodReport: s.serveReport,
 		wire.MethodBlobGet: s.serveGet, wire.MethodBlobPut: s.servePut,
 		wire.MethodBlobMissing: mux.Unary(s.serveMissing),
@@ -163,6 +172,9 @@ func (s *testServer) assign(a wire.Assignment) {
 	s.order(wire.WorkOrder{Assign: &a})
 }
 
+// errLate refuses what comes on a session before the runner's newest.
+var errLate = wire.Errorf(wire.Conflict, "the runner has connected anew")
+
 func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 	var e wire.WorkEvent
 	if err := st.RecvMsg(&e); err != nil {
@@ -173,7 +185,14 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 		return wire.Errorf(wire.Conflict, "no begin")
 	}
 	begun := wire.WorkBegun{HeartbeatEvery: wire.Duration(s.heartbeat)}
+	late := false
 	s.change(func() {
+		// What the runner said on a session before its newest is out of date.
+		number := st.Peer().Data.(int)
+		if late = number < s.newest; late {
+			return
+		}
+		s.newest = number
 		s.begins = append(s.begins, *e.Begin)
 		for _, h := range e.Begin.Held {
 			if j := s.jobs[h.JobRef]; j == nil || j.stale || j.result != nil {
@@ -182,7 +201,28 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 				begun.Keep = append(begun.Keep, h.JobRef)
 			}
 		}
+		if s.queue == nil {
+			return
+		}
+		for ref, j := range s.jobs {
+			held := slices.ContainsFunc(e.Begin.Held, func(h wire.Held) bool { return h.JobRef == ref })
+			switch {
+			case held || j.stale || j.result != nil:
+			case j.started:
+				s.t.Errorf("the runner has lost %v, which it was told to start", ref)
+				j.result = &wire.Result{}
+			default: // the assignment was lost on its way: a new attempt
+				j.stale = true
+				again := j.Assignment
+				again.Attempt++
+				s.queue = append(s.queue, again)
+				s.slots++
+			}
+		}
 	})
+	if late {
+		return errLate
+	}
 	s.sendMu.Lock()
 	s.mu.Lock()
 	state := s.state
@@ -282,6 +322,7 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 	if err := st.Body(&req); err != nil {
 		return err
 	}
+	number := st.Peer().Data.(int)
 	var offset int64
 	var j *testJob
 	s.change(func() {
@@ -305,8 +346,11 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 			return wire.Errorf(wire.BadUsage, "report ended without a result")
 		}
 		if f.IsData() {
-			cut, gap := false, false
+			cut, gap, late := false, false, false
 			s.change(func() {
+				if late = number < s.newest; late {
+					return
+				}
 				if gap = f.Data.Offset != j.length; gap {
 					return
 				}
@@ -322,6 +366,9 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 					}
 				}
 			})
+			if late {
+				return errLate
+			}
 			if gap {
 				s.t.Errorf("output at offset %d, want %d", f.Data.Offset, offset)
 				return wire.Errorf(wire.BadUsage, "output does not fit")
@@ -338,7 +385,11 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 		if err := json.Unmarshal(f.Msg, &result); err != nil {
 			return err
 		}
+		late := false
 		s.change(func() {
+			if late = number < s.newest; late {
+				return
+			}
 			if result.LogBytes != offset {
 				s.t.Errorf("job %s: result says %d bytes of output, %d came", req.Job, result.LogBytes, offset)
 			}
@@ -350,6 +401,9 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 				s.slots++
 			}
 		})
+		if late {
+			return errLate
+		}
 		s.fill()
 		return st.Send(wire.ReportOrder{Offset: offset, Ended: true})
 	}

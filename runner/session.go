@@ -35,7 +35,7 @@ func (r *Runner) connect(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if atHello && wire.KindOf(err) == wire.Conflict {
+		if k := wire.KindOf(err); atHello && (k == wire.Conflict || k == wire.Denied && r.cfg.Once) {
 			r.log.Error("server refused this runner", "runner", r.cfg.ID, "err", err)
 			r.end(err)
 			return

@@ -53,6 +53,9 @@ func (r *Runner) obey(w *workStream, o wire.WorkOrder) {
 	case o.State != "":
 		r.log.Info("connected", "runner", r.name(), "state", o.State)
 		r.notify(Event{State: o.State})
+		if o.State == wire.Rejected && r.cfg.Once {
+			r.end(wire.Errorf(wire.Denied, "runner %q was rejected by an operator", r.name()))
+		}
 	case o.Assign != nil:
 		r.assign(w, *o.Assign)
 	case o.Start != nil:
@@ -248,6 +251,7 @@ func (r *Runner) adopt(a *attempt) {
 	r.mu.Lock()
 	r.held[a.job.JobRef] = a
 	r.mu.Unlock()
+	poke(r.counted)
 	r.attempts.Go(a.live)
 }
 
@@ -256,10 +260,8 @@ func (r *Runner) release(a *attempt) {
 	r.mu.Lock()
 	delete(r.held, a.job.JobRef)
 	r.mu.Unlock()
-	select {
-	case r.idle <- struct{}{}:
-	default:
-	}
+	poke(r.idle)
+	poke(r.counted)
 	if r.cfg.Once {
 		r.tellDrain()
 	}
