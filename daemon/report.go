@@ -43,7 +43,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		if err != nil {
 			return err
 		}
-		length, err = s.record(ctx, req.JobRef, m.id, chunks, result)
+		length, err = s.record(ctx, req.JobRef, m.id, length, chunks, result)
 		if err != nil {
 			return err
 		}
@@ -60,19 +60,28 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 	}
 }
 
-// record makes output and, if it has come, the result durable. While there is
-// no room it waits and tries again: the rest is safe on the runner's disk.
-func (s *Server) record(ctx context.Context, ref wire.JobRef, runner string, chunks []wire.Data, result *wire.Result) (length int64, err error) {
+// record makes output and, if it has come, the result durable; length is how
+// much output is already. While there is no room it waits and tries again: the
+// rest is safe on the runner's disk.
+func (s *Server) record(ctx context.Context, ref wire.JobRef, runner string, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
 	for {
 		now := time.Now()
-		err = s.store.Update(ctx, func(tx *store.Tx) (err error) {
-			if err := s.settleIn(tx, ref, runner); err != nil {
-				return err
+		err := s.store.Update(ctx, func(tx *store.Tx) (err error) {
+			if result == nil {
+				if err := s.settleIn(tx, ref, runner); err != nil {
+					return err
+				}
 			}
-			if length, err = tx.AppendLog(ref, runner, chunks); err != nil || result == nil {
-				return err
+			if len(chunks) > 0 {
+				if length, err = tx.AppendLog(ref, runner, chunks); err != nil {
+					return err
+				}
 			}
-			return tx.Finish(ref, runner, *result, now)
+			if result == nil {
+				return nil
+			}
+			started, _ := s.fleet.started(ref)
+			return tx.FinishStarted(ref, runner, *result, started, now)
 		})
 		if err == nil {
 			s.fleet.settled(ref)

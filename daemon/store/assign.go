@@ -91,7 +91,9 @@ func (tx *Tx) AssignReady(runners func() []queue.Runner, now time.Time, max int)
 			}
 			out = append(out, *a)
 			runner.Free--
-			if err := tx.fill(h, now); err != nil {
+			if !h.room() {
+				h.job = nil
+			} else if err := tx.fill(h, now); err != nil {
 				return nil, err
 			}
 		}
@@ -129,6 +131,11 @@ func (tx *Tx) heads(targets []string, idle []queue.Runner, now time.Time) ([]*he
 		}
 	}
 	return heads, nil
+}
+
+// room reports whether a runner that matches has a place left.
+func (h *head) room() bool {
+	return slices.ContainsFunc(h.runners, func(r *queue.Runner) bool { return r.Free > 0 })
 }
 
 // fill reads the head of a target.

@@ -74,6 +74,12 @@ func (tx *Tx) Requeue(ref wire.JobRef, runner string, now time.Time) error {
 // successful build, deploy or release, and ends or frees what depends on the
 // job. A result that comes before all of its output is a Conflict.
 func (tx *Tx) Finish(ref wire.JobRef, runner string, res wire.Result, now time.Time) error {
+	return tx.FinishStarted(ref, runner, res, time.Time{}, now)
+}
+
+// FinishStarted is Ack, where the attempt's start is not recorded yet, and
+// Finish in one. A zero time of the start is not known.
+func (tx *Tx) FinishStarted(ref wire.JobRef, runner string, res wire.Result, started, now time.Time) error {
 	r, err := tx.lockJob(ref.Job)
 	if err != nil {
 		return err
@@ -81,6 +87,11 @@ func (tx *Tx) Finish(ref wire.JobRef, runner string, res wire.Result, now time.T
 	now = stamp(now)
 	stored := r.LogBytes
 	return tx.end(r, func() error {
+		if r.State == wire.Assigned && !started.IsZero() {
+			if err := r.Ack(ref.Attempt, runner, stamp(started)); err != nil {
+				return err
+			}
+		}
 		if err := r.Finish(ref.Attempt, runner, res, now); err != nil {
 			return err
 		}
