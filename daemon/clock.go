@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	clockPoll  = 30 * time.Second // a safety net: whatever brings a deadline nearer rings the alarm
+	clockPoll  = 30 * time.Second // a safety net: whatever brings a deadline nearer rings the alarm, whatever makes a job ready has it matched
 	clockRetry = time.Second      // after the store refused (a full disk)
 )
 
@@ -33,6 +33,7 @@ func (s *Server) clock() {
 			return
 		case <-s.alarm:
 		case <-timer.C:
+			s.store.Kick()
 		}
 		now := time.Now()
 		next, err := s.tick(now)

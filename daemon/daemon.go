@@ -178,7 +178,11 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("read active jobs: %w", err)
 	}
-	s.fleet.restore(active, time.Now())
+	awaited, err := s.store.Awaited(ctx)
+	if err != nil {
+		return err
+	}
+	s.fleet.restore(active, awaited, time.Now())
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,10 +73,16 @@ func newFleet(ackTimeout, lease time.Duration) *fleet {
 	}
 }
 
-// restore takes up what the store says was going on before this process.
-func (f *fleet) restore(active []store.Active, now time.Time) {
+// restore takes up what the store says was going on before this process, and
+// the local runners that jobs are queued for.
+func (f *fleet) restore(active []store.Active, awaited []string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, id := range awaited {
+		if strings.HasPrefix(id, localPrefix) {
+			f.away[id] = now
+		}
+	}
 	for _, a := range active {
 		f.put(&attempt{
 			JobRef: a.JobRef, runner: a.RunnerID,
@@ -167,26 +174,21 @@ func (f *fleet) leave(m *member, now time.Time) {
 	}
 }
 
-// candidates are the runners that can be given jobs now, as matching sees them.
-func (f *fleet) candidates() []queue.Runner {
+// candidates are the runners that can be given jobs now, as matching sees
+// them: held says how many each has.
+func (f *fleet) candidates(held map[string]int, now time.Time) []queue.Runner {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := time.Now()
 	rs := make([]queue.Runner, 0, len(f.members))
 	for _, m := range f.members {
 		if m.working && !m.draining && m.admitted() && !now.Before(m.restUntil) {
-			rs = append(rs, m.candidate(len(f.held[m.id])))
+			rs = append(rs, queue.Runner{
+				ID: m.id, Labels: m.labels, ByIDOnly: m.kind == wire.KindLocal,
+				Free: m.concurrency - held[m.id],
+			})
 		}
 	}
 	return rs
-}
-
-// candidate is the runner as matching sees it.
-func (m *member) candidate(held int) queue.Runner {
-	return queue.Runner{
-		ID: m.id, Labels: m.labels, ByIDOnly: m.kind == wire.KindLocal,
-		Free: m.concurrency - held,
-	}
 }
 
 // admitted reports whether the runner may have jobs.
@@ -301,6 +303,20 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 		m.orders.put(c)
 	}
 	return requeue, lost
+}
+
+// missing are the running attempts of a runner that it does not have, though
+// their start was confirmed to it: whatever went wrong, nobody runs them.
+func (f *fleet) missing(m *member, has []wire.JobRef) (lost []wire.JobRef) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range f.held[m.id] {
+		if a.running && !slices.Contains(has, a.JobRef) {
+			a.absent = true
+			lost = append(lost, a.JobRef)
+		}
+	}
+	return lost
 }
 
 // overdue is what has to be done because time has passed.

@@ -217,3 +217,39 @@ func TestSilentRunner(t *testing.T) {
 		t.Fatalf("job ended as %+v", j)
 	}
 }
+
+// Whatever made the two sides differ, the next heartbeat tells.
+func TestHeartbeatWithoutTheJob(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	r.Hello.Concurrency = 2
+	r.Disconnect()
+	r.MustConnect()
+	r.MustBegin()
+	jobs := submit(t, c, run(), run())
+	kept, other := r.MustAssign(), r.MustAssign()
+	r.Say(wire.WorkEvent{Ack: &kept.JobRef})
+	r.Say(wire.WorkEvent{Ack: &other.JobRef})
+	r.Say(wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: []wire.JobRef{kept.JobRef}}})
+	if j := s.AwaitJob(t, other.Job, ended); j.Reason != wire.ReasonRunnerLost {
+		t.Fatalf("job ended as %+v", j)
+	}
+	r.MustFinish(kept.JobRef, "", daemontest.Succeeded())
+	if j := s.AwaitJob(t, jobs[0].ID, ended); j.State != wire.Success {
+		t.Fatalf("job ended as %+v", j)
+	}
+}
+
+// The queue of a command line that died with the server is not kept for ever.
+func TestLocalRunnerGoneWhileTheServerIsAway(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Lease: 50 * time.Millisecond})
+	r := s.Runner(t, "", nil)
+	r.Hello.Kind = wire.KindLocal
+	r.MustConnect() // never begins to work
+	job := submit(t, s.Client(t), run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: r.Session.Welcome().RunnerID} }))[0]
+	s.Restart()
+	if j := s.AwaitJob(t, job.ID, ended); j.Reason != wire.ReasonRunnerLost || j.Attempt != 0 {
+		t.Fatalf("job ended as %+v", j)
+	}
+}

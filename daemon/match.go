@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"errors"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/queue"
 	"github.com/waypointd/waypoint/daemon/store"
 )
 
@@ -15,8 +17,16 @@ const matchBatch = 256
 // decided is told to the runners only when it is durable.
 func (s *Server) match(tx *store.Tx) func(committed bool) {
 	now := time.Now()
-	made, err := tx.AssignReady(s.fleet.candidates, now, matchBatch)
-	if err != nil {
+	var countErr error
+	made, err := tx.AssignReady(func() []queue.Runner {
+		held, err := tx.Held()
+		if err != nil {
+			countErr = err
+			return nil
+		}
+		return s.fleet.candidates(held, now)
+	}, now, matchBatch)
+	if err := errors.Join(err, countErr); err != nil {
 		s.log.Error("matching failed", "err", err)
 		return func(bool) {}
 	}

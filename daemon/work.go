@@ -157,6 +157,10 @@ func (s *Server) hear(st *mux.Stream, m *member) error {
 			s.fleet.drain(m, *e.Drain)
 			s.log.Info("runner draining", "runner", m.id, "draining", *e.Drain)
 			s.store.Kick()
+		case e.Holds != nil:
+			if err := s.lose(s.fleet.missing(m, e.Holds.Jobs), "its runner does not have it any more"); err != nil {
+				s.log.Warn("lost jobs not ended yet", "runner", m.id, "err", err)
+			}
 		case e.Begin != nil:
 			return wire.Errorf(wire.Conflict, "the work stream has begun already")
 		}
@@ -214,9 +218,14 @@ func (s *Server) refused(m *member, n wire.Nack) {
 	s.log.Warn("runner refused a job", "runner", m.id, "job", n.Job, "attempt", n.Attempt, "why", n.Error)
 	s.fleet.rest(m, time.Now())
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.Requeue(n.JobRef, m.id, time.Now()) })
-	if k := wire.KindOf(err); k != "" && k != wire.Conflict && k != wire.NotFound {
+	switch wire.KindOf(err) {
+	case "", wire.NotFound:
+	case wire.Conflict: // its start is on record: nobody can know that it did not run
+		err = s.lose([]wire.JobRef{n.JobRef}, "its runner gave it back after its start")
+	}
+	if k := wire.KindOf(err); k != "" && k != wire.NotFound {
 		s.log.Warn("job not given back yet", "job", n.Job, "err", err)
-		return // still assigned and not started: due at its deadline
+		return // still live here: due at its deadline, or told missing by a heartbeat
 	}
 	s.fleet.end(n.JobRef, false)
 	s.store.Kick()

@@ -273,7 +273,7 @@ func (s *testServer) event(e wire.WorkEvent) {
 	var answer *wire.WorkOrder
 	s.change(func() {
 		switch {
-		case e.Heartbeat:
+		case e.Holds != nil:
 			s.beats++
 		case e.Drain != nil:
 			s.drains = append(s.drains, *e.Drain)

@@ -121,7 +121,7 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) error {
 			every := time.Duration(o.Begun.HeartbeatEvery)
 			if every > 0 && limit == r.waits.firstOrder {
 				limit = missedHeartbeats * every
-				wg.Go(func() { w.heartbeat(ctx, every) })
+				wg.Go(func() { w.heartbeat(ctx, every, r.holds) })
 			}
 			r.begun(w, *o.Begun)
 			r.uplink.set(s)
@@ -147,6 +147,14 @@ func (w *workStream) send(ev wire.WorkEvent) error {
 	return w.st.Send(ev)
 }
 
+// sayHolds is send of what is held at the moment of sending: an
+// acknowledgement that went before it is of something that is in it.
+func (w *workStream) sayHolds(holds func() []wire.JobRef) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.st.Send(wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: holds()}})
+}
+
 // sendDrain says whether the server is to give nothing more, if that is news.
 func (w *workStream) sendDrain(on bool) error {
 	w.mu.Lock()
@@ -158,8 +166,9 @@ func (w *workStream) sendDrain(on bool) error {
 	return w.st.Send(wire.WorkEvent{Drain: &on})
 }
 
-// heartbeat tells the server at every tick that this side lives.
-func (w *workStream) heartbeat(ctx context.Context, every time.Duration) {
+// heartbeat tells the server at every tick that this side lives, and what it
+// holds: nothing that the two sides see differently stays so for long.
+func (w *workStream) heartbeat(ctx context.Context, every time.Duration, holds func() []wire.JobRef) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -167,7 +176,7 @@ func (w *workStream) heartbeat(ctx context.Context, every time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if w.send(wire.WorkEvent{Heartbeat: true}) != nil {
+			if w.sayHolds(holds) != nil {
 				return
 			}
 		}

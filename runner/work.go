@@ -24,6 +24,27 @@ func (r *Runner) begin() wire.WorkBegin {
 	return b
 }
 
+// holds are the attempts that are held and not given up.
+func (r *Runner) holds() []wire.JobRef {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	refs := make([]wire.JobRef, 0, len(r.held))
+	for ref, a := range r.held {
+		if _, live := a.standing(); live {
+			refs = append(refs, ref)
+		}
+	}
+	return refs
+}
+
+// CancelAll asks for the end of every job held, at once with force. Their ends
+// are reported like any other.
+func (r *Runner) CancelAll(force bool) {
+	for _, a := range r.all() {
+		a.cancel(force)
+	}
+}
+
 // begun sorts what is held by the server's answer. An attempt that waits to be
 // started is acknowledged again, also while draining: whether the server has
 // confirmed it already on the session that was lost cannot be known, and the

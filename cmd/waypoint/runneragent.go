@@ -107,7 +107,9 @@ func (c *runnerAgent) run(a *app) error {
 	r, err := runner.New(runner.Config{
 		Dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, addr) },
 		ID:   id, Kind: wire.KindRemote, Key: key, Labels: cfg.Labels, Concurrency: cfg.Concurrency,
-		Dir: dir.Path(), Supervisor: jobs, Once: c.Once, Software: software(), Logger: log, Notify: says.notify,
+		Dir: dir.Path(), Supervisor: jobs,
+		Resupervise: func(ctx context.Context) (supervisor.Jobs, error) { return ensureSupervisor(ctx, dir) },
+		Once:        c.Once, Software: software(), Logger: log, Notify: says.notify,
 	})
 	if err != nil {
 		return fmt.Errorf("start runner: %w", err)
@@ -116,7 +118,7 @@ func (c *runnerAgent) run(a *app) error {
 	if err := systemd.Ready(); err != nil {
 		log.Warn("service manager does not listen", "error", err)
 	}
-	err = c.serve(a, r, jobs, log)
+	err = c.serve(a, r, log)
 	systemd.Stopping()
 	if err != nil {
 		return fmt.Errorf("run runner: %w", err)
@@ -127,7 +129,7 @@ func (c *runnerAgent) run(a *app) error {
 
 // serve runs the runner: the first signal drains it, the second stops its
 // jobs.
-func (c *runnerAgent) serve(a *app, r *runner.Runner, jobs supervisor.Jobs, log *slog.Logger) error {
+func (c *runnerAgent) serve(a *app, r *runner.Runner, log *slog.Logger) error {
 	ctx, halt := context.WithCancel(a.ctx)
 	defer halt()
 	stop, drain := context.WithCancel(ctx)
@@ -153,7 +155,7 @@ func (c *runnerAgent) serve(a *app, r *runner.Runner, jobs supervisor.Jobs, log 
 					continue
 				}
 				log.Info("stopping the running jobs", "signal", s.String())
-				stopJobs(ctx, jobs, n > 2, log)
+				r.CancelAll(n > 2)
 			}
 		}
 	})
@@ -161,23 +163,6 @@ func (c *runnerAgent) serve(a *app, r *runner.Runner, jobs supervisor.Jobs, log 
 	halt()
 	listen.Wait()
 	return err
-}
-
-// stopJobs ends every job that runs here; their ends are reported like any.
-func stopJobs(ctx context.Context, jobs supervisor.Jobs, force bool, log *slog.Logger) {
-	held, err := jobs.List(ctx)
-	if err != nil {
-		log.Error("list running jobs", "error", err)
-		return
-	}
-	for _, h := range held {
-		if h.End != nil {
-			continue
-		}
-		if err := jobs.Stop(ctx, h.JobRef, force); err != nil {
-			log.Error("stop job", "job", h.Job, "error", err)
-		}
-	}
 }
 
 // config is the configuration and the server's address: flags over

@@ -127,7 +127,36 @@ const (
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') ORDER BY id`
 	selectActiveOf = `SELECT id, attempt, runner_id, state, cancel_at FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') AND runner_id = $1 ORDER BY id`
+	countHeld = `SELECT runner_id, COUNT(*) FROM jobs
+	WHERE finished_at = 0 AND state IN ('assigned', 'running') GROUP BY runner_id`
+	selectAwaited = `SELECT DISTINCT target FROM jobs WHERE state = 'queued' AND target >= 'id:' AND target < 'id;' ORDER BY target`
 )
+
+// Held is how many jobs each runner has, as of this transaction: those that
+// have ended in it count no more.
+func (tx *Tx) Held() (map[string]int, error) {
+	held := map[string]int{}
+	if err := count(tx, countHeld, held); err != nil {
+		return nil, fmt.Errorf("count jobs in progress: %w", err)
+	}
+	return held, nil
+}
+
+// Awaited are the runners that queued jobs want by their ids.
+func (s *Store) Awaited(ctx context.Context) (ids []string, err error) {
+	targets, err := strs(s.read(ctx), selectAwaited)
+	if err != nil {
+		return nil, fmt.Errorf("read targets of queued jobs: %w", err)
+	}
+	for _, text := range targets {
+		target, err := queue.ParseTarget(text)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, target.ID)
+	}
+	return ids, nil
+}
 
 // Active are the assigned and running jobs (of one runner, or "" for all).
 func (s *Store) Active(ctx context.Context, runnerID string) ([]Active, error) {

@@ -20,6 +20,7 @@ type WorkEvent struct {
 	Ack       *JobRef    `json:"ack,omitempty"`  // recorded on the runner's disk; may it start?
 	Nack      *Nack      `json:"nack,omitempty"` // cannot be started here: back to the queue
 	Heartbeat bool       `json:"heartbeat,omitempty"`
+	Holds     *WorkHolds `json:"holds,omitempty"` // in place of a heartbeat
 	Drain     *bool      `json:"drain,omitempty"` // true: give me nothing more
 }
 
@@ -29,6 +30,13 @@ type WorkBegin struct {
 	Held        []Held `json:"held,omitempty"`
 	Concurrency int    `json:"concurrency"`
 	Draining    bool   `json:"draining,omitempty"`
+}
+
+// WorkHolds is a heartbeat that says what the runner holds at this moment, so
+// that the two sides cannot differ for long: a job whose start was confirmed
+// and that is not among them is lost.
+type WorkHolds struct {
+	Jobs []JobRef `json:"jobs"`
 }
 
 // Nack gives an assignment back.
