@@ -3,7 +3,6 @@ package executor
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,7 +52,9 @@ func (c *Command) resolve() (string, error) {
 		if err == nil {
 			return path, nil
 		}
-		if refused == nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		// As a shell: what is no file, or lies in a directory that may not be
+		// searched, is not there.
+		if fi, serr := os.Stat(path); refused == nil && serr == nil && !fi.IsDir() {
 			refused = err
 		}
 	}
