@@ -5,8 +5,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/waypointd/waypoint/runner/supervisor"
 )
 
 // slotPrefix begins the names of directories in Dir/jobs that are no attempt's.
@@ -73,15 +76,17 @@ func (r *Runner) freeSlot(dir string) error {
 	return nil
 }
 
-// cleanSlot removes all that an attempt has left in its directory.
+// cleanSlot removes all that an attempt has left in its directory but files
+// that the next one writes over.
 func (r *Runner) cleanSlot(slot string) error {
+	kept := supervisor.Recycle(slot)
 	entries, err := os.ReadDir(slot)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		switch name := e.Name(); {
-		case name == fileAssignment && e.Type().IsRegular(): // the next one is written over it
+		case name == fileAssignment && e.Type().IsRegular(), slices.Contains(kept, name):
 		case (name == dirWork || name == dirHome) && !r.local(): // below
 		default:
 			if err := removeTree(filepath.Join(slot, name)); err != nil {

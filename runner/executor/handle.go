@@ -46,10 +46,24 @@ func writeHandle(path string, h handle) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
+	if err := overwrite(path, b); err != nil {
 		return fmt.Errorf("write process handle: %w", err)
 	}
 	return nil
+}
+
+// overwrite gives a file its content, over what it may have already. It is not
+// cut to nothing before: ext4 writes a file out at once that was, and is filled
+// again.
+func overwrite(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = f.WriteAt(b, 0); err == nil {
+		err = f.Truncate(int64(len(b)))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // KillLeftovers kills what is left of the tree that the handle file names,

@@ -86,6 +86,7 @@ type outcome struct {
 // steps runs them and returns how the one that counts went: the first that
 // failed and may not, or the last. All processes are gone afterwards.
 func (a *attempt) steps(end *End) (outcome, executor.Usage) {
+	takeSpare(a.spec.Dir, handleFile)
 	tree, err := a.s.exec.NewTree(executor.Options{
 		Name:   name(a.spec.JobRef),
 		Handle: filepath.Join(a.spec.Dir, handleFile),

@@ -59,7 +59,7 @@ func writeEnd(dir string, end *End, handle bool) error {
 	if handle {
 		fresh = filepath.Join(dir, handleFile)
 	}
-	if err := os.WriteFile(fresh, b, 0o600); err != nil {
+	if err := overwrite(fresh, b); err != nil {
 		return fmt.Errorf("write end of attempt: %w", err)
 	}
 	if err := os.Rename(fresh, filepath.Join(dir, endFile)); err != nil {

@@ -52,6 +52,7 @@ type pipe struct {
 var buffers = sync.Pool{New: func() any { return new([readSize]byte) }}
 
 func newOutput(a *attempt) (*output, error) {
+	takeSpare(a.spec.Dir, LogFile)
 	log, err := joblog.Create(filepath.Join(a.spec.Dir, LogFile))
 	if err != nil {
 		return nil, err
