@@ -242,15 +242,16 @@ func (b *bench) spool(a wire.Assignment, boot string, files map[string]string) s
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	record := string(body) + "\n"
+	var record strings.Builder
+	record.WriteString(string(body) + "\n")
 	for name, text := range files {
 		if name == markStarted || name == markRunning {
-			record += `{"reached":"` + name + `"}` + "\n"
+			record.WriteString(`{"reached":"` + name + `"}` + "\n")
 			continue
 		}
 		write(b.t, filepath.Join(dir, name), text)
 	}
-	write(b.t, filepath.Join(dir, fileAssignment), record)
+	write(b.t, filepath.Join(dir, fileAssignment), record.String())
 	b.s.jobs[a.JobRef] = &testJob{Assignment: a, byKind: map[wire.StreamID][]byte{}, started: true}
 	return dir
 }

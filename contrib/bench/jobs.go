@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/waypointd/waypoint/mux/client"
@@ -172,11 +173,11 @@ func measureRate(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		text := ""
+		var text strings.Builder
 		for _, p := range b.residents() {
-			text += fmt.Sprintf("%s %s  ", p.name, ms(time.Duration(float64(used[p.name])/jobs)))
+			fmt.Fprintf(&text, "%s %s  ", p.name, ms(time.Duration(float64(used[p.name])/jobs)))
 		}
-		b.report.plain("   processor time for each job", "", text)
+		b.report.plain("   processor time for each job", "", text.String())
 	}
 	return nil
 }

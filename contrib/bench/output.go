@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -104,12 +105,12 @@ func measureLog(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	text := ""
+	var text strings.Builder
 	for _, p := range b.residents() {
 		each := float64(used[p.name]) * 100e6 / (float64(amount) * float64(b.rounds()))
-		text += fmt.Sprintf("%s %s  ", p.name, ms(time.Duration(each)))
+		fmt.Fprintf(&text, "%s %s  ", p.name, ms(time.Duration(each)))
 	}
-	b.report.plain("   processor time for 100 MB", "", text)
+	b.report.plain("   processor time for 100 MB", "", text.String())
 	return b.reportMemory("after it", map[string]string{
 		"server": "not grown", "agent": "not grown", "supervisor": "not grown",
 	})

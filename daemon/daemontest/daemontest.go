@@ -27,7 +27,6 @@ type Server struct {
 
 	mu     sync.Mutex
 	server *daemon.Server // guarded by mu; nil while stopped
-	cancel context.CancelFunc
 	conns  sync.WaitGroup
 }
 

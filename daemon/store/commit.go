@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -389,6 +388,3 @@ func (s *Store) deadErr() error {
 	}
 	return nil
 }
-
-// isKind reports whether err is a *wire.Error of a kind.
-func isKind(err error, kind wire.Kind) bool { return errors.Is(err, &wire.Error{Kind: kind}) }

@@ -144,7 +144,7 @@ func TestMatchSharesTheCommit(t *testing.T) {
 			t.Fatal(j.State, err)
 		}
 		broken.Store(false)
-		// Behaviours 34, 44: a runner that waits gets it as soon as it can.
+		// A runner that waits gets it as soon as it can.
 		mu.Lock()
 		free = 1
 		mu.Unlock()

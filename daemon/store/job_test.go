@@ -191,6 +191,9 @@ func (b *bench) blocked(id string, by queue.Blocked) QueueFacts {
 	return f
 }
 
+// isKind reports whether err is a *wire.Error of a kind.
+func isKind(err error, kind wire.Kind) bool { return errors.Is(err, &wire.Error{Kind: kind}) }
+
 func want(t testing.TB, err error, kind wire.Kind, words ...string) {
 	t.Helper()
 	if !errors.Is(err, &wire.Error{Kind: kind}) {
@@ -203,7 +206,6 @@ func want(t testing.TB, err error, kind wire.Kind, words ...string) {
 	}
 }
 
-// Behaviours 33, 37, 48, 56, 82.
 func TestOneJobsWay(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
@@ -242,65 +244,6 @@ func TestOneJobsWay(t *testing.T) {
 	})
 }
 
-// Behaviours 35, 37: one deploy, release or destroy of an app at a time.
-func TestSerialized(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 10})
-		build := b.one(operation(wire.OpBuild, "web"))
-		b.given(build)
-		b.succeed(build)
-		stage := b.one(operation(wire.OpBuild, "web", workspace("stage")))
-		b.given(stage)
-		b.succeed(stage)
-		first := b.one(operation(wire.OpDeploy, "web"))
-		other := b.one(operation(wire.OpDeploy, "web", workspace("stage")))
-		second := b.one(operation(wire.OpDestroy, "web"))
-		third := b.one(operation(wire.OpDestroy, "web", priority(1)))
-		// The newcomer of a higher priority goes first: the other was not yet given away.
-		b.blocked(first, queue.BySerial)
-		b.given(third, other)
-		if f := b.blocked(second, queue.BySerial); len(f.By) != 1 || f.By[0].ID != third {
-			t.Fatalf("%+v", f.By)
-		}
-		b.one(operation(wire.OpRun, "web"))
-		b.assign()
-		urgent := b.one(operation(wire.OpDestroy, "web", priority(5)))
-		b.given() // what is in progress stays
-		b.succeed(third)
-		b.given(urgent)
-		b.fail(urgent)
-		b.given(first)
-		b.requeue(first) // keeps the right to go next
-		b.blocked(second, queue.BySerial)
-		b.given(first)
-		b.cancel(first, true)
-		b.given(second)
-		// One that waits for its dependency does not hold the others up.
-		dep := b.one(run(forRunner("nobody")))
-		waits := b.one(operation(wire.OpDestroy, "web", dependsOn(dep)))
-		later := b.one(operation(wire.OpDestroy, "web"))
-		b.succeed(second)
-		b.given(later)
-		b.blocked(waits, queue.ByDependency)
-		b.cancel(dep, false)
-		b.is(waits, wire.Failed, wire.ReasonDependency)
-	})
-}
-
-func TestRequeueGivesWayToAHigherPriority(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn)
-		first := b.one(operation(wire.OpDestroy, "web"))
-		b.given(first)
-		urgent := b.one(operation(wire.OpDestroy, "web", priority(1)))
-		b.blocked(urgent, queue.BySerial)
-		b.requeue(first)
-		b.blocked(first, queue.BySerial)
-		b.given(urgent)
-	})
-}
-
-// Behaviours 38 to 40, and priority.
 func TestTargets(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn,
@@ -348,153 +291,6 @@ func TestTargets(t *testing.T) {
 	})
 }
 
-// Behaviours 42, 43, 58, 60, 65.
-func TestDependencies(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 10})
-		// In any order.
-		ids := b.submit(run(dependsOn("#1", "#2", "#1")), run(dependsOn("#2")), run())
-		if j := b.job(ids[0]); !slices.Equal(j.DependsOn, []string{ids[1], ids[2]}) {
-			t.Fatal(j.DependsOn)
-		}
-		if f := b.blocked(ids[0], queue.ByDependency); len(f.By) != 2 {
-			t.Fatalf("%+v", f)
-		}
-		b.given(ids[2])
-		b.given()
-		b.succeed(ids[2])
-		b.given(ids[1])
-		b.blocked(ids[0], queue.ByDependency)
-		b.succeed(ids[1])
-		b.given(ids[0])
-		b.succeed(ids[0])
-		// One that has succeeded already.
-		b.given(b.one(run(dependsOn(ids[0]))))
-
-		// The cascade, down and across, once each.
-		tree := b.submit(run(), run(dependsOn("#0")), run(dependsOn("#0", "#1")), run(dependsOn("#2")),
-			run(dependsOn("#1"), allowFailure), run(dependsOn("#0", "#1"), allowFailure))
-		b.given(tree[0])
-		b.fail(tree[0])
-		for _, id := range tree[1:4] {
-			if j := b.is(id, wire.Failed, wire.ReasonDependency); !strings.Contains(j.Error, "job "+tree[0]) && !strings.Contains(j.Error, "job "+tree[2]) {
-				t.Fatal(j.Error)
-			}
-		}
-		if j := b.job(tree[1]); !strings.Contains(j.Error, tree[0]) {
-			t.Fatal(j.Error)
-		}
-		b.given(tree[4], tree[5])
-		// One that has failed already.
-		late := b.one(run(dependsOn(tree[0])))
-		b.is(late, wire.Failed, wire.ReasonDependency)
-		b.given(b.one(run(dependsOn(tree[0]), allowFailure)))
-
-		_, err := b.trySubmit(run(), run(dependsOn("nonsense")))
-		want(t, err, wire.NotFound, "nonsense")
-		_, err = b.trySubmit(run(dependsOn("#1")), run(dependsOn("#2")), run(dependsOn("#0")))
-		want(t, err, wire.Conflict, "#0 -> #1 -> #2 -> #0")
-		_, err = b.trySubmit(run(dependsOn("#5")))
-		want(t, err, wire.BadUsage)
-		b.given() // all or none
-	})
-}
-
-// Behaviours 66, 68 and cli.md's rules.
-func TestSingletons(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn)
-		old := b.one(run(singleton("nightly")))
-		other := b.one(run(singleton("hourly")))
-		between := b.one(run())
-		child := b.one(run(dependsOn(old)))
-		newer := b.one(run(singleton("nightly")))
-		if j := b.is(old, wire.Canceled, wire.ReasonSuperseded); !strings.Contains(j.Error, newer) {
-			t.Fatal(j.Error)
-		}
-		b.is(child, wire.Failed, wire.ReasonDependency)
-		b.given(newer) // the place of the oldest
-		// What is assigned stays, and the newer one waits behind it.
-		third := b.one(run(singleton("nightly")))
-		if f := b.blocked(third, queue.BySingleton); len(f.By) != 1 || f.By[0].ID != newer {
-			t.Fatalf("%+v", f)
-		}
-		fourth := b.one(run(singleton("nightly")))
-		b.is(third, wire.Canceled, wire.ReasonSuperseded)
-		b.blocked(fourth, queue.BySingleton)
-		b.ack(newer)
-		b.given(other)
-		b.given(between)
-		b.given()
-		b.succeed(newer)
-		b.given(fourth)
-		b.is(newer, wire.Success, "")
-		// One that comes back to the queue meets a newer one.
-		fifth := b.one(run(singleton("nightly")))
-		last := b.one(run())
-		b.requeue(fourth)
-		b.is(fourth, wire.Canceled, wire.ReasonSuperseded)
-		b.given(fifth)
-		b.given(last)
-	})
-}
-
-func TestIdempotencyKeys(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn)
-		a := b.one(run(idempotent("k")))
-		if again := b.one(run(idempotent("k"))); again != a {
-			t.Fatal(again)
-		}
-		ids := b.submit(run(idempotent("l")), run(dependsOn("#0")), run(idempotent("l")), run(idempotent("k"), dependsOn("#1")))
-		if ids[2] != ids[0] || ids[3] != a {
-			t.Fatal(ids)
-		}
-		b.given(a)
-		b.succeed(a)
-		if again := b.one(run(idempotent("k"))); again != a {
-			t.Fatal(again)
-		}
-	})
-}
-
-// Behaviours 49, 55.
-func TestRequeue(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn)
-		a := b.one(run())
-		ref := b.given(a)[0].JobRef
-		b.requeue(a)
-		if j := b.is(a, wire.Queued, ""); j.RunnerID != "" || !j.AssignedAt.IsZero() || j.Attempt != 1 {
-			t.Fatalf("%+v", j)
-		}
-		if got := b.given(a)[0]; got.Attempt != 2 {
-			t.Fatal(got.Attempt)
-		}
-		for name, f := range map[string]func(tx *Tx) error{
-			"ack":     func(tx *Tx) error { return tx.Ack(ref, "r1", b.now) },
-			"requeue": func(tx *Tx) error { return tx.Requeue(ref, "r1", b.now) },
-			"finish":  func(tx *Tx) error { return tx.Finish(ref, "r1", wire.Result{State: wire.Success}, b.now) },
-			"lost":    func(tx *Tx) error { return tx.Lost(ref, "gone", b.now) },
-			"append": func(tx *Tx) error {
-				_, err := tx.AppendLog(ref, "r1", []wire.Data{{Bytes: []byte("x")}})
-				return err
-			},
-			"foreign": func(tx *Tx) error { return tx.Ack(wire.JobRef{Job: a, Attempt: 2}, "r2", b.now) },
-		} {
-			if err := b.Update(t.Context(), f); !isKind(err, wire.Conflict) {
-				t.Errorf("%s: %v", name, err)
-			}
-		}
-		b.ack(a)
-		want(t, b.Update(t.Context(), func(tx *Tx) error {
-			return tx.Ack(wire.JobRef{Job: a, Attempt: 2}, "r1", b.now)
-		}), wire.Conflict)
-		b.is(a, wire.Running, "")
-	})
-}
-
-// Behaviours 51, 53, 57.
 func TestFailedAndLost(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
@@ -516,7 +312,6 @@ func TestFailedAndLost(t *testing.T) {
 	})
 }
 
-// Behaviours 28, 70 to 77.
 func TestCancel(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 10})
@@ -574,7 +369,6 @@ func TestCancel(t *testing.T) {
 	})
 }
 
-// Behaviour 78.
 func TestExpiry(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
@@ -617,132 +411,5 @@ func TestAbandon(t *testing.T) {
 		b.is(a, wire.Failed, wire.ReasonRunnerLost)
 		b.is(waits, wire.Failed, wire.ReasonDependency)
 		b.is(stays, wire.Queued, "")
-	})
-}
-
-func TestRetry(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn)
-		ids := b.submit(operation(wire.OpBuild, "web", idempotent("k")), operation(wire.OpDestroy, "web", dependsOn("#0")))
-		retry := func(id string) (j wire.Job, err error) {
-			err = b.Update(t.Context(), func(tx *Tx) (err error) { j, err = tx.Retry(id, b.now); return err })
-			return j, err
-		}
-		_, err := retry(ids[0])
-		want(t, err, wire.Conflict)
-		_, err = retry("nonsense")
-		want(t, err, wire.NotFound)
-		b.given(ids[0])
-		b.fail(ids[0])
-		build, err := retry(ids[0])
-		if err != nil || build.RetryOf != ids[0] || build.State != wire.Queued || build.ID == ids[0] {
-			t.Fatalf("%v %+v", err, build)
-		}
-		// The dependency that failed is replaced by its retry.
-		destroy, err := retry(ids[1])
-		if err != nil || !slices.Equal(destroy.DependsOn, []string{build.ID}) {
-			t.Fatalf("%v %+v", err, destroy)
-		}
-		b.given(build.ID)
-		b.fail(build.ID)
-		b.is(destroy.ID, wire.Failed, wire.ReasonDependency)
-		destroy, err = retry(ids[1])
-		if err != nil || destroy.DependsOn != nil {
-			t.Fatalf("%v %+v", err, destroy)
-		}
-		b.given(destroy.ID)
-	})
-}
-
-func TestSubmitRefuses(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn)
-		_, err := b.trySubmit()
-		want(t, err, wire.BadUsage)
-		_, err = b.trySubmit(run(func(s *wire.JobSpec) { s.Target = wire.Target{} }))
-		want(t, err, wire.BadUsage)
-		_, err = b.trySubmit(run(func(s *wire.JobSpec) { s.Script = strings.Repeat("x", maxSpec) }))
-		want(t, err, wire.TooLarge)
-		_, err = b.trySubmit(make([]wire.JobSpec, maxSubmit+1)...)
-		want(t, err, wire.TooLarge)
-		b.given()
-	})
-}
-
-// Behaviour 83.
-func TestListJobs(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn)
-		var ids []string
-		for i := range 60 {
-			ids = append(ids, b.one(operation(wire.OpBuild, fmt.Sprintf("app%d", i%3), workspace(fmt.Sprintf("ws%d", i%2)),
-				func(s *wire.JobSpec) { s.Project = fmt.Sprintf("p%d", i%5) })))
-		}
-		list := func(f wire.JobFilter) []string {
-			t.Helper()
-			jobs, err := b.Jobs(t.Context(), f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			out := []string{}
-			for _, j := range jobs {
-				out = append(out, j.ID)
-			}
-			return out
-		}
-		pick := func(keep func(i int) bool) []string {
-			var out []string
-			for i := len(ids) - 1; i >= 0; i-- {
-				if keep(i) {
-					out = append(out, ids[i])
-				}
-			}
-			return out
-		}
-		is := func(f wire.JobFilter, want []string) {
-			t.Helper()
-			if got := list(f); !slices.Equal(got, want) {
-				t.Fatalf("%+v: %d jobs %v, want %d %v", f, len(got), got, len(want), want)
-			}
-		}
-		is(wire.JobFilter{}, pick(func(i int) bool { return i >= 10 }))
-		is(wire.JobFilter{After: ids[10]}, pick(func(i int) bool { return i < 10 }))
-		is(wire.JobFilter{Limit: 3, After: ids[50]}, []string{ids[49], ids[48], ids[47]})
-		is(wire.JobFilter{Project: "p1", App: "app1", Workspace: "ws1"}, pick(func(i int) bool { return i%5 == 1 && i%3 == 1 && i%2 == 1 }))
-		is(wire.JobFilter{Operation: wire.OpDeploy}, nil)
-		b.given(ids[0])
-		b.given(ids[1])
-		b.given(ids[2])
-		b.ack(ids[1])
-		b.succeed(ids[2])
-		b.cancel(ids[3], false)
-		is(wire.JobFilter{State: wire.Assigned}, ids[:1])
-		is(wire.JobFilter{State: wire.Running, Runner: "r1"}, ids[1:2])
-		is(wire.JobFilter{State: wire.Success, Project: "p2"}, ids[2:3])
-		is(wire.JobFilter{State: wire.Canceled, Limit: 500}, ids[3:4])
-		is(wire.JobFilter{State: wire.Queued, Limit: 500}, pick(func(i int) bool { return i > 3 }))
-		is(wire.JobFilter{Runner: "r1"}, []string{ids[2], ids[1], ids[0]})
-		is(wire.JobFilter{Runner: "r2"}, nil)
-		counts, err := b.JobCounts(t.Context())
-		if err != nil || counts[wire.Queued] != 56 || counts[wire.Success] != 1 || counts[wire.Canceled] != 1 || counts[wire.Running] != 1 {
-			t.Fatal(counts, err)
-		}
-		_, err = b.Jobs(t.Context(), wire.JobFilter{After: "nonsense"})
-		want(t, err, wire.NotFound)
-		_, err = b.Jobs(t.Context(), wire.JobFilter{State: "nonsense"})
-		want(t, err, wire.BadUsage)
-		_, err = b.Jobs(t.Context(), wire.JobFilter{Limit: -1})
-		want(t, err, wire.BadUsage)
-	})
-}
-
-func TestAheadInQueue(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
-		b := newBench(t, dsn)
-		b.submit(run(), run(priority(-1)), run(priority(3)), run(forRunner("x")))
-		a := b.one(run())
-		if f := b.blocked(a, queue.Ready); f.Ahead != 2 {
-			t.Fatal(f.Ahead)
-		}
 	})
 }

@@ -99,7 +99,7 @@ type JobSpec struct {
 	IdempotencyKey         string `json:"idempotency_key,omitempty"`
 }
 
-// Job is a job as operators see it; its keys are a contract (cli.md).
+// Job is a job as operators see it; its keys are a contract with scripts.
 type Job struct {
 	ID              string            `json:"id"`
 	Operation       Operation         `json:"operation"`

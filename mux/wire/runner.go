@@ -25,7 +25,7 @@ const (
 	KindLocal  RunnerKind = "local"  // inside a command line: by-id only, gone at disconnect
 )
 
-// Runner is a runner as operators see it; its keys are a contract (cli.md).
+// Runner is a runner as operators see it; its keys are a contract with scripts.
 type Runner struct {
 	ID          string            `json:"id"`
 	State       RunnerState       `json:"state"`

@@ -158,7 +158,7 @@ func TestAgentReconnects(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
-	if end := ended(t, j, s.JobRef); !same(end.ExitCode, code(3)) {
+	if end := ended(t, j, s.JobRef); !same(end.ExitCode, new(3)) {
 		t.Errorf("got %+v", end)
 	}
 	// With nobody connected and nothing running it goes, ended jobs or not.

@@ -220,8 +220,6 @@ func pid(t testing.TB, file string) int {
 	return n
 }
 
-func code(n int) *int { return &n }
-
 func same(a, b *int) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
 
 func TestEnds(t *testing.T) {
@@ -230,11 +228,11 @@ func TestEnds(t *testing.T) {
 			spec Spec
 			end  End
 		}{
-			"success":        {sh(t, "exit 0"), End{State: wire.Success, ExitCode: code(0)}},
-			"code":           {sh(t, "exit 7"), End{State: wire.Failed, Reason: wire.ReasonFailed, ExitCode: code(7), Error: "the command exited with code 7"}},
+			"success":        {sh(t, "exit 0"), End{State: wire.Success, ExitCode: new(0)}},
+			"code":           {sh(t, "exit 7"), End{State: wire.Failed, Reason: wire.ReasonFailed, ExitCode: new(7), Error: "the command exited with code 7"}},
 			"signal":         {sh(t, "kill -SEGV $$"), End{State: wire.Failed, Reason: wire.ReasonFailed, Signal: "SIGSEGV", Error: "the command was ended by SIGSEGV"}},
-			"not found":      {spec(t, "nosuch"), End{State: wire.Failed, Reason: wire.ReasonFailed, ExitCode: code(127), Error: "command not found: nosuch"}},
-			"not executable": {spec(t, "/etc/passwd"), End{State: wire.Failed, Reason: wire.ReasonFailed, ExitCode: code(126), Error: "/etc/passwd cannot be executed: permission denied"}},
+			"not found":      {spec(t, "nosuch"), End{State: wire.Failed, Reason: wire.ReasonFailed, ExitCode: new(127), Error: "command not found: nosuch"}},
+			"not executable": {spec(t, "/etc/passwd"), End{State: wire.Failed, Reason: wire.ReasonFailed, ExitCode: new(126), Error: "/etc/passwd cannot be executed: permission denied"}},
 		} {
 			end := run(t, j, c.spec)
 			if end.State != c.end.State || end.Reason != c.end.Reason || end.Signal != c.end.Signal || end.Error != c.end.Error || !same(end.ExitCode, c.end.ExitCode) {
@@ -260,7 +258,7 @@ func TestSteps(t *testing.T) {
 			{Name: "never", Argv: []string{"sh", "-c", "echo five"}},
 		}
 		end := run(t, j, s)
-		if end.State != wire.Failed || !same(end.ExitCode, code(4)) || end.Error != "last exited with code 4" {
+		if end.State != wire.Failed || !same(end.ExitCode, new(4)) || end.Error != "last exited with code 4" {
 			t.Errorf("got %+v", end)
 		}
 		want := "==> hook before\none\nwarn\n==> build\ntwo\nit lives\n==> build exited with code 3; going on\nthree\n==> last\nfour\n"
@@ -387,7 +385,7 @@ func TestStop(t *testing.T) {
 			t.Fatal(err)
 		}
 		end := ended(t, j, s.JobRef)
-		if end.State != wire.Canceled || end.Reason != wire.ReasonCanceled || !same(end.ExitCode, code(0)) {
+		if end.State != wire.Canceled || end.Reason != wire.ReasonCanceled || !same(end.ExitCode, new(0)) {
 			t.Errorf("got %+v", end)
 		}
 		if got := strings.ReplaceAll(logOf(t, s, 0), "Terminated\n", ""); !strings.HasSuffix(got, "child\nbye\n") {

@@ -110,7 +110,7 @@ func TestAppendAndFollow(t *testing.T) {
 	}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 678901999, time.UTC)
 	for i, s := range []wire.StreamID{wire.Stdout, wire.Stderr, wire.Notice} {
-		text := []byte(fmt.Sprintf("text %d", i))
+		text := fmt.Appendf(nil, "text %d", i)
 		if n, err := w.Append(s, at, text); n != len(text) || err != nil {
 			t.Fatal(n, err)
 		}
