@@ -158,14 +158,11 @@ func fillSome(tx *store.Tx, from, n int) error {
 		return fmt.Errorf("%d of %d jobs were assigned", len(made), n)
 	}
 	for i, a := range made {
-		if err := tx.Ack(a.JobRef, runner, now); err != nil {
-			return err
-		}
 		res := wire.Result{State: wire.Success, ExitCode: new(0), Usage: &wire.Usage{CPUSeconds: 1.5, MaxRSSBytes: 80 << 20, WallSeconds: 2}}
 		if (from+i)/50%20 == 0 {
 			res.State, res.Reason, res.Error, res.ExitCode = wire.Failed, wire.ReasonFailed, "exit status 2", new(2)
 		}
-		if err := tx.Finish(a.JobRef, runner, res, now); err != nil {
+		if err := tx.FinishStarted(a.JobRef, runner, res, now, now); err != nil {
 			return err
 		}
 	}
