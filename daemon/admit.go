@@ -54,16 +54,10 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*member, erro
 		return nil, wire.Errorf(wire.BadUsage, "runner id %q: ids that begin with %q are the server's to give", h.ID, localPrefix)
 	}
 	m.id = h.ID
-	counts, err := s.store.RunnerCounts(ctx)
-	if err != nil {
-		return nil, err
-	}
-	err = s.store.Update(ctx, func(tx *store.Tx) error {
-		state, err := s.enroll(tx, m, counts[wire.Pending], time.Now())
-		m.state = state
+	if err := s.store.Update(ctx, func(tx *store.Tx) (err error) {
+		m.state, err = s.enroll(tx, m, time.Now())
 		return err
-	})
-	if err != nil {
+	}); err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -71,12 +65,16 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*member, erro
 
 // enroll writes a runner's record: first use binds its id to its key, and an
 // admission stays as it is.
-func (s *Server) enroll(tx *store.Tx, m *member, pending int, now time.Time) (wire.RunnerState, error) {
+func (s *Server) enroll(tx *store.Tx, m *member, now time.Time) (wire.RunnerState, error) {
 	r, err := tx.Runner(m.id)
 	switch {
 	case wire.KindOf(err) == wire.NotFound:
-		if pending >= s.cfg.MaxPending {
-			return "", wire.Errorf(wire.Unavailable, "%d runners are waiting for adoption already", pending).
+		counts, err := tx.RunnerCounts()
+		if err != nil {
+			return "", err
+		}
+		if n := counts[wire.Pending]; n >= s.cfg.MaxPending {
+			return "", wire.Errorf(wire.Unavailable, "%d runners are waiting for adoption already", n).
 				WithHint("adopt or reject some on the server: waypoint runner list --pending")
 		}
 		r = store.RunnerRecord{Key: m.peer.Key}

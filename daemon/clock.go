@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -88,27 +89,42 @@ func (s *Server) tick(now time.Time) (time.Time, error) {
 
 // requeue gives attempts that have not started back to the queue.
 func (s *Server) requeue(refs []wire.JobRef, why string) error {
-	return s.give(refs, why, "job given back to the queue", func(tx *store.Tx, ref wire.JobRef) error {
+	return s.give(refs, why, slog.LevelWarn, "job given back to the queue", func(tx *store.Tx, ref wire.JobRef) error {
 		return tx.Requeue(ref, s.fleet.runnerOf(ref), time.Now())
 	})
 }
 
-// lose ends attempts that nobody knows anything of any more.
+// lose ends attempts that nobody knows anything of any more. One of a command
+// line's own runner went with the command, which somebody has killed.
 func (s *Server) lose(refs []wire.JobRef, why string) error {
-	return s.give(refs, why, "job lost", func(tx *store.Tx, ref wire.JobRef) error {
-		return tx.Lost(ref, why, time.Now())
-	})
+	var remote, local []wire.JobRef
+	for _, ref := range refs {
+		if strings.HasPrefix(s.fleet.runnerOf(ref), localPrefix) {
+			local = append(local, ref)
+		} else {
+			remote = append(remote, ref)
+		}
+	}
+	const gone = "the command line that ran it is gone"
+	return errors.Join(
+		s.give(remote, why, slog.LevelWarn, "job lost", func(tx *store.Tx, ref wire.JobRef) error {
+			return tx.Lost(ref, why, time.Now())
+		}),
+		s.give(local, gone, slog.LevelInfo, "job lost", func(tx *store.Tx, ref wire.JobRef) error {
+			return tx.Lost(ref, gone, time.Now())
+		}),
+	)
 }
 
 // give takes attempts from their runners: f in the store, then here. An
 // attempt that is not live in the store either is only forgotten here.
-func (s *Server) give(refs []wire.JobRef, why, what string, f func(*store.Tx, wire.JobRef) error) error {
+func (s *Server) give(refs []wire.JobRef, why string, level slog.Level, what string, f func(*store.Tx, wire.JobRef) error) error {
 	var errs []error
 	for _, ref := range refs {
 		err := s.store.Update(s.ctx, func(tx *store.Tx) error { return f(tx, ref) })
 		switch wire.KindOf(err) {
 		case "":
-			s.log.Warn(what, "job", ref.Job, "attempt", ref.Attempt, "why", why)
+			s.log.Log(s.ctx, level, what, "job", ref.Job, "attempt", ref.Attempt, "why", why)
 		case wire.Conflict, wire.NotFound:
 		default:
 			errs = append(errs, err)
@@ -124,17 +140,18 @@ func (s *Server) give(refs []wire.JobRef, why, what string, f func(*store.Tx, wi
 
 // abandon ends the queued jobs of local runners that did not come back: no
 // other may take them.
-func (s *Server) abandon(ids []string, now time.Time) error {
-	for _, id := range ids {
-		if strings.HasPrefix(id, localPrefix) {
+func (s *Server) abandon(gone []absence, now time.Time) error {
+	for _, g := range gone {
+		for more := strings.HasPrefix(g.runner, localPrefix) && s.fleet.isAway(g); more; {
 			if err := s.store.Update(s.ctx, func(tx *store.Tx) error {
-				_, err := tx.Abandon(id, "the command line that was to run it is gone", now)
+				n, err := tx.Abandon(g.runner, "the command line that was to run it is gone", now)
+				more = n > 0
 				return err
 			}); err != nil {
 				return err
 			}
 		}
-		s.fleet.forget(id)
+		s.fleet.forget(g)
 	}
 	return nil
 }

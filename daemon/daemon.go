@@ -107,7 +107,8 @@ type Server struct {
 	fatal    chan error
 	alarm    chan struct{} // to clock: a deadline has come nearer
 
-	sessions sync.WaitGroup // of ServeConn
+	sessions sync.WaitGroup // of Serve's listeners
+	serving  sync.WaitGroup // of ServeConn; no Add once closed is set
 	slots    chan struct{}  // a token for each session
 	work     sync.WaitGroup // clock, janitor, and what handlers leave behind
 	stop     context.CancelCauseFunc
@@ -115,6 +116,7 @@ type Server struct {
 
 	mu        sync.Mutex
 	listeners []string // guarded by mu
+	closed    bool     // guarded by mu
 }
 
 // ErrClosed is the cause of a session's end when the server is closed.
@@ -295,8 +297,17 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// ServeConn serves one connection until it or ctx ends.
+// ServeConn serves one connection until it or ctx ends, or the server is closed.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		conn.Close()
+		return
+	}
+	s.serving.Add(1)
+	s.mu.Unlock()
+	defer s.serving.Done()
 	session, err := mux.Accept(ctx, conn, mux.Config{
 		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams,
 	}, s.admit)
@@ -319,8 +330,11 @@ const maxStreams = 1024
 // Close ends everything and releases the state directory. Jobs go on at their
 // runners.
 func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	s.stop(ErrClosed)
-	s.sessions.Wait()
+	s.serving.Wait()
 	s.work.Wait()
 	return errors.Join(s.store.Close(), s.dir.Close())
 }

@@ -42,6 +42,7 @@ type member struct {
 	replaced context.CancelCauseFunc // ends its work stream
 
 	state       wire.RunnerState
+	decided     bool // state was changed since it joined
 	working     bool // its work stream has begun: it can be given jobs
 	concurrency int
 	draining    bool
@@ -61,7 +62,11 @@ type attempt struct {
 	startedAt  time.Time
 	cancelSent bool
 	absent     bool // its runner has said that it does not have it
+	recalled   bool // it goes back to the queue: its start is confirmed no more
 }
+
+// maxConcurrency bounds the jobs of one runner: each needs a stream of its session.
+const maxConcurrency = 1000
 
 func newFleet(ackTimeout, lease time.Duration) *fleet {
 	return &fleet{
@@ -143,8 +148,16 @@ func (f *fleet) end(ref wire.JobRef, tell bool) {
 
 // tellDrop has a runner forget an attempt that it may have.
 func (f *fleet) tellDrop(a *attempt) {
-	if m := f.members[a.runner]; m != nil && !a.absent {
-		m.orders.put(wire.WorkOrder{Drop: &a.JobRef})
+	if !a.absent {
+		f.tell(a.runner, wire.WorkOrder{Drop: &a.JobRef})
+	}
+}
+
+// tell says something on a runner's work stream. Where that has not begun,
+// reconcile is going to say what holds then.
+func (f *fleet) tell(runner string, o wire.WorkOrder) {
+	if m := f.members[runner]; m != nil && m.working {
+		m.orders.put(o)
 	}
 }
 
@@ -201,9 +214,7 @@ func (f *fleet) assign(made []store.Assigned, now time.Time) {
 	defer f.mu.Unlock()
 	for _, as := range made {
 		f.put(&attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, ackBy: now.Add(f.ackTimeout)})
-		if m := f.members[as.RunnerID]; m != nil {
-			m.orders.put(wire.WorkOrder{Assign: &as.Assignment})
-		}
+		f.tell(as.RunnerID, wire.WorkOrder{Assign: &as.Assignment})
 	}
 }
 
@@ -213,7 +224,7 @@ func (f *fleet) ack(ref wire.JobRef, runner string, now time.Time) (ok, durable 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a := f.find(ref, runner)
-	if a == nil {
+	if a == nil || a.recalled {
 		return false, false
 	}
 	if !a.running {
@@ -254,15 +265,13 @@ func (f *fleet) cancel(job string, force bool) {
 		return
 	}
 	a.cancelSent = true
-	if m := f.members[a.runner]; m != nil {
-		m.orders.put(wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: a.JobRef, Force: force}})
-	}
+	f.tell(a.runner, wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: a.JobRef, Force: force}})
 }
 
 // reconcile compares what a runner says it holds with what the store gave it:
 // every difference is resolved in this one exchange. The member is working
 // from here on, and its orders carry the answer.
-func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, now time.Time) (requeue, lost []wire.JobRef) {
+func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, now time.Time) (d differences) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	begun := wire.WorkBegun{HeartbeatEvery: wire.Duration(heartbeat)}
@@ -270,7 +279,7 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 	var cancels []wire.WorkOrder
 	for _, h := range b.Held {
 		a := f.find(h.JobRef, m.id)
-		if a == nil {
+		if a == nil || a.recalled {
 			begun.Drop = append(begun.Drop, h.JobRef)
 			continue
 		}
@@ -279,6 +288,7 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 		switch {
 		case h.Started && !a.running: // confirmed by the process before this one
 			a.running, a.startedAt = true, now
+			d.started = append(d.started, a.JobRef)
 		case !a.running:
 			a.sure, a.ackBy = true, now.Add(f.ackTimeout)
 		}
@@ -291,18 +301,26 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 		switch {
 		case kept[a.Job]:
 		case a.running:
-			lost = append(lost, a.JobRef)
+			d.lost = append(d.lost, a.JobRef)
 		default:
-			requeue = append(requeue, a.JobRef)
+			a.recalled = true
+			d.requeue = append(d.requeue, a.JobRef)
 		}
 	}
-	m.concurrency, m.draining, m.working = max(b.Concurrency, 0), b.Draining, true
+	m.concurrency, m.draining, m.working = min(max(b.Concurrency, 0), maxConcurrency), b.Draining, true
 	m.orders.put(wire.WorkOrder{State: m.state})
 	m.orders.put(wire.WorkOrder{Begun: &begun})
 	for _, c := range cancels {
 		m.orders.put(c)
 	}
-	return requeue, lost
+	return d
+}
+
+// differences are what the store has to be told after a reconcile.
+type differences struct {
+	requeue []wire.JobRef // not there, and not started
+	lost    []wire.JobRef // started, and not there
+	started []wire.JobRef // started, which this process did not know
 }
 
 // missing are the running attempts of a runner that it does not have, though
@@ -323,9 +341,15 @@ func (f *fleet) missing(m *member, has []wire.JobRef) (lost []wire.JobRef) {
 type overdue struct {
 	requeue []wire.JobRef // assigned, and certainly not started
 	lost    []wire.JobRef // their runner's lease is over
-	gone    []string      // those runners
+	gone    []absence     // those runners
 	rested  bool          // a runner can be given jobs again
 	next    time.Time     // when to look again; zero: when something happens
+}
+
+// absence is a runner that is away, since when.
+type absence struct {
+	runner string
+	since  time.Time
 }
 
 // restMax bounds the rest of a runner that refuses again and again.
@@ -339,8 +363,9 @@ func (f *fleet) rest(m *member, now time.Time) {
 	m.refusals++
 }
 
-// due looks for what is overdue. Attempts and runners stay as they are: what
-// was dealt with is told by end and forget, the rest is due again.
+// due looks for what is overdue. Attempts and runners stay as they are, except
+// that an acknowledgement comes too late now for what goes back: what was dealt
+// with is told by end and forget, the rest is due again.
 func (f *fleet) due(now time.Time) (d overdue) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -354,7 +379,8 @@ func (f *fleet) due(now time.Time) (d overdue) {
 		return false
 	}
 	for _, a := range f.active {
-		if a.sure && !a.running && (f.members[a.runner] == nil || at(a.ackBy)) {
+		if a.sure && !a.running && (a.recalled || f.members[a.runner] == nil || at(a.ackBy)) {
+			a.recalled = true
 			d.requeue = append(d.requeue, a.JobRef)
 		}
 	}
@@ -367,7 +393,7 @@ func (f *fleet) due(now time.Time) (d overdue) {
 		if !at(since.Add(f.lease)) {
 			continue
 		}
-		d.gone = append(d.gone, id)
+		d.gone = append(d.gone, absence{id, since})
 		for _, a := range f.held[id] {
 			d.lost = append(d.lost, a.JobRef)
 		}
@@ -375,11 +401,30 @@ func (f *fleet) due(now time.Time) (d overdue) {
 	return d
 }
 
-// forget drops the memory of a runner that has been away for too long.
-func (f *fleet) forget(id string) {
+// isAway reports whether the runner has not been back since.
+func (f *fleet) isAway(a absence) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.away, id)
+	return f.away[a.runner].Equal(a.since)
+}
+
+// forget drops the memory of a runner that has been away for too long.
+func (f *fleet) forget(a absence) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away[a.runner].Equal(a.since) {
+		delete(f.away, a.runner)
+	}
+}
+
+// expect gives a local runner for which a job is queued, and which does not
+// work yet, the time to begin.
+func (f *fleet) expect(id string, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.away[id]; !ok && f.members[id] == nil && strings.HasPrefix(id, localPrefix) {
+		f.away[id] = now
+	}
 }
 
 // online returns the sessions, in the order of their ids.
@@ -431,12 +476,23 @@ func (f *fleet) setState(id string, state wire.RunnerState) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := f.members[id]
-	if m == nil || m.state == state {
+	if m == nil {
 		return
 	}
-	m.state = state
-	if m.working {
-		m.orders.put(wire.WorkOrder{State: state})
+	m.decided = true
+	if m.state != state {
+		m.state = state
+		f.tell(id, wire.WorkOrder{State: state})
+	}
+}
+
+// recallState is the adoption that was on record after the runner had joined;
+// what was decided meanwhile is newer.
+func (f *fleet) recallState(m *member, state wire.RunnerState) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !m.decided {
+		m.state = state
 	}
 }
 

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -13,27 +14,44 @@ import (
 const maxSubmit = 1000
 
 // jobSubmit answers once the jobs are durable.
-func (s *Server) jobSubmit(ctx context.Context, _ *mux.Peer, req wire.SubmitRequest) (reply wire.SubmitReply, err error) {
+func (s *Server) jobSubmit(_ context.Context, _ *mux.Peer, req wire.SubmitRequest) (reply wire.SubmitReply, err error) {
 	if len(req.Jobs) == 0 {
 		return reply, wire.Errorf(wire.BadUsage, "no job to queue")
 	}
 	if len(req.Jobs) > maxSubmit {
 		return reply, wire.Errorf(wire.TooLarge, "%d jobs are more than the %d of one request", len(req.Jobs), maxSubmit)
 	}
-	err = s.store.Update(ctx, func(tx *store.Tx) (err error) {
-		reply.Jobs, err = tx.Submit(req.Jobs, time.Now())
-		return err
+	err = s.update(func(tx *store.Tx) (err error) {
+		if reply.Jobs, err = tx.Submit(req.Jobs, time.Now()); err != nil || len(reply.Jobs) == 1 {
+			return err
+		}
+		// Nobody is to be refused the answer about jobs that are queued.
+		if text, err := json.Marshal(reply); err != nil || len(text) > wire.MaxMsg {
+			return wire.Errorf(wire.TooLarge, "the answer about these %d jobs would have more than %d bytes", len(req.Jobs), wire.MaxMsg).
+				WithHint("queue them in several requests")
+		}
+		return nil
 	})
 	if err != nil {
 		return wire.SubmitReply{}, err
 	}
 	for _, j := range reply.Jobs {
-		s.log.Info("job queued", "job", j.ID, "operation", j.Operation)
-		if !j.ExpiresAt.IsZero() {
-			s.wakeClock()
-		}
+		s.queued(j)
 	}
 	return reply, nil
+}
+
+// queued follows up a job that has been queued.
+func (s *Server) queued(j wire.Job) {
+	s.log.Info("job queued", "job", j.ID, "operation", j.Operation)
+	s.fleet.expect(j.Target.ID, time.Now())
+	s.wakeClock()
+}
+
+// update is store.Update for what has consequences outside of the store: it
+// does not leave when its caller does, so that they follow.
+func (s *Server) update(f func(*store.Tx) error) error {
+	return s.store.Update(context.Background(), f)
 }
 
 func (s *Server) jobGet(ctx context.Context, _ *mux.Peer, req wire.JobRequest) (wire.Job, error) {
@@ -42,18 +60,44 @@ func (s *Server) jobGet(ctx context.Context, _ *mux.Peer, req wire.JobRequest) (
 
 func (s *Server) jobList(ctx context.Context, _ *mux.Peer, f wire.JobFilter) (wire.JobPage, error) {
 	jobs, err := s.store.Jobs(ctx, f)
-	return wire.JobPage{Jobs: jobs}, err
+	if err != nil {
+		return wire.JobPage{}, err
+	}
+	n := fitting(jobs)
+	return wire.JobPage{Jobs: jobs[:n], More: n < len(jobs)}, nil
 }
 
 func (s *Server) recordList(ctx context.Context, _ *mux.Peer, f wire.RecordFilter) (wire.RecordPage, error) {
 	records, err := s.store.Records(ctx, f)
-	return wire.RecordPage{Records: records}, err
+	if err != nil {
+		return wire.RecordPage{}, err
+	}
+	n := fitting(records)
+	return wire.RecordPage{Records: records[:n], More: n < len(records)}, nil
+}
+
+// pageBytes is how long the text of a page becomes at most, so that it is one message.
+const pageBytes = wire.MaxMsg - 64<<10
+
+// fitting is how many of a list make one page, at least one.
+func fitting[T any](list []T) int {
+	size := 0
+	for i := range list {
+		text, err := json.Marshal(list[i])
+		if err != nil {
+			return i
+		}
+		if size += len(text) + 1; i > 0 && size > pageBytes {
+			return i
+		}
+	}
+	return len(list)
 }
 
 // jobCancel asks for an end. A job that has ended stays as it is; one that
 // runs is canceled by its runner, or with force here and now.
-func (s *Server) jobCancel(ctx context.Context, _ *mux.Peer, req wire.CancelRequest) (job wire.Job, err error) {
-	err = s.store.Update(ctx, func(tx *store.Tx) (err error) {
+func (s *Server) jobCancel(_ context.Context, _ *mux.Peer, req wire.CancelRequest) (job wire.Job, err error) {
+	err = s.update(func(tx *store.Tx) (err error) {
 		job, err = tx.Cancel(req.ID, req.Force, time.Now())
 		return err
 	})
@@ -61,6 +105,7 @@ func (s *Server) jobCancel(ctx context.Context, _ *mux.Peer, req wire.CancelRequ
 		return wire.Job{}, err
 	}
 	s.log.Info("job cancel requested", "job", job.ID, "force", req.Force, "state", job.State)
+	s.store.Matched() // an assignment that has been seen is the fleet's by now
 	if job.State.Ended() {
 		if job.Attempt > 0 {
 			s.fleet.end(wire.JobRef{Job: job.ID, Attempt: job.Attempt}, true)
@@ -73,13 +118,13 @@ func (s *Server) jobCancel(ctx context.Context, _ *mux.Peer, req wire.CancelRequ
 }
 
 // jobRetry queues the same as a new job.
-func (s *Server) jobRetry(ctx context.Context, _ *mux.Peer, req wire.JobRequest) (job wire.Job, err error) {
-	err = s.store.Update(ctx, func(tx *store.Tx) (err error) {
+func (s *Server) jobRetry(_ context.Context, _ *mux.Peer, req wire.JobRequest) (job wire.Job, err error) {
+	err = s.update(func(tx *store.Tx) (err error) {
 		job, err = tx.Retry(req.ID, time.Now())
 		return err
 	})
-	if err == nil && !job.ExpiresAt.IsZero() {
-		s.wakeClock()
+	if err == nil {
+		s.queued(job)
 	}
 	return job, err
 }

@@ -15,7 +15,7 @@ const matchBatch = 256
 // match hands ready jobs to idle runners in the committer's transaction, so
 // that a job that finds a runner at once costs no commit of its own. What it
 // decided is told to the runners only when it is durable.
-func (s *Server) match(tx *store.Tx) func(committed bool) {
+func (s *Server) match(tx *store.Tx) (func(committed bool), error) {
 	now := time.Now()
 	var countErr error
 	made, err := tx.AssignReady(func() []queue.Runner {
@@ -27,8 +27,7 @@ func (s *Server) match(tx *store.Tx) func(committed bool) {
 		return s.fleet.candidates(held, now)
 	}, now, matchBatch)
 	if err := errors.Join(err, countErr); err != nil {
-		s.log.Error("matching failed", "err", err)
-		return func(bool) {}
+		return nil, err
 	}
 	return func(committed bool) {
 		if !committed || len(made) == 0 {
@@ -45,5 +44,5 @@ func (s *Server) match(tx *store.Tx) func(committed bool) {
 		if len(made) == matchBatch {
 			s.store.Kick()
 		}
-	}
+	}, nil
 }

@@ -16,6 +16,9 @@ type orders struct {
 	queue []wire.WorkOrder // guarded by mu
 }
 
+// maxOrders is when a runner that goes on talking and reads nothing is given up.
+const maxOrders = 10 * maxConcurrency
+
 func newOrders() *orders { return &orders{ready: make(chan struct{}, 1)} }
 
 func (o *orders) put(w wire.WorkOrder) {
@@ -26,6 +29,13 @@ func (o *orders) put(w wire.WorkOrder) {
 	case o.ready <- struct{}{}:
 	default:
 	}
+}
+
+// waiting is how many have not been taken.
+func (o *orders) waiting() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.queue)
 }
 
 // take returns all there is, after ready.

@@ -17,6 +17,9 @@ import (
 // durable, in bytes; past it the runner waits, its job does not.
 const reportBuffer = 1 << 20
 
+// chunkCost is what a frame costs in memory besides its bytes.
+const chunkCost = 64
+
 // runnerReport takes one attempt's output and, behind its last byte, its
 // result. The last bytes and the end of the job are one commit.
 func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
@@ -66,7 +69,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 func (s *Server) record(ctx context.Context, ref wire.JobRef, runner string, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
 	for {
 		now := time.Now()
-		err := s.store.Update(ctx, func(tx *store.Tx) (err error) {
+		err := s.update(func(tx *store.Tx) (err error) {
 			if result == nil {
 				if err := s.settleIn(tx, ref, runner); err != nil {
 					return err
@@ -106,7 +109,7 @@ type intake struct {
 
 	mu     sync.Mutex
 	chunks []wire.Data  // guarded by mu
-	size   int          // bytes in chunks; guarded by mu
+	size   int          // of chunks in memory; guarded by mu
 	result *wire.Result // guarded by mu
 	err    error        // why no more comes; guarded by mu
 	once   sync.Once
@@ -154,7 +157,7 @@ func (in *intake) put(f mux.Frame, result *wire.Result, err error) (full bool) {
 		d := f.Data
 		d.Bytes = append([]byte(nil), d.Bytes...)
 		in.chunks = append(in.chunks, d)
-		in.size += len(d.Bytes)
+		in.size += len(d.Bytes) + chunkCost
 	}
 	in.result, in.err = result, err
 	full = in.size >= reportBuffer

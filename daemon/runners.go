@@ -38,6 +38,8 @@ func (s *Server) runnerList(ctx context.Context, _ *mux.Peer, f wire.RunnerFilte
 	for _, r := range records {
 		page.Runners = append(page.Runners, s.withSession(r.Runner))
 	}
+	n := fitting(page.Runners)
+	page.Runners, page.More = page.Runners[:n], n < len(page.Runners)
 	return page, nil
 }
 
@@ -89,9 +91,9 @@ func (s *Server) runnerInspect(ctx context.Context, _ *mux.Peer, req wire.Runner
 }
 
 // runnerAdopt admits a runner, over its living session where it has one.
-func (s *Server) runnerAdopt(ctx context.Context, _ *mux.Peer, req wire.AdoptRequest) (wire.Runner, error) {
+func (s *Server) runnerAdopt(_ context.Context, _ *mux.Peer, req wire.AdoptRequest) (wire.Runner, error) {
 	var r store.RunnerRecord
-	err := s.store.Update(ctx, func(tx *store.Tx) (err error) {
+	err := s.update(func(tx *store.Tx) (err error) {
 		if r, err = tx.Runner(req.ID); err != nil {
 			return err
 		}

@@ -117,7 +117,7 @@ func (s *Server) whyActive(j wire.Job, format string, at time.Time) string {
 
 func whyEnded(j wire.Job) string {
 	text := fmt.Sprintf("it ended at %s as %s", stamp(j.FinishedAt), j.State)
-	if j.Reason != "" {
+	if j.Reason != "" && string(j.Reason) != string(j.State) {
 		text += " (" + string(j.Reason) + ")"
 	}
 	if j.Error != "" {

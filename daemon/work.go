@@ -35,7 +35,7 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 		id: known.id, kind: known.kind, labels: known.labels, hello: known.hello, peer: known.peer,
 		version: known.version, state: known.state, orders: newOrders(), replaced: cancel,
 	}
-	m.heard.Store(time.Now().UnixNano())
+	m.heard.Store(s.uptime())
 	if err := s.enter(ctx, m); err != nil {
 		return err
 	}
@@ -58,9 +58,9 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 func (s *Server) enter(ctx context.Context, m *member) error {
 	deadline := time.NewTimer(s.cfg.Heartbeat * 3 / 2)
 	defer deadline.Stop()
-	poll := time.NewTicker(s.cfg.Heartbeat / 20)
+	poll := time.NewTicker(max(s.cfg.Heartbeat/20, time.Millisecond))
 	defer poll.Stop()
-	since := time.Now().UnixNano()
+	since := s.uptime()
 	for {
 		other := s.fleet.join(m)
 		if other == nil {
@@ -98,13 +98,16 @@ func (s *Server) begin(m *member, b wire.WorkBegin) error {
 		if err != nil {
 			return err
 		}
-		s.fleet.setState(m.id, r.State)
+		s.fleet.recallState(m, r.State)
 	}
-	requeue, lost := s.fleet.reconcile(m, b, s.cfg.Heartbeat, time.Now())
+	d := s.fleet.reconcile(m, b, s.cfg.Heartbeat, time.Now())
 	err := errors.Join(
-		s.requeue(requeue, "its runner does not have it"),
-		s.lose(lost, "its runner does not have it any more"),
+		s.requeue(d.requeue, "its runner does not have it"),
+		s.lose(d.lost, "its runner does not have it any more"),
 	)
+	for _, ref := range d.started {
+		s.settleSoon(ref, m.id)
+	}
 	s.wakeClock()
 	s.store.Kick()
 	return err
@@ -126,8 +129,8 @@ func (s *Server) speak(ctx context.Context, st *mux.Stream, m *member, events <-
 					return err
 				}
 			}
-		case now := <-beat.C:
-			if silence := now.Sub(time.Unix(0, m.heard.Load())); silence > missedHeartbeats*s.cfg.Heartbeat {
+		case <-beat.C:
+			if silence := time.Duration(s.uptime() - m.heard.Load()); silence > missedHeartbeats*s.cfg.Heartbeat {
 				return wire.Errorf(wire.Timeout, "nothing heard from the runner for %s", silence.Round(time.Millisecond))
 			}
 			if err := st.Send(wire.WorkOrder{Heartbeat: true}); err != nil {
@@ -147,7 +150,11 @@ func (s *Server) hear(st *mux.Stream, m *member) error {
 			}
 			return err
 		}
-		m.heard.Store(time.Now().UnixNano())
+		m.heard.Store(s.uptime())
+		if m.orders.waiting() > maxOrders {
+			st.Close() // its sender waits for the runner to read
+			return wire.Errorf(wire.TooLarge, "the runner does not read its orders")
+		}
 		switch {
 		case e.Ack != nil:
 			s.acknowledged(m, *e.Ack)
@@ -180,8 +187,12 @@ func (s *Server) acknowledged(m *member, ref wire.JobRef) {
 	}
 	m.orders.put(wire.WorkOrder{Start: &ref})
 	if !durable {
-		time.AfterFunc(settleDelay, func() { s.settle(ref, m.id) })
+		s.settleSoon(ref, m.id)
 	}
+}
+
+func (s *Server) settleSoon(ref wire.JobRef, runner string) {
+	time.AfterFunc(settleDelay, func() { s.settle(ref, runner) })
 }
 
 // settle makes "running" durable if nothing else has by now.
@@ -192,6 +203,9 @@ func (s *Server) settle(ref wire.JobRef, runner string) {
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return s.settleIn(tx, ref, runner) })
 	if err != nil && s.ctx.Err() == nil {
 		s.log.Warn("job start not recorded yet", "job", ref.Job, "err", err)
+		if wire.KindOf(err) == wire.Unavailable {
+			time.AfterFunc(clockRetry, func() { s.settle(ref, runner) })
+		}
 		return
 	}
 	s.fleet.settled(ref)
@@ -214,7 +228,11 @@ func (s *Server) settleIn(tx *store.Tx, ref wire.JobRef, runner string) error {
 
 // refused gives an assignment back to the queue. A runner that refuses rests
 // for a while, longer each time, so that a broken one does not spin the queue.
+// What it does not have is not its to refuse.
 func (s *Server) refused(m *member, n wire.Nack) {
+	if s.fleet.runnerOf(n.JobRef) != m.id {
+		return
+	}
 	s.log.Warn("runner refused a job", "runner", m.id, "job", n.Job, "attempt", n.Attempt, "why", n.Error)
 	s.fleet.rest(m, time.Now())
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.Requeue(n.JobRef, m.id, time.Now()) })
@@ -232,5 +250,9 @@ func (s *Server) refused(m *member, n wire.Nack) {
 	s.wakeClock()
 }
 
-// heardAt is when a member last said something, nanoseconds since 1970.
+// heardAt is when a member last said something, as uptime.
 type heardAt = atomic.Int64
+
+// uptime is how long the server runs, in nanoseconds. The host's clock may be
+// set; this one is not.
+func (s *Server) uptime() int64 { return int64(time.Since(s.started)) }

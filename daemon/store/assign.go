@@ -292,6 +292,30 @@ func (tx *Tx) resolve(r *row, spec *wire.JobSpec) (used *wire.Record, why string
 	return used, why, err
 }
 
+// checkNamed refuses a deploy of an artifact, or a release of a deployment,
+// with a number that there is not. A job with dependencies may mean what they
+// are going to make: it is resolved when it is handed out, like one that names
+// no number.
+func (tx *Tx) checkNamed(spec *wire.JobSpec) error {
+	var kind wire.RecordKind
+	var number int64
+	switch spec.Operation {
+	case wire.OpDeploy:
+		kind, number = wire.RecordArtifact, spec.Artifact
+	case wire.OpRelease:
+		kind, number = wire.RecordDeployment, spec.Deployment
+	}
+	if number == 0 || len(spec.DependsOn) > 0 {
+		return nil
+	}
+	rec, err := readRecord(tx, selectRecord, string(kind), spec.Project, spec.App, spec.Workspace, number)
+	if err != nil || rec != nil {
+		return err
+	}
+	return wire.Errorf(wire.NotFound, "no %s %d of %s in workspace %s", kind, number, appName(spec.Project, spec.App), spec.Workspace).
+		WithHint("waypoint %s list", kind)
+}
+
 // appName names an app for people: PROJECT/APP.
 func appName(project, app string) string {
 	if app == "" {

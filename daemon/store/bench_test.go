@@ -81,7 +81,7 @@ func BenchmarkLifecycle(b *testing.B) {
 					ch, _ := given.LoadOrStore(id, make(chan Assigned, 1))
 					return ch.(chan Assigned)
 				}
-				s := open(b, dsn, Config{Match: func(tx *Tx) func(bool) {
+				s := open(b, dsn, Config{Match: func(tx *Tx) (func(bool), error) {
 					out, err := tx.AssignReady(func() []queue.Runner { return []queue.Runner{{ID: "r", Free: 1 << 20}} }, time.Now(), 1<<20)
 					if err != nil {
 						b.Error(err)
@@ -92,7 +92,7 @@ func BenchmarkLifecycle(b *testing.B) {
 								wait(a.Job) <- a
 							}
 						}
-					}
+					}, nil
 				}})
 				spec := benchSpec()
 				parallel(b, callers, func() {

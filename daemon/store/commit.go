@@ -256,9 +256,9 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 		s.matchMu.Lock()
 		matching = true
 		tx := &Tx{s: s, c: c.c, locked: locked}
-		v, err := c.savepoint(tx, false, func() error {
-			done = s.cfg.Match(tx)
-			return nil
+		v, err := c.savepoint(tx, false, func() (err error) {
+			done, err = s.cfg.Match(tx)
+			return err
 		})
 		if v != callersOwn {
 			abort()

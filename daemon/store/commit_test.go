@@ -72,9 +72,10 @@ func TestMatchSharesTheCommit(t *testing.T) {
 			changed = map[string]bool{}
 			now     = time.Now()
 			broken  atomic.Bool
+			refused atomic.Bool
 		)
 		s := open(t, dsn, Config{
-			Match: func(tx *Tx) func(bool) {
+			Match: func(tx *Tx) (func(bool), error) {
 				if !inside.CompareAndSwap(false, true) {
 					t.Error("Match before the last one's done")
 				}
@@ -89,6 +90,10 @@ func TestMatchSharesTheCommit(t *testing.T) {
 				if err != nil && !broken.Load() {
 					t.Error(err)
 				}
+				if refused.Load() {
+					inside.Store(false)
+					return nil, fmt.Errorf("%d jobs are not to be handed out", len(out))
+				}
 				return func(committed bool) {
 					mu.Lock()
 					defer mu.Unlock()
@@ -99,7 +104,7 @@ func TestMatchSharesTheCommit(t *testing.T) {
 						}
 					}
 					inside.Store(false)
-				}
+				}, nil
 			},
 			Changed: func(c Changes) {
 				mu.Lock()
@@ -144,6 +149,19 @@ func TestMatchSharesTheCommit(t *testing.T) {
 			t.Fatal(j.State, err)
 		}
 		broken.Store(false)
+		// What it has done before its error is undone, as nobody is told of it.
+		refused.Store(true)
+		first := id
+		submit()
+		if j, err := s.Job(t.Context(), id); err != nil || j.State != wire.Queued {
+			t.Fatal(j.State, err)
+		}
+		refused.Store(false)
+		update(t, s, func(tx *Tx) error {
+			_, err := tx.Cancel(id, false, now)
+			return err
+		})
+		id = first
 		// A runner that waits gets it as soon as it can.
 		mu.Lock()
 		free = 1

@@ -79,7 +79,11 @@ func TestArtifactsDeploymentsReleases(t *testing.T) {
 		if recs := b.records(wire.RecordFilter{Kind: wire.RecordDeployment, App: "web", Limit: 2}); len(recs) != 2 || recs[0].Number != 4 || recs[0].Of != 1 || recs[0].JobID != chained {
 			t.Fatalf("%+v", recs)
 		}
-		missing := b.one(operation(wire.OpDeploy, "web", func(s *wire.JobSpec) { s.Artifact = 9 }))
+		_, err := b.trySubmit(operation(wire.OpDeploy, "web", func(s *wire.JobSpec) { s.Artifact = 9 }))
+		want(t, err, wire.NotFound, "no artifact 9 of shop/web in workspace default")
+		_, err = b.trySubmit(operation(wire.OpRelease, "web", func(s *wire.JobSpec) { s.Deployment = 9 }))
+		want(t, err, wire.NotFound, "no deployment 9 of shop/web in workspace default")
+		missing := b.one(operation(wire.OpDeploy, "web", dependsOn(one), func(s *wire.JobSpec) { s.Artifact = 9 }))
 		b.given()
 		if j := b.is(missing, wire.Failed, wire.ReasonFailed); !strings.Contains(j.Error, "no artifact 9 of shop/web") {
 			t.Fatal(j.Error)
@@ -103,7 +107,7 @@ func TestArtifactsDeploymentsReleases(t *testing.T) {
 		if recs := b.records(wire.RecordFilter{Kind: wire.RecordRelease, Workspace: "other"}); recs == nil || len(recs) != 0 {
 			t.Fatalf("%+v", recs)
 		}
-		_, err := b.Records(t.Context(), wire.RecordFilter{Kind: "nonsense"})
+		_, err = b.Records(t.Context(), wire.RecordFilter{Kind: "nonsense"})
 		want(t, err, wire.BadUsage)
 	})
 }

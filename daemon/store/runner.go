@@ -143,8 +143,15 @@ func hasLabels(have, want map[string]string) bool {
 
 // RunnerCounts is how many runners there are of each state that has any.
 func (s *Store) RunnerCounts(ctx context.Context) (map[wire.RunnerState]int, error) {
+	return runnerCounts(s.read(ctx))
+}
+
+// RunnerCounts is Store.RunnerCounts within the transaction.
+func (tx *Tx) RunnerCounts() (map[wire.RunnerState]int, error) { return runnerCounts(tx) }
+
+func runnerCounts(q querier) (map[wire.RunnerState]int, error) {
 	counts := map[wire.RunnerState]int{}
-	if err := count(s.read(ctx), countRunners, counts); err != nil {
+	if err := count(q, countRunners, counts); err != nil {
 		return nil, fmt.Errorf("count runners: %w", err)
 	}
 	return counts, nil

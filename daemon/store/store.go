@@ -57,10 +57,11 @@ type Config struct {
 	// Match, if set, is called by the committer at the end of each batch in
 	// which something made a job or a runner ready (or Kick was called), in
 	// the batch's transaction. What it returns is called once the batch has
-	// been committed (true) or rolled back (false). It may be called again for
-	// the same batch (a repeated transaction). Calls never overlap, and the
-	// next one comes after done.
-	Match func(tx *Tx) (done func(committed bool))
+	// been committed (true) or rolled back (false); an error undoes what it
+	// did, and nothing else. It may be called again for the same batch (a
+	// repeated transaction). Calls never overlap, and the next one comes after
+	// done.
+	Match func(tx *Tx) (done func(committed bool), err error)
 
 	// Changed is called after each commit with what it changed, by the
 	// committer: it must not block. Calls never overlap.
@@ -209,6 +210,14 @@ func (s *Store) closePools() error {
 
 // Describe names engine and place, never a password: "sqlite /var/lib/waypoint/waypoint.db".
 func (s *Store) Describe() string { return s.engine.describe() }
+
+// Matched returns when done has been called for every assignment that a
+// transaction of the caller's can have seen. Where there are several committers
+// that may be later than another one's commit.
+func (s *Store) Matched() {
+	s.matchMu.Lock()
+	defer s.matchMu.Unlock()
+}
 
 // Kick asks for Match although nothing was written: a runner has become free.
 func (s *Store) Kick() {

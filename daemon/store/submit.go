@@ -23,27 +23,28 @@ const (
 
 // Submit queues jobs, all or none, and returns them in the same order; for a
 // known idempotency key the existing job. They may depend on one another by
-// "#N". BadUsage, TooLarge, NotFound (unknown dependency), Conflict (cycle).
+// "#N". BadUsage, TooLarge, NotFound (unknown dependency, artifact or
+// deployment), Conflict (cycle).
 func (tx *Tx) Submit(specs []wire.JobSpec, now time.Time) ([]wire.Job, error) {
 	return tx.submit(specs, "", now)
 }
 
 func (tx *Tx) submit(specs []wire.JobSpec, retryOf string, now time.Time) ([]wire.Job, error) {
 	if len(specs) == 0 {
-		return nil, wire.Errorf(wire.BadUsage, "submit: no job")
+		return nil, wire.Errorf(wire.BadUsage, "no job")
 	}
 	if len(specs) > maxSubmit {
-		return nil, wire.Errorf(wire.TooLarge, "submit: %d jobs are more than %d", len(specs), maxSubmit)
+		return nil, wire.Errorf(wire.TooLarge, "%d jobs are more than %d", len(specs), maxSubmit)
 	}
 	within := make([][]int, len(specs)) // the jobs of the batch that each depends on
 	for i := range specs {
 		if err := queue.CheckSpec(&specs[i]); err != nil {
-			return nil, fmt.Errorf("submit: %w", err)
+			return nil, err
 		}
 		for _, dep := range specs[i].DependsOn {
 			n, ok, err := queue.ParseBatchRef(dep, len(specs))
 			if err != nil {
-				return nil, fmt.Errorf("submit: %w", err)
+				return nil, err
 			}
 			if ok {
 				within[i] = append(within[i], n)
@@ -52,7 +53,7 @@ func (tx *Tx) submit(specs []wire.JobSpec, retryOf string, now time.Time) ([]wir
 	}
 	order, err := queue.Order(within)
 	if err != nil {
-		return nil, fmt.Errorf("submit: %w", err)
+		return nil, err
 	}
 	if err := tx.lockRules(); err != nil {
 		return nil, err
@@ -77,6 +78,9 @@ func (tx *Tx) submit(specs []wire.JobSpec, retryOf string, now time.Time) ([]wir
 			spec.Workspace = "default"
 		}
 		spec.DependsOn = resolve(spec.DependsOn, ids)
+		if err := tx.checkNamed(&spec); err != nil {
+			return nil, err
+		}
 		j, err := tx.enqueue(ids[i], spec, retryOf, now)
 		if err != nil {
 			return nil, err
@@ -115,10 +119,10 @@ func resolve(deps, ids []string) []string {
 func (tx *Tx) enqueue(id string, spec wire.JobSpec, retryOf string, now time.Time) (*queue.Job, error) {
 	text, err := json.Marshal(&spec)
 	if err != nil {
-		return nil, fmt.Errorf("submit: %w", err)
+		return nil, fmt.Errorf("write job: %w", err)
 	}
 	if len(text) > maxSpec {
-		return nil, wire.Errorf(wire.TooLarge, "submit: a job of %d bytes is over the limit of %d", len(text), maxSpec)
+		return nil, wire.Errorf(wire.TooLarge, "a job of %d bytes is over the limit of %d", len(text), maxSpec)
 	}
 	j := queue.New(id, spec, now.Truncate(time.Microsecond))
 	j.RetryOf = retryOf
@@ -170,7 +174,7 @@ func (tx *Tx) dependencies(j *queue.Job) (waiting []string, failed *queue.Job, e
 		}
 		switch {
 		case dep == nil:
-			return nil, nil, wire.Errorf(wire.NotFound, "submit: job %q to depend on not found", id)
+			return nil, nil, wire.Errorf(wire.NotFound, "job %q to depend on not found", id)
 		case !dep.State.Ended():
 			waiting = append(waiting, id)
 		case dep.State != wire.Success && !j.AllowDependencyFailure && failed == nil:

@@ -135,18 +135,20 @@ func (tx *Tx) Cancel(id string, force bool, now time.Time) (wire.Job, error) {
 }
 
 const (
-	selectExpired = `SELECT id FROM jobs WHERE state = 'queued' AND expires_at > 0 AND expires_at <= $1 ORDER BY expires_at`
+	selectExpired = `SELECT id FROM jobs WHERE state = 'queued' AND expires_at > 0 AND expires_at <= $1 ORDER BY expires_at LIMIT 256`
 	selectQueued  = `SELECT id FROM jobs WHERE state = 'queued' AND blocked IN ('', 'dependency', 'serialized', 'singleton')
-	AND target = $1 ORDER BY id`
+	AND target = $1 ORDER BY id LIMIT 256`
 )
 
-// Expire ends queued jobs whose time has come.
+// Expire ends queued jobs whose time has come, some at a time, as others wait
+// for the transaction: it is over when there is none left.
 func (tx *Tx) Expire(now time.Time) (n int, err error) {
 	now = stamp(now)
 	return tx.endQueued(func(r *row) error { return r.Expire(now) }, selectExpired, micro(now))
 }
 
-// Abandon ends the jobs queued for one runner that is gone for good.
+// Abandon ends the jobs queued for one runner that is gone for good, some at a
+// time, like Expire.
 func (tx *Tx) Abandon(runnerID, why string, now time.Time) (int, error) {
 	now = stamp(now)
 	return tx.endQueued(func(r *row) error { return r.Abandon(why, now) }, selectQueued,

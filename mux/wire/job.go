@@ -177,6 +177,7 @@ type JobFilter struct {
 // JobPage is one page of a list.
 type JobPage struct {
 	Jobs []Job `json:"jobs"`
+	More bool  `json:"more,omitempty"` // cut short of the limit, as it would be too long for a message
 }
 
 // Why says in one sentence why a job is where it is, with the facts.
@@ -224,4 +225,5 @@ type RecordFilter struct {
 // RecordPage is one page of a list.
 type RecordPage struct {
 	Records []Record `json:"records"`
+	More    bool     `json:"more,omitempty"` // as in JobPage
 }

@@ -67,6 +67,7 @@ type RunnerFilter struct {
 // RunnerPage is one page of a list.
 type RunnerPage struct {
 	Runners []Runner `json:"runners"`
+	More    bool     `json:"more,omitempty"` // as in JobPage
 }
 
 // MatchRequest asks whether a job of this target could run remotely now.

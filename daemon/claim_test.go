@@ -1,0 +1,115 @@
+package daemon
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// working is a runner with a work stream.
+func working(f *fleet, id string) *member {
+	m := &member{id: id, state: wire.Adopted, concurrency: 1, orders: newOrders()}
+	f.join(m)
+	f.reconcile(m, wire.WorkBegin{Concurrency: 1}, time.Second, time.Now())
+	m.orders.take()
+	return m
+}
+
+func assigned(f *fleet, job, runner string, now time.Time) wire.JobRef {
+	ref := wire.JobRef{Job: job, Attempt: 1}
+	f.assign([]store.Assigned{{RunnerID: runner, Assignment: wire.Assignment{JobRef: ref}}}, now)
+	return ref
+}
+
+// From the moment that an assignment is taken back its start is not confirmed
+// any more, though the store does not know yet: it would run twice.
+func TestLateAcknowledgement(t *testing.T) {
+	f := newFleet(time.Second, time.Minute)
+	working(f, "one")
+	now := time.Now()
+	ref := assigned(f, "job", "one", now)
+	if d := f.due(now); len(d.requeue) != 0 {
+		t.Fatalf("due at once: %v", d.requeue)
+	}
+	late := now.Add(time.Second)
+	if d := f.due(late); !slices.Contains(d.requeue, ref) {
+		t.Fatalf("not due in time: %v", d.requeue)
+	}
+	if ok, _ := f.ack(ref, "one", late); ok {
+		t.Error("the start of what is taken back was confirmed")
+	}
+	// Nor is it kept by a runner that comes back now.
+	again := &member{id: "one", state: wire.Adopted, orders: newOrders()}
+	f.leave(f.members["one"], late)
+	f.join(again)
+	d := f.reconcile(again, wire.WorkBegin{Held: []wire.Held{{JobRef: ref}}}, time.Second, late)
+	if begun := again.orders.take()[1].Begun; len(begun.Keep) != 0 || !slices.Contains(begun.Drop, ref) {
+		t.Errorf("told %+v, want to drop it", begun)
+	}
+	if !slices.Contains(d.requeue, ref) {
+		t.Error("the store is not told")
+	}
+	// The store may have been full: it is still due.
+	if d := f.due(late); !slices.Contains(d.requeue, ref) {
+		t.Error("forgotten before the store had it")
+	}
+}
+
+// What a runner is told before its work stream has begun would come before its
+// state; reconcile says it instead.
+func TestNothingIsSaidBeforeTheState(t *testing.T) {
+	f := newFleet(time.Hour, time.Hour)
+	m := &member{id: "one", state: wire.Pending, orders: newOrders()}
+	f.join(m)
+	f.setState("one", wire.Adopted)
+	ref := assigned(f, "job", "one", time.Now()) // committed while it came back
+	f.cancel("job", false)
+	f.recallState(m, wire.Pending) // read before it was adopted
+	d := f.reconcile(m, wire.WorkBegin{Concurrency: 1}, time.Second, time.Now())
+	orders := m.orders.take()
+	if len(orders) != 2 || orders[0].State != wire.Adopted || orders[1].Begun == nil {
+		t.Errorf("told %+v, want the state and what it holds", orders)
+	}
+	if !slices.Contains(d.requeue, ref) {
+		t.Errorf("differences %+v: what it was not told of must go back", d)
+	}
+}
+
+// A runner that came back and left again while the clock was busy with its
+// absence has a lease anew.
+func TestAbsenceIsForgottenOnce(t *testing.T) {
+	f := newFleet(time.Hour, time.Second)
+	now := time.Now()
+	m := working(f, "one")
+	f.ack(assigned(f, "job", "one", now), "one", now)
+	f.leave(m, now)
+	d := f.due(now.Add(time.Second))
+	if len(d.gone) != 1 || len(d.lost) != 1 {
+		t.Fatalf("due %+v", d)
+	}
+	f.join(m)
+	f.leave(m, now.Add(2*time.Second))
+	if f.isAway(d.gone[0]) {
+		t.Error("the old absence still counts")
+	}
+	f.forget(d.gone[0])
+	if d := f.due(now.Add(3 * time.Second)); len(d.gone) != 1 {
+		t.Error("the new absence was forgotten with the old one")
+	}
+}
+
+// A runner that talks and never reads is not given memory without end.
+func TestConcurrencyIsBounded(t *testing.T) {
+	f := newFleet(time.Hour, time.Hour)
+	m := &member{id: "one", state: wire.Adopted, orders: newOrders()}
+	f.join(m)
+	for concurrency, want := range map[int]int{-1: 0, 7: 7, 1 << 40: maxConcurrency} {
+		f.reconcile(m, wire.WorkBegin{Concurrency: concurrency}, time.Second, time.Now())
+		if got := f.candidates(nil, time.Now())[0].Free; got != want {
+			t.Errorf("concurrency %d gives room for %d, want %d", concurrency, got, want)
+		}
+	}
+}
