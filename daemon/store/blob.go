@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -127,6 +128,36 @@ const touchEvery = time.Hour
 // MissingBlobs are those of digests that are not stored, in their order. The
 // others count as used now: they stay long enough for a job to name them.
 func (s *Store) MissingBlobs(ctx context.Context, digests []string) ([]string, error) {
+	used, err := s.lastUses(ctx, digests)
+	if err != nil {
+		return nil, err
+	}
+	var stale []string
+	for _, d := range digests {
+		if at, ok := used[d]; ok && time.Since(fromMicro(at)) > touchEvery {
+			stale = append(stale, d)
+			delete(used, d)
+		}
+	}
+	if len(stale) > 0 {
+		s.touch(ctx, stale)
+		still, err := s.lastUses(ctx, stale) // those may just have been pruned
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(used, still)
+	}
+	missing := []string{}
+	for _, d := range digests {
+		if _, ok := used[d]; !ok {
+			missing = append(missing, d)
+		}
+	}
+	return missing, nil
+}
+
+// lastUses are the times of last use of those that are stored.
+func (s *Store) lastUses(ctx context.Context, digests []string) (map[string]int64, error) {
 	used := make(map[string]int64, len(digests))
 	for part := range slices.Chunk(digests, 256) {
 		args := make([]any, len(part))
@@ -150,17 +181,7 @@ func (s *Store) MissingBlobs(ctx context.Context, digests []string) ([]string, e
 			return nil, fmt.Errorf("look for blobs: %w", err)
 		}
 	}
-	missing := []string{}
-	var stale []string
-	for _, d := range digests {
-		if at, ok := used[d]; !ok {
-			missing = append(missing, d)
-		} else if time.Since(fromMicro(at)) > touchEvery {
-			stale = append(stale, d)
-		}
-	}
-	s.touch(ctx, stale)
-	return missing, nil
+	return used, nil
 }
 
 // touch records that blobs were used. It is of no matter to the caller when

@@ -248,3 +248,45 @@ func TestPruneBlobs(t *testing.T) {
 		}
 	})
 }
+
+// The blobs that a retry names are as old as the job that it is a retry of,
+// which stays for them while the retry has not ended.
+func TestPruneKeepsWhatARetryNeeds(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		b := newBench(t, dsn)
+		const day = 24 * time.Hour
+		putBlob(t, b.Store, "u1", "sha256:tree", []byte("x"), b.now)
+		first := b.one(run())
+		b.given(first)
+		b.fail(first)
+		retry := func(id string) string {
+			t.Helper()
+			var j wire.Job
+			update(t, b.Store, func(tx *Tx) (err error) {
+				j, err = tx.Retry(id, b.now)
+				return err
+			})
+			return j.ID
+		}
+		b.now = b.now.Add(10 * day)
+		second := retry(first)
+		b.cancel(second, false)
+		b.now = b.now.Add(10 * day)
+		third := retry(second)
+		prune := func(want int) {
+			t.Helper()
+			if n, err := b.Prune(t.Context(), time.Hour, 0, b.now); err != nil || n != want {
+				t.Fatalf("pruned %d, %v; want %d", n, err, want)
+			}
+		}
+		b.now = b.now.Add(10 * day)
+		prune(0)
+		if got := readBlob(t, b.Store, "sha256:tree", 0); string(got) != "x" {
+			t.Fatalf("blob %q", got)
+		}
+		b.is(first, wire.Failed, wire.ReasonFailed)
+		b.cancel(third, false)
+		b.now = b.now.Add(day)
+		prune(3)
+	})
+}

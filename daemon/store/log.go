@@ -161,7 +161,7 @@ const (
 // Log reads output of an attempt (0: newest) from offset, at most about limit
 // bytes, in chunks of at most wire.MaxData that never cross a stored segment
 // (stream, time). Length is what is stored in all. An unknown job or attempt
-// is NotFound.
+// is NotFound, as is output that is just being pruned.
 func (s *Store) Log(ctx context.Context, id string, attempt int, offset int64, limit int) (chunks []wire.Data, length int64, err error) {
 	if offset < 0 || attempt < 0 {
 		return nil, 0, wire.Errorf(wire.BadUsage, "read output of job %s: negative offset or attempt", id)
@@ -206,10 +206,11 @@ func (s *Store) Log(ctx context.Context, id string, attempt int, offset int64, l
 	if err != nil {
 		return nil, 0, fmt.Errorf("read output of job %s: %w", id, err)
 	}
-	if n := len(chunks); n > 0 {
-		length = max(length, chunks[n-1].Offset+int64(len(chunks[n-1].Bytes)))
+	if len(chunks) == 0 || chunks[0].Offset != offset { // never a gap in silence
+		return nil, 0, wire.Errorf(wire.NotFound, "output of job %s from byte %d on is not kept any more", id, offset)
 	}
-	return chunks, length, nil
+	last := chunks[len(chunks)-1]
+	return chunks, max(length, last.Offset+int64(len(last.Bytes))), nil
 }
 
 // cut appends a row's bytes between from and to, in chunks that do not cross

@@ -151,3 +151,32 @@ func TestLogOfEachAttempt(t *testing.T) {
 		}
 	})
 }
+
+// A reader of output that is being pruned is told so, rather than that there
+// was less.
+func TestLogHasNoSilentGap(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		b := newBench(t, dsn)
+		id := b.one(run())
+		b.given(id)
+		ref, runner := b.ref(id)
+		for i := range 3 {
+			update(t, b.Store, func(tx *Tx) error {
+				_, err := tx.AppendLog(ref, runner, []wire.Data{{Offset: int64(i) * 5000, Bytes: make([]byte, 5000)}})
+				return err
+			})
+		}
+		b.succeed(id)
+		update(t, b.Store, func(tx *Tx) error {
+			_, err := tx.exec(deleteLogStep, id, 1, 10_000)
+			return err
+		})
+		for _, offset := range []int64{0, 4_000, 9_999} {
+			_, _, err := b.Log(t.Context(), id, 0, offset, 100_000)
+			want(t, err, wire.NotFound, "not kept")
+		}
+		if chunks, length, err := b.Log(t.Context(), id, 0, 10_001, 100_000); err != nil || length != 15_000 || chunks[0].Offset != 10_001 {
+			t.Fatal(chunks, length, err)
+		}
+	})
+}

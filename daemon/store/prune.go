@@ -14,10 +14,13 @@ const (
 )
 
 const (
-	// A job that another one still waits for stays.
+	// A job that another one still waits for stays. So do those that one which
+	// has not ended is a retry of: they keep the blobs that it names, see below.
 	selectPrunable = `SELECT id FROM jobs WHERE finished_at > 0 AND finished_at <= $1
 	AND (finished_at < $1 OR id <= $2)
 	AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN jobs w ON w.id = d.job_id WHERE d.dependency_id = jobs.id AND w.finished_at = 0)
+	AND id NOT IN (WITH RECURSIVE r(id) AS (SELECT retry_of FROM jobs WHERE finished_at = 0 AND retry_of <> ''
+		UNION SELECT j.retry_of FROM jobs j JOIN r ON j.id = r.id WHERE j.retry_of <> '') SELECT id FROM r)
 	ORDER BY finished_at, id LIMIT 100`
 	selectBeyond  = `SELECT finished_at, id FROM jobs WHERE finished_at > 0 ORDER BY finished_at DESC, id DESC LIMIT 1 OFFSET $1`
 	selectLogStep = `SELECT attempt, start FROM log_chunks WHERE job_id = $1 ORDER BY attempt, start LIMIT 1 OFFSET 256`

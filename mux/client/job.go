@@ -54,10 +54,29 @@ func (c *Client) Job(ctx context.Context, id string) (wire.Job, error) {
 	return read[wire.Job](ctx, c, wire.MethodJobGet, wire.JobRequest{ID: id})
 }
 
-// Jobs returns one page of jobs, the newest first.
-func (c *Client) Jobs(ctx context.Context, f wire.JobFilter) ([]wire.Job, error) {
-	page, err := read[wire.JobPage](ctx, c, wire.MethodJobList, f)
-	return page.Jobs, err
+// Jobs returns one page of jobs, the newest first; in several messages where
+// it is too long for one.
+func (c *Client) Jobs(ctx context.Context, f wire.JobFilter) (jobs []wire.Job, err error) {
+	f.Limit = pageLimit(f.Limit)
+	for {
+		page, err := read[wire.JobPage](ctx, c, wire.MethodJobList, f)
+		if err != nil {
+			return nil, err
+		}
+		jobs = append(jobs, page.Jobs...)
+		if f.Limit -= len(page.Jobs); f.Limit <= 0 || !page.More || len(page.Jobs) == 0 {
+			return jobs, nil
+		}
+		f.After = jobs[len(jobs)-1].ID
+	}
+}
+
+// pageLimit is what the server makes of a filter's limit; wrong ones are for it to refuse.
+func pageLimit(n int) int {
+	if n == 0 {
+		return 50
+	}
+	return min(n, 500)
 }
 
 // Why says why a job is where it is.

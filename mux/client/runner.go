@@ -6,10 +6,21 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// Runners returns one page of runners in the order of their ids.
-func (c *Client) Runners(ctx context.Context, f wire.RunnerFilter) ([]wire.Runner, error) {
-	page, err := read[wire.RunnerPage](ctx, c, wire.MethodRunnerList, f)
-	return page.Runners, err
+// Runners returns one page of runners in the order of their ids, command lines'
+// own before the first; in several messages where it is too long for one.
+func (c *Client) Runners(ctx context.Context, f wire.RunnerFilter) (runners []wire.Runner, err error) {
+	f.Limit = pageLimit(f.Limit)
+	for {
+		page, err := read[wire.RunnerPage](ctx, c, wire.MethodRunnerList, f)
+		if err != nil {
+			return nil, err
+		}
+		runners = append(runners, page.Runners...)
+		if f.Limit -= len(page.Runners); f.Limit <= 0 || !page.More || len(page.Runners) == 0 {
+			return runners, nil
+		}
+		f.After = runners[len(runners)-1].ID
+	}
 }
 
 // Runner returns a runner as it is now.

@@ -87,6 +87,9 @@ func (r *reader) data(d wire.Data) error {
 	if end <= r.req.Offset {
 		return nil
 	}
+	if d.Offset > r.req.Offset { // nothing is left out in silence
+		return wire.Errorf(wire.Internal, "the server left out the output of job %s from byte %d to %d", r.req.ID, r.req.Offset, d.Offset)
+	}
 	if old := r.req.Offset - d.Offset; old > 0 {
 		d.Offset, d.Bytes = r.req.Offset, d.Bytes[old:]
 	}
