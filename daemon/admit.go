@@ -102,9 +102,8 @@ func localID(key []byte) string {
 	return localPrefix + strings.ToLower(base32.HexEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:10]))
 }
 
-// maxLabels bounds a runner's own labels (adoption rules); os, arch and
-// hostname come on top.
-const maxLabels = 32 + 3
+// maxLabels bounds a runner's labels: its own, os, arch and hostname.
+const maxLabels = wire.MaxLabels + 3
 
 func checkLabels(labels map[string]string) error {
 	if len(labels) > maxLabels {

@@ -61,13 +61,17 @@ func deniedError(a Address) error {
 	if err != nil {
 		return wire.Errorf(wire.Denied, "connect to %s: permission denied", a)
 	}
-	group := groupName(info.Sys().(*syscall.Stat_t).Gid)
+	gid := info.Sys().(*syscall.Stat_t).Gid
+	group := groupName(gid)
 	what := "the socket"
 	if at != a.Path {
 		what = "its directory " + at
 	}
-	return wire.Errorf(wire.Denied, "connect to %s: permission denied; %s belongs to the group %s", a, what, group).
-		WithHint("join the group %s and log in again: sudo usermod -aG %s %s", group, group, userName())
+	denied := wire.Errorf(wire.Denied, "connect to %s: permission denied; %s belongs to the group %s", a, what, group)
+	if gid == 0 {
+		return denied.WithHint("use sudo, or have root give %s to a group of yours", what)
+	}
+	return denied.WithHint("join the group %s and log in again: sudo usermod -aG %s %s", group, group, userName())
 }
 
 func groupName(gid uint32) string {

@@ -107,6 +107,16 @@ func (a *attempt) cancel(force bool) {
 	poke(a.cancels)
 }
 
+// trouble logs what the job's record says as well, which is how a person who
+// waits for a job in this process is told.
+func (a *attempt) trouble(what string, args ...any) {
+	level := slog.LevelWarn
+	if a.r.local() {
+		level = slog.LevelInfo
+	}
+	a.log.Log(context.Background(), level, what, args...)
+}
+
 // drop gives it up: it is killed, forgotten and removed, and nothing is said.
 func (a *attempt) drop(why string) {
 	a.mu.Lock()
@@ -114,7 +124,7 @@ func (a *attempt) drop(why string) {
 	a.gone = true
 	a.mu.Unlock()
 	if !was {
-		a.log.Warn("job dropped", "why", why)
+		a.trouble("job dropped", "why", why)
 		a.stop(errDropped)
 	}
 }
@@ -208,7 +218,7 @@ func (a *attempt) execute() (*supervisor.End, error) {
 	case a.work.Err() != nil:
 		return a.conclude(canceledEnd()), nil
 	default:
-		a.log.Warn("job cannot be prepared", "err", err)
+		a.trouble("job cannot be prepared", "err", err)
 		a.say("==> " + err.Error())
 		return a.conclude(failedEnd(err)), nil
 	}
@@ -262,7 +272,7 @@ func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*superviso
 	case a.isIn(list):
 		return nil, nil
 	}
-	a.log.Warn("job cannot be started", "err", err)
+	a.trouble("job cannot be started", "err", err)
 	a.say("==> " + err.Error())
 	return a.conclude(failedEnd(err)), nil
 }

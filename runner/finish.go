@@ -39,7 +39,7 @@ func (a *attempt) finish(end *supervisor.End) (*wire.Result, error) {
 	case a.work.Err() != nil:
 		result.State, result.Reason = wire.Canceled, wire.ReasonCanceled
 	default:
-		a.log.Warn("job cannot be finished", "err", err)
+		a.trouble("job cannot be finished", "err", err)
 		result.State, result.Reason, result.Error = wire.Failed, wire.ReasonFailed, err.Error()
 	}
 	return result, nil

@@ -156,6 +156,8 @@ func New(cfg Config) (*Runner, error) {
 		return nil, wire.Errorf(wire.BadUsage, "a runner needs an identity key")
 	case !filepath.IsAbs(cfg.Dir):
 		return nil, wire.Errorf(wire.BadUsage, "runner directory %q is not an absolute path", cfg.Dir)
+	case len(cfg.Labels) > wire.MaxLabels:
+		return nil, wire.Errorf(wire.BadUsage, "%d labels are more than the %d a runner may have", len(cfg.Labels), wire.MaxLabels)
 	case cfg.Concurrency < 0:
 		return nil, wire.Errorf(wire.BadUsage, "concurrency %d is not positive", cfg.Concurrency)
 	}

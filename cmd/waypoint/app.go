@@ -30,6 +30,8 @@ type app struct {
 	stderr io.Writer
 	env    environment
 	words  []string // behind the first "--"
+
+	findWith string // the command that shows what there is, where something is not found
 }
 
 func newApp(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer, env []string) *app {

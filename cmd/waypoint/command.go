@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -107,14 +108,21 @@ func (a *app) execute(args []string) (err error) {
 		return err
 	}
 	args = flagNames(parser.Model).Rewrite(args)
-	_, a.words, _ = argv.Split(args)
+	_, words, found := argv.Split(args)
+	a.words = words
 	parsed, err := parser.Parse(args)
 	if err != nil {
-		return usageError(err)
+		return usageError(err, found)
 	}
 	if a.Workspace != "" && !validName(a.Workspace) {
 		return wire.Errorf(wire.BadUsage, "parse arguments: %q is no name of a workspace", a.Workspace).
 			WithHint("use letters, digits, '.', '_' and '-'")
+	}
+	switch first, _, _ := strings.Cut(parsed.Command(), " "); first {
+	case "job":
+		a.findWith = "waypoint job list"
+	case "runner":
+		a.findWith = "waypoint runner list"
 	}
 	return parsed.Run(a)
 }
@@ -173,23 +181,48 @@ func (a *app) printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(out, strings.ReplaceAll(text.String(), "release release", "release"))
+	shown := strings.ReplaceAll(text.String(), "release release", "release")
+	shown = strings.Replace(shown, "waypoint run [<command> ...] [flags]", "waypoint run [flags] -- CMD [ARG...]", 1)
+	_, err = io.WriteString(out, shown)
 	return err
 }
 
-// usageError makes one of ours of what the parser found.
-func usageError(err error) error {
+// usageError makes one of ours of what the parser found; found tells of a "--"
+// among the words.
+func usageError(err error, found bool) error {
 	if e, ok := errors.AsType[*wire.Error](err); ok {
 		return e
 	}
-	e := wire.Errorf(wire.BadUsage, "parse arguments: %v", err)
+	why := plainer(err.Error())
 	command := "waypoint"
 	if pe, ok := errors.AsType[*kong.ParseError](err); ok && pe.Context != nil {
 		if path := pe.Context.Command(); path != "" {
 			command = "waypoint " + strings.Join(commandWords(path), " ")
 		}
+		if n := pe.Context.Selected(); n == nil || len(n.Children) > 0 {
+			why = strings.Replace(why, "unexpected argument", "unknown command", 1)
+		}
+	}
+	e := wire.Errorf(wire.BadUsage, "parse arguments: %s", why)
+	if command == "waypoint run" && !found {
+		return e.WithHint("the command belongs behind a --: waypoint run [flags] -- CMD [ARG...]")
 	}
 	return e.WithHint("%s --help", command)
+}
+
+// How the parser says what people say in another way.
+var (
+	missingValue = regexp.MustCompile(`^(--?[^ :]+): .*but got "EOL".*`)
+	notNumber    = regexp.MustCompile(`^(--?[^ :]+): expected a valid 64 bit int but got (.*)`)
+	looksLike    = regexp.MustCompile(`^(--?[^ :]+): expected .* value but got "(-.*)" \(short flag\); .*`)
+	otherShort   = regexp.MustCompile(`^(unknown flag -[^-]), did you mean .*`)
+)
+
+func plainer(why string) string {
+	why = missingValue.ReplaceAllString(why, "$1 needs a value")
+	why = notNumber.ReplaceAllString(why, "$1: $2 is no number, or too large a one")
+	why = looksLike.ReplaceAllString(why, `$1: "$2" looks like a flag: write $1=$2`)
+	return otherShort.ReplaceAllString(why, "$1")
 }
 
 // commandWords are the words of a command's path without its arguments.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/output"
@@ -76,10 +77,16 @@ func (e *engine) place(root string) error {
 		if remote, err = e.match(target); err != nil {
 			return err
 		}
-		if !remote && e.flags.Detach {
+		switch {
+		case remote:
+		case e.flags.Detach:
 			// Nobody matches now; a job that is left to the server can wait for one that does.
 			remote = true
-		} else if !remote {
+		case e.flags.chosen():
+			// Who names a runner does not mean this process.
+			e.a.note("no admitted, online runner matches: queued, to wait for one")
+			remote = true
+		default:
 			e.a.note("no admitted, online runner matches: running in this process (--no-local waits for one)")
 		}
 	}
@@ -126,18 +133,26 @@ func (e *engine) upload(root string, ignore []string) (*wire.Source, error) {
 	defer meter.Clear()
 	began := time.Now()
 	tree, err := operation.Scan(e.a.ctx, root, ignore, func(files int, bytes int64) {
-		meter.Say("reading %d files, %s", files, output.Bytes(bytes))
+		meter.Say("reading source: %s, %s", output.Count(files, "file"), output.Bytes(bytes))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read source: %w", err)
 	}
-	meter.Say("sending what is new of %d files, %s", tree.Files, output.Bytes(tree.Size))
+	if n := len(tree.Skipped); n > 0 {
+		meter.Clear()
+		more := ""
+		if n > 3 {
+			more = fmt.Sprintf(" and %d more", n-3)
+		}
+		e.a.note("not sent, being no file, directory or link: %s%s", strings.Join(tree.Skipped[:n-max(0, n-3)], ", "), more)
+	}
+	meter.Say("sending what is new of %s, %s", output.Count(tree.Files, "file"), output.Bytes(tree.Size))
 	if err := e.PutBlobs(e.a.ctx, tree.Blobs); err != nil {
 		return nil, fmt.Errorf("send source: %w", err)
 	}
 	meter.Clear()
 	if e.a.Verbose > 0 {
-		e.a.note("source of %d files, %s, is on the server after %s", tree.Files, output.Bytes(tree.Size), output.Took(time.Since(began)))
+		e.a.note("source of %s, %s, is on the server after %s", output.Count(tree.Files, "file"), output.Bytes(tree.Size), output.Took(time.Since(began)))
 	}
 	return &wire.Source{Tree: tree.Digest}, nil
 }

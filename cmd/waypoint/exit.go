@@ -114,6 +114,9 @@ func (a *app) report(err error) int {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = &wire.Error{Kind: wire.Timeout, Message: err.Error()}
 	}
+	if e, ok := errors.AsType[*wire.Error](err); ok && e.Kind == wire.NotFound && e.Hint == "" {
+		e.Hint = a.findWith
+	}
 	writeError(a.stderr, err)
 	if c, ok := errors.AsType[withCode](err); ok {
 		return c.code

@@ -5,12 +5,13 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/runner/operation"
 	"github.com/waypointd/waypoint/statedir"
 )
 
 // jobFlags are the flags of everything that makes jobs.
 type jobFlags struct {
-	Local                  *bool         `negatable:"" help:"Run in this process, or with --no-local on a remote runner. Unset: remote if an admitted, online, matching runner exists, else in this process."`
+	Local                  *bool         `negatable:"" help:"Run in this process, or with --no-local on a remote runner. Unset: remote if an admitted, online, matching runner exists or one is asked for by --runner or --runner-label, else in this process."`
 	Runner                 string        `placeholder:"ID" help:"Only on the runner with this id."`
 	RunnerLabel            []string      `sep:"none" placeholder:"K=V" help:"Only on a runner with this label; repeatable."`
 	Detach                 bool          `help:"Print the id of each job and leave it to the server."`
@@ -36,7 +37,7 @@ func (f *jobFlags) check() error {
 		return bad("--expires-in %s is negative", f.ExpiresIn)
 	case f.Runner != "" && len(f.RunnerLabel) > 0:
 		return bad("--runner and --runner-label exclude each other")
-	case f.inProcess() && (f.Runner != "" || len(f.RunnerLabel) > 0):
+	case f.inProcess() && f.chosen():
 		return bad("--local runs in this process and cannot be on a chosen runner").WithHint("leave out --local")
 	case f.inProcess() && f.Detach:
 		return detachError()
@@ -46,8 +47,16 @@ func (f *jobFlags) check() error {
 	if _, err := f.target(); err != nil {
 		return err
 	}
-	_, err := pairs("--var", f.Var)
-	return err
+	vars, err := pairs("--var", f.Var)
+	if err != nil {
+		return err
+	}
+	for k := range vars {
+		if operation.CheckVariable("WP_VAR_"+k) != nil {
+			return bad("--var: %q cannot be part of a variable's name", k).WithHint("use letters, digits and '_'")
+		}
+	}
+	return nil
 }
 
 func detachError() error {
@@ -59,6 +68,9 @@ func detachError() error {
 // refused.
 func (f *jobFlags) inProcess() bool { return f.Local != nil && *f.Local }
 func (f *jobFlags) remote() bool    { return f.Local != nil && !*f.Local }
+
+// chosen reports that a runner was asked for by its id or its labels.
+func (f *jobFlags) chosen() bool { return f.Runner != "" || len(f.RunnerLabel) > 0 }
 
 // target is which remote runners may take the job.
 func (f *jobFlags) target() (wire.Target, error) {

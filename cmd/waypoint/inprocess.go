@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -22,7 +21,7 @@ type inProcess struct {
 	id         string
 	runner     *runner.Runner
 	supervisor supervisor.Jobs
-	dir        string // of attempts, removed at the end
+	scratch    *scratch // of attempts, removed at the end
 
 	drain context.CancelFunc // take nothing more
 	halt  context.CancelFunc // stop at once
@@ -42,14 +41,14 @@ func (a *app) startInProcess(conn *connection, root string) (*inProcess, error) 
 	if err != nil {
 		return nil, fmt.Errorf("make runner key: %w", err)
 	}
-	dir, err := os.MkdirTemp(a.env.get("TMPDIR"), "waypoint-")
-	if err != nil {
-		return nil, fmt.Errorf("make runner directory: %w", err)
+	p := new(inProcess)
+	if p.scratch, err = newScratch(a.env.get("TMPDIR")); err != nil {
+		return nil, err
 	}
-	p := &inProcess{dir: dir}
+	dir := p.scratch.path
 	p.supervisor, err = supervisor.New(supervisor.Config{Dir: dir, Logger: log})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start supervisor: %w", err), os.RemoveAll(dir))
+		return nil, errors.Join(fmt.Errorf("start supervisor: %w", err), p.scratch.remove())
 	}
 	p.runner, err = runner.New(runner.Config{
 		Dial:        conn.dial,
@@ -64,7 +63,7 @@ func (a *app) startInProcess(conn *connection, root string) (*inProcess, error) 
 		Logger:      log,
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start runner in this process: %w", err), p.supervisor.Close(), os.RemoveAll(dir))
+		return nil, errors.Join(fmt.Errorf("start runner in this process: %w", err), p.supervisor.Close(), p.scratch.remove())
 	}
 	ctx, halt := context.WithCancel(context.WithoutCancel(a.ctx))
 	stop, drain := context.WithCancel(ctx)
@@ -115,7 +114,7 @@ func (p *inProcess) close() error {
 	p.drain()
 	p.done.Wait()
 	p.halt()
-	err := errors.Join(p.supervisor.Close(), os.RemoveAll(p.dir))
+	err := errors.Join(p.supervisor.Close(), p.scratch.remove())
 	if err != nil {
 		return fmt.Errorf("end runner in this process: %w", err)
 	}

@@ -16,7 +16,7 @@ import (
 // jobList is `waypoint job list`.
 type jobList struct {
 	State     string `placeholder:"STATE" help:"Only in this state: queued, assigned, running, success, error or canceled."`
-	Operation string `placeholder:"OP" help:"Only of this operation."`
+	Operation string `placeholder:"OP" help:"Only of this operation: run, build, deploy or release."`
 	Runner    string `placeholder:"ID" help:"Only on this runner."`
 	Limit     int    `default:"50" placeholder:"N" help:"At most so many, up to 500 (default 50)."`
 	After     string `placeholder:"ID" help:"The page older than this job."`
@@ -27,6 +27,10 @@ func (c *jobList) Run(a *app) error {
 		return err
 	}
 	err := oneOf("--state", c.State, wire.Queued, wire.Assigned, wire.Running, wire.Success, wire.Failed, wire.Canceled)
+	if err != nil {
+		return err
+	}
+	err = oneOf("--operation", c.Operation, wire.OpRun, wire.OpBuild, wire.OpDeploy, wire.OpRelease, wire.OpDestroy)
 	if err != nil {
 		return err
 	}
@@ -257,12 +261,31 @@ type jobWait struct {
 	ID []string `arg:"" help:"The jobs."`
 }
 
+// known asks for all jobs at once, so that the last one's id is not found
+// wrong only when the others have ended.
+func (c *jobWait) known(a *app, conn *connection) error {
+	if len(c.ID) == 1 {
+		return nil
+	}
+	ctx, cancel := a.ask()
+	defer cancel()
+	for _, id := range c.ID {
+		if _, err := conn.Job(ctx, id); err != nil {
+			return fmt.Errorf("wait for job: %w", err)
+		}
+	}
+	return nil
+}
+
 func (c *jobWait) Run(a *app) error {
 	conn, err := a.connect()
 	if err != nil {
 		return err
 	}
 	defer conn.close()
+	if err := c.known(a, conn); err != nil {
+		return err
+	}
 	var jobs []wire.Job
 	code := exitDone
 	for _, id := range c.ID {

@@ -47,6 +47,16 @@ func (c *jobStream) Run(a *app) error {
 	}
 	defer conn.close()
 	var job wire.Job
+	if a.JSON {
+		// Each chunk names its job and attempt, and what has been put out comes
+		// before the first event.
+		ctx, cancel := a.ask()
+		job, err = conn.Job(ctx, c.ID)
+		cancel()
+		if err != nil {
+			return fmt.Errorf("stream job: %w", err)
+		}
+	}
 	write := c.writer(a, &job)
 	req := wire.StreamRequest{ID: c.ID, Attempt: c.Attempt, Offset: c.Offset, Follow: c.Follow}
 	for item, err := range conn.Stream(a.ctx, req) {

@@ -146,8 +146,12 @@ func (e *engine) followOperations(jobs []wire.Job, several bool) error {
 	f, end := newFollower(e, jobs, e.a.JSON)
 	defer end()
 	var failure error
+	failed := map[string]bool{}
 	for i := range jobs {
-		e.a.say("==> %s of %s, job %s", jobs[i].Operation, jobs[i].App, jobs[i].ID)
+		// What waits for a job that has failed is not begun: it needs no heading.
+		if !slices.ContainsFunc(jobs[i].DependsOn, func(id string) bool { return failed[id] }) {
+			e.a.say("==> %s of %s, job %s", jobs[i].Operation, jobs[i].App, jobs[i].ID)
+		}
 		job, err := f.follow(jobs[i])
 		if err != nil {
 			return err
@@ -157,6 +161,7 @@ func (e *engine) followOperations(jobs []wire.Job, several bool) error {
 			e.a.say("%s", succeeded(job))
 			continue
 		}
+		failed[job.ID] = true
 		if job.Reason == wire.ReasonDependency && failure != nil {
 			e.a.say("%s of %s was not done", job.Operation, job.App)
 			continue

@@ -38,9 +38,17 @@ func (r *runCommand) Run(a *app) error {
 		return wire.Errorf(wire.BadUsage, "parse arguments: the command belongs behind a --").
 			WithHint("waypoint run [flags] -- CMD [ARG...]")
 	}
+	if a.words[0] == "" {
+		return wire.Errorf(wire.BadUsage, "parse arguments: the name of the command is empty")
+	}
 	env, err := pairs("--env", r.Env)
 	if err != nil {
 		return err
+	}
+	for k := range env {
+		if err := operation.CheckVariable(k); err != nil {
+			return wire.Errorf(wire.BadUsage, "parse arguments: --env: %v", err)
+		}
 	}
 	cwd, err := os.Getwd()
 	if err != nil {
@@ -167,7 +175,11 @@ func (e *engine) uploadStdin() (digest string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("keep standard input: %w", err)
 	}
-	defer func() { err = errors.Join(err, spool.Close(), os.Remove(spool.Name())) }()
+	defer func() { err = errors.Join(err, spool.Close()) }()
+	// It needs no name, and without one it goes with this process in any case.
+	if err := os.Remove(spool.Name()); err != nil {
+		return "", fmt.Errorf("keep standard input: %w", err)
+	}
 	hash := sha256.New()
 	size, err := io.Copy(io.MultiWriter(spool, hash), e.a.stdin)
 	if err != nil {
@@ -176,7 +188,7 @@ func (e *engine) uploadStdin() (digest string, err error) {
 	digest = "sha256:" + hex.EncodeToString(hash.Sum(nil))
 	err = e.PutBlobs(e.a.ctx, []client.Blob{{
 		BlobHeader: wire.BlobHeader{Digest: digest, Size: size},
-		Open:       func() (io.ReadCloser, error) { return os.Open(spool.Name()) },
+		Open:       func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(spool, 0, size)), nil },
 	}})
 	if err != nil {
 		return "", fmt.Errorf("send standard input: %w", err)

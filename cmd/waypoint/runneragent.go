@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/waypointd/waypoint/cmd/internal/output"
 	"github.com/waypointd/waypoint/cmd/internal/systemd"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -41,6 +42,10 @@ jobs and ends when the running ones have ended; the second stops those.
 Exit codes: 0 stopped on request or --once done, 2 wrong usage or configuration, 4 rejected (--once only),
 6 state directory in use, 1 anything else.`
 }
+
+// maxConcurrency is more than a host can do, and few enough to be counted by
+// everybody.
+const maxConcurrency = 10000
 
 // runnerConfig is runner.toml: a key for every flag.
 type runnerConfig struct {
@@ -189,6 +194,9 @@ func (c *runnerAgent) config(a *app) (*runnerConfig, mux.Address, error) {
 	if cfg.Concurrency < 0 {
 		return fail(wire.Errorf(wire.BadUsage, "read concurrency: %d jobs at once cannot be", cfg.Concurrency))
 	}
+	if cfg.Concurrency > maxConcurrency {
+		return fail(wire.Errorf(wire.BadUsage, "read concurrency: %d jobs at once are over the limit of %d", cfg.Concurrency, maxConcurrency))
+	}
 	if cfg.Concurrency == 0 {
 		cfg.Concurrency = runtime.NumCPU()
 	}
@@ -256,7 +264,7 @@ func (s *agentSays) notify(e runner.Event) {
 	case e.State == wire.Rejected:
 		line = "Rejected by an operator; waiting."
 	default:
-		line = fmt.Sprintf("Connected (%s), %d jobs running.", e.State, e.Jobs)
+		line = fmt.Sprintf("Connected (%s), %s running.", e.State, output.Count(e.Jobs, "job"))
 	}
 	if e.State != "" {
 		s.pending = e.State == wire.Pending

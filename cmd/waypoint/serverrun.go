@@ -229,11 +229,7 @@ func listenOn(ctx context.Context, text string, mode uint32) (net.Listener, erro
 	if err != nil {
 		return nil, err
 	}
-	l, err := mux.Listen(ctx, addr, mode)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", addr, err)
-	}
-	return l, nil
+	return mux.Listen(ctx, addr, mode) // its errors name the address
 }
 
 // socketMode is who may open the Unix sockets: this user, and the group too

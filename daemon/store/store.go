@@ -148,6 +148,9 @@ func Open(ctx context.Context, dsn string, cfg Config) (*Store, error) {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
 		s.engine = e
+	} else if scheme, _, ok := strings.Cut(dsn, "://"); ok {
+		return nil, wire.Errorf(wire.BadUsage, "open store: there is no store of the kind %q", scheme).
+			WithHint("name a file, or a database as postgres://user@host/name")
 	} else {
 		s.engine = &sqlite{path: dsn}
 	}

@@ -100,6 +100,9 @@ type ServerStatus struct {
 	ProtocolMax   int            `json:"protocol_max"`
 }
 
+// MaxLabels is how many labels a runner may have besides os, arch and hostname.
+const MaxLabels = 32
+
 // maxID is the longest id and label key.
 const maxID = 63
 

@@ -106,6 +106,17 @@ func variableFrom(key string) string {
 	return string(b)
 }
 
+// CheckVariable refuses a name that a job cannot have in its environment.
+func CheckVariable(name string) error {
+	switch {
+	case !validVariable(name):
+		return wire.Errorf(wire.BadUsage, "%q cannot be the name of a variable", name)
+	case name == tokenVariable:
+		return wire.Errorf(wire.BadUsage, "%s is never given to a job", name)
+	}
+	return nil
+}
+
 // validVariable reports whether a shell can name the variable.
 func validVariable(s string) bool {
 	for i := range len(s) {

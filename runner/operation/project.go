@@ -63,7 +63,7 @@ func Find(dir string) (*Project, error) {
 			return Load(path)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return nil, wire.Errorf(wire.BadUsage, "find project file: %v", err)
+			return nil, fileError("find project file", err)
 		}
 		if d == home || d == filepath.Dir(d) {
 			break
@@ -83,8 +83,17 @@ func homeDir() string {
 	return filepath.Clean(u.HomeDir)
 }
 
-// Load reads a project file. Errors are NotFound where there is none, else
-// BadUsage with file, line and, for an unknown key, the nearest known one.
+// fileError is the error of a project file that cannot be read: Denied where
+// it is for want of permission, else BadUsage.
+func fileError(doing string, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return wire.Errorf(wire.Denied, "%s: %v", doing, err)
+	}
+	return wire.Errorf(wire.BadUsage, "%s: %v", doing, err)
+}
+
+// Load reads a project file. Errors are NotFound where there is none, Denied
+// where it may not be read, else BadUsage with file, line and, for an unknown key, the nearest known one.
 func Load(path string) (*Project, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -95,7 +104,7 @@ func Load(path string) (*Project, error) {
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, wire.Errorf(wire.BadUsage, "read project file: %v", err)
+		return nil, fileError("read project file", err)
 	}
 	p, err := parseProject(path, data)
 	if err != nil {

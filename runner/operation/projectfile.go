@@ -71,6 +71,7 @@ func readApp(t *table) app {
 			a.operations[op] = readOperation(op, ot)
 		}
 	}
+	t.later("destroy")
 	t.done()
 	return a
 }
@@ -156,12 +157,9 @@ func (t *table) environment() map[string]string {
 	env := map[string]string{}
 	for _, k := range t.keys() {
 		v := t.text(k)
-		switch {
-		case !validVariable(k):
-			t.errorf(k, "%q cannot be the name of a variable", k)
-		case k == tokenVariable:
-			t.errorf(k, "%s is never given to a job", k)
-		case strings.ContainsRune(v, 0):
+		if err := CheckVariable(k); err != nil {
+			t.errorf(k, "%v", err)
+		} else if strings.ContainsRune(v, 0) {
 			t.errorf(k, "the value of %s contains a NUL byte", k)
 		}
 		env[k] = v

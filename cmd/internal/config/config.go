@@ -18,27 +18,39 @@ import (
 )
 
 // Load reads the file at path into the struct that into points to. Errors are
-// BadUsage but for a file that may not be read (Denied) or cannot be (the
-// error of the system, fs.ErrNotExist among them).
+// BadUsage but for a file that may not be read (Denied) or is not there
+// (fs.ErrNotExist).
 func Load(path string, into any) error {
 	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrPermission) {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
 		return wire.Errorf(wire.Denied, "read configuration: %v", err)
-	}
-	if err != nil {
+	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("read configuration: %w", err)
+	case err != nil:
+		return wire.Errorf(wire.BadUsage, "read configuration: %v", err)
 	}
 	return Parse(path, string(text), into)
 }
 
 // Parse is Load of a text; path is only named in errors.
 func Parse(path, text string, into any) error {
-	md, err := toml.Decode(text, into)
+	values := map[string]any{}
+	md, err := toml.Decode(text, &values)
+	if err == nil {
+		if err := checkKinds(path, text, values, into); err != nil {
+			return err
+		}
+		md, err = toml.Decode(text, into)
+	}
 	if err != nil {
 		if pe, ok := errors.AsType[toml.ParseError](err); ok {
 			what := pe.Message
 			if what == "" {
 				what = strings.TrimPrefix(pe.Error(), "toml: ")
+			}
+			if pe.LastKey != "" {
+				what = pe.LastKey + ": " + what
 			}
 			return wire.Errorf(wire.BadUsage, "read configuration: %s:%d: %s", path, max(pe.Position.Line, 1), what)
 		}

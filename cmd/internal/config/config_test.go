@@ -35,8 +35,14 @@ func TestMistakes(t *testing.T) {
 		{"unknown table", "lease = \"2m\"\n[tokens]\nrenew = false\n", `x.toml:2: unknown key "tokens"`, "known keys are: state_dir, lease"},
 		{"nothing near", "q = 1\n", `x.toml:1: unknown key "q"`, "known keys are"},
 		{"syntax", "lease = \"2m\"\nstate_dir = \n", "x.toml:2: ", ""},
-		{"type", "\nretain_jobs = \"many\"\n", "x.toml:", ""},
-		{"duration", "lease = \"soon\"\n", "x.toml:1: ", ""},
+		{"type", "\nretain_jobs = \"many\"\n", `x.toml:2: retain_jobs is the string "many", not a whole number`, ""},
+		{"fraction", "retain_jobs = 0.5\n", "x.toml:1: retain_jobs is the number 0.5, not a whole number", ""},
+		{"no list", "listen = \"a\"\n", `x.toml:1: listen is the string "a", not a list of strings`, ""},
+		{"list of others", "listen = [1]\n", `x.toml:1: listen is a list, not a list of strings`, ""},
+		{"no table", "labels = [\"a=b\"]\n", "x.toml:1: labels is a list, not a table of strings", ""},
+		{"table of others", "[labels]\na = 1\n", "x.toml:1: labels is a table, not a table of strings", ""},
+		{"bare duration", "lease = 5\n", "x.toml:1: lease is the number 5, not a duration in quotes", ""},
+		{"duration", "lease = \"soon\"\n", "x.toml:1: lease: ", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := Parse("x.toml", c.text, new(file))
@@ -51,6 +57,13 @@ func TestMistakes(t *testing.T) {
 				t.Errorf("message of several lines: %q", we.Message)
 			}
 		})
+	}
+}
+
+func TestLoadDirectory(t *testing.T) {
+	err := Load(t.TempDir(), new(file))
+	if wire.KindOf(err) != wire.BadUsage {
+		t.Errorf("Load of a directory: %v", err)
 	}
 }
 

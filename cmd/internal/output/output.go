@@ -113,6 +113,14 @@ func Counts(m map[string]int) string {
 	return strings.Join(parts, ", ")
 }
 
+// Count writes a number of things: "1 file", "3 files".
+func Count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // Age says how long ago t was: "now", "12s ago", "3h ago", "5d ago"; "" for
 // the zero time.
 func Age(now, t time.Time) string {

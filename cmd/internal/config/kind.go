@@ -1,0 +1,87 @@
+package config
+
+import (
+	"fmt"
+	"reflect"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// checkKinds compares the values of a file with the fields of a struct. The
+// decoder does so too, but speaks of Go's types, and takes what is no table
+// for an empty one.
+func checkKinds(path, text string, values map[string]any, into any) error {
+	for f := range reflect.TypeOf(into).Elem().Fields() {
+		name := f.Tag.Get("toml")
+		v, ok := values[name]
+		if !ok || name == "-" {
+			continue
+		}
+		if want := wanted(f.Type, v); want != "" {
+			return wire.Errorf(wire.BadUsage, "read configuration: %s:%d: %s is %s, not %s",
+				path, line(text, toml.Key{name}), name, kindOf(v), want)
+		}
+	}
+	return nil
+}
+
+// wanted names what a field takes, "" where v is that.
+func wanted(t reflect.Type, v any) string {
+	fits, want := true, ""
+	switch t.Kind() {
+	case reflect.String:
+		_, fits = v.(string)
+		want = "a string in quotes"
+	case reflect.Int:
+		_, fits = v.(int64)
+		want = "a whole number"
+	case reflect.Int64:
+		if t.PkgPath() != "" { // a duration
+			_, fits = v.(string)
+			want = `a duration in quotes, like "90s"`
+			break
+		}
+		_, fits = v.(int64)
+		want = "a whole number"
+	case reflect.Bool:
+		_, fits = v.(bool)
+		want = "true or false"
+	case reflect.Slice:
+		var list []any
+		list, fits = v.([]any)
+		for _, e := range list {
+			fits = fits && wanted(t.Elem(), e) == ""
+		}
+		want = `a list of strings ["...", "..."]`
+	case reflect.Map:
+		var table map[string]any
+		table, fits = v.(map[string]any)
+		for _, e := range table {
+			fits = fits && wanted(t.Elem(), e) == ""
+		}
+		want = `a table of strings { k = "v" }`
+	}
+	if fits {
+		return ""
+	}
+	return want
+}
+
+// kindOf names a value's type as people do.
+func kindOf(v any) string {
+	switch v := v.(type) {
+	case string:
+		return fmt.Sprintf("the string %q", v)
+	case int64, float64:
+		return fmt.Sprintf("the number %v", v)
+	case bool:
+		return fmt.Sprintf("%v", v)
+	case map[string]any:
+		return "a table"
+	case []any, []map[string]any:
+		return "a list"
+	}
+	return "a date"
+}
