@@ -101,6 +101,20 @@ func TestAbsenceIsForgottenOnce(t *testing.T) {
 	}
 }
 
+// A command's own runner is known before it asks for work: a lease as short as
+// that of local mode must not be what it has to begin in.
+func TestExpectedRunnerHasTimeToBegin(t *testing.T) {
+	f := newFleet(time.Hour, 10*time.Millisecond)
+	now := time.Now()
+	f.expect("cli-one", now)
+	if d := f.due(now.Add(beginWithin - time.Second)); len(d.gone) != 0 {
+		t.Errorf("given up before it could begin: %+v", d)
+	}
+	if d := f.due(now.Add(beginWithin + time.Second)); len(d.gone) != 1 {
+		t.Error("never given up")
+	}
+}
+
 // A runner that talks and never reads is not given memory without end.
 func TestConcurrencyIsBounded(t *testing.T) {
 	f := newFleet(time.Hour, time.Hour)

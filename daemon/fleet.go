@@ -417,13 +417,17 @@ func (f *fleet) forget(a absence) {
 	}
 }
 
+// beginWithin is how much longer than a lease, which local mode makes very
+// short, a local runner may take from its first job to its work stream.
+const beginWithin = 10 * time.Second
+
 // expect gives a local runner for which a job is queued, and which does not
 // work yet, the time to begin.
 func (f *fleet) expect(id string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, ok := f.away[id]; !ok && f.members[id] == nil && strings.HasPrefix(id, localPrefix) {
-		f.away[id] = now
+		f.away[id] = now.Add(beginWithin)
 	}
 }
 
