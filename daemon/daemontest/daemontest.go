@@ -78,9 +78,9 @@ func (s *Server) Stop() {
 
 // Dial connects in memory; while the server is stopped it is Unavailable.
 func (s *Server) Dial(context.Context) (net.Conn, error) {
-	s.mu.Lock()
+	s.mu.Lock() // until conns has it: Stop waits for them
+	defer s.mu.Unlock()
 	d := s.server
-	s.mu.Unlock()
 	if d == nil {
 		return nil, wire.Errorf(wire.Unavailable, "the server is stopped")
 	}

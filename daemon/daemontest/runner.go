@@ -120,10 +120,13 @@ func (r *Runner) listen(st *mux.Stream, orders chan<- wire.WorkOrder) {
 	}
 }
 
-// Say sends an event.
+// TrySay sends an event.
+func (r *Runner) TrySay(e wire.WorkEvent) error { return r.work.Send(e) }
+
+// Say is TrySay that may not fail.
 func (r *Runner) Say(e wire.WorkEvent) {
 	r.t.Helper()
-	if err := r.work.Send(e); err != nil {
+	if err := r.TrySay(e); err != nil {
 		r.t.Fatalf("runner %s says %+v: %v", r.Hello.ID, e, err)
 	}
 }
