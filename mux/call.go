@@ -42,7 +42,7 @@ func (s *Session) Open(ctx context.Context, method string, body any) (*Stream, e
 	}
 	st := newStream(s, ys, 0)
 	st.opener, st.method, st.ctx = true, method, ctx
-	s.guard.watch(ys.StreamID(), st.peerClosed)
+	s.guard.watch(ys.StreamID(), st.peerClosed, st.wake)
 	if ctx.Done() != nil {
 		st.unwatch = context.AfterFunc(ctx, st.closeStream)
 	}
@@ -133,7 +133,7 @@ func (s *Session) serve(ys *yamux.Stream) {
 	if st.timeout > 0 {
 		st.unwatch = context.AfterFunc(st.ctx, st.wake)
 	}
-	s.guard.watch(ys.StreamID(), st.peerClosed)
+	s.guard.watch(ys.StreamID(), st.peerClosed, st.wake)
 	st.finish(s.handle(st))
 }
 

@@ -21,6 +21,8 @@ const (
 	yamuxPing         = 2
 	yamuxGoAway       = 3
 
+	yamuxWindow = 256 << 10 // that a stream begins with
+
 	yamuxSYN = 1
 	yamuxACK = 2
 	yamuxFIN = 4
@@ -46,7 +48,8 @@ const (
 // before it queues the frame, so concurrent opens arrive out of order.
 type guard struct {
 	net.Conn
-	peerParity   uint32 // of the ids of streams that the peer opens
+	peerParity   uint32      // of the ids of streams that the peer opens
+	lost         func(error) // called when the connection is of no more use, before yamux learns of it
 	writeTimeout time.Duration
 	syns         chan struct{} // a slot for each stream of ours that is not acknowledged; taken by Open, given back here
 	pings        atomic.Int32  // asked by the peer, not answered yet
@@ -68,6 +71,7 @@ type guard struct {
 	theirs     int // opened by the peer and not closed by it
 	maxStreams int // of theirs; 0 until the hello has succeeded: one, ever
 	opened     int // by the peer, ever, until the hello has succeeded
+	closed     bool
 	err        error
 }
 
@@ -79,7 +83,9 @@ type link struct {
 	ourFIN       bool
 	theirFIN     bool
 	corked       bool
+	credit       int64  // bytes that the peer may send
 	onClose      func() // called once, when the peer closes or resets; must not block
+	onLost       func() // called when the session ends; must not block
 }
 
 func newGuard(conn net.Conn, dialing bool, writeTimeout time.Duration) *guard {
@@ -102,18 +108,42 @@ func (g *guard) admit(n int) {
 	g.mu.Unlock()
 }
 
-// watch has f called when the peer closes or resets the stream, at once if it
-// has already. f must not block.
-func (g *guard) watch(id uint32, f func()) {
+// watch has closed called when the peer closes or resets the stream, at once
+// if it has already, and lost when the session ends. Neither must block.
+func (g *guard) watch(id uint32, closed, lost func()) {
 	g.mu.Lock()
 	l := g.streams[id]
 	if l != nil && !l.theirFIN {
-		l.onClose = f
+		l.onClose, l.onLost = closed, lost
+		over := g.closed
 		g.mu.Unlock()
+		if over {
+			lost()
+		}
 		return
 	}
 	g.mu.Unlock()
-	f()
+	closed()
+}
+
+// Close wakes whoever waits in a stream, and closes the connection. The order
+// matters, as does that yamux closes the connection before it ends its
+// streams: a writer that waits for its window when yamux shuts down spins
+// until its stream has been ended, and with hundreds of them that is long.
+func (g *guard) Close() error {
+	g.mu.Lock()
+	g.closed = true
+	var wake []func()
+	for _, l := range g.streams {
+		if l.onLost != nil {
+			wake = append(wake, l.onLost)
+		}
+	}
+	g.mu.Unlock()
+	for _, f := range wake {
+		f()
+	}
+	return g.Conn.Close()
 }
 
 // cork makes small writes of the stream wait for its FIN, which the caller is
@@ -146,10 +176,12 @@ func (g *guard) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
 	if bad := g.inspect(p[:n]); bad != nil {
 		g.fail(bad)
+		g.lost(bad)
 		return 0, bad
 	}
 	if err != nil {
 		g.fail(err)
+		g.lost(err)
 	}
 	return n, err
 }
@@ -199,12 +231,21 @@ func (g *guard) received() error {
 	default:
 		return wire.Errorf(wire.BadUsage, "the peer sent a frame of the unknown type %d", kind)
 	}
-	if flags == 0 {
+	if flags == 0 && kind != yamuxData {
 		return nil
 	}
 
+	var closed func()
+	var err error
 	g.mu.Lock()
-	closed, err := g.receivedFlags(flags, id)
+	if flags != 0 {
+		closed, err = g.receivedFlags(flags, id)
+	}
+	if l := g.streams[id]; l != nil && kind == yamuxData && err == nil {
+		if l.credit -= int64(length); l.credit < 0 {
+			err = wire.Errorf(wire.BadUsage, "the peer sent more on stream %d than it was allowed", id)
+		}
+	}
 	g.mu.Unlock()
 	if closed != nil {
 		closed()
@@ -222,7 +263,7 @@ func (g *guard) receivedFlags(flags uint16, id uint32) (closed func(), err error
 		if g.streams[id] != nil {
 			return nil, wire.Errorf(wire.BadUsage, "the peer opened stream %d twice", id)
 		}
-		g.streams[id] = &link{}
+		g.streams[id] = &link{credit: yamuxWindow}
 		g.theirs++
 		g.opened++
 		switch {
@@ -238,6 +279,9 @@ func (g *guard) receivedFlags(flags uint16, id uint32) (closed func(), err error
 	}
 	if flags&yamuxACK != 0 {
 		g.acknowledge(l)
+	}
+	if flags&yamuxFIN != 0 && l.theirFIN {
+		return nil, wire.Errorf(wire.BadUsage, "the peer closed stream %d twice", id)
 	}
 	if flags&(yamuxFIN|yamuxRST) != 0 && !l.theirFIN {
 		l.theirFIN = true
@@ -282,7 +326,11 @@ func (g *guard) Write(p []byte) (int, error) {
 	if kind == yamuxPing && flags&yamuxACK != 0 {
 		g.pings.Add(-1)
 	} else if kind <= yamuxWindowUpdate {
-		g.sent(flags, id)
+		var grant uint32
+		if kind == yamuxWindowUpdate {
+			grant = length
+		}
+		g.sent(flags, id, grant)
 	}
 	g.held = append(g.held, p...)
 	if kind == yamuxData && length > 0 {
@@ -307,17 +355,19 @@ func (g *guard) writeBody(p []byte) error {
 	return g.flush(nil)
 }
 
-// sent takes note of the flags of a header that goes out.
-func (g *guard) sent(flags uint16, id uint32) {
+// sent takes note of the flags of a header that goes out, and of how much more
+// it allows the peer to send.
+func (g *guard) sent(flags uint16, id uint32, grant uint32) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if flags&yamuxSYN != 0 {
-		g.streams[id] = &link{ours: true}
+		g.streams[id] = &link{ours: true, credit: yamuxWindow}
 	}
 	l := g.streams[id]
 	if l == nil {
 		return
 	}
+	l.credit += int64(grant)
 	g.outCork = l.corked
 	if flags&yamuxFIN != 0 {
 		l.ourFIN = true
@@ -354,6 +404,7 @@ func (g *guard) flush(body []byte) error {
 	}
 	if err != nil {
 		g.fail(err)
+		g.lost(err)
 	}
 	return err
 }

@@ -49,6 +49,7 @@ func newSession(ctx context.Context, conn net.Conn, cfg Config, peer *Peer, dial
 		done:     make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	s.guard.lost = s.end
 
 	yc := yamux.DefaultConfig()
 	yc.LogOutput = nil

@@ -125,7 +125,7 @@ func (st *Stream) finish(err error) {
 	}
 	status, _ := statusOf(err)
 	st.mu.Lock()
-	mute := st.gone || st.closed
+	mute := st.gone || st.closed || st.s.Err() != nil
 	if !mute && st.ctx.Err() != nil {
 		// The deadline passed, and with it the right to wait for the peer to
 		// read: one moment more for the STATUS.
