@@ -39,17 +39,34 @@ ours() {
 	done
 }
 
-stop_all() {
-	local signal pid i
-	for signal in TERM TERM KILL; do # twice TERM: the runner's first one drains
-		for pid in ${pids[@]+"${pids[@]}"} $(ours); do
+started() {
+	local pid
+	for pid in ${pids[@]+"${pids[@]}"}; do
+		kill -0 "$pid" 2>/dev/null && printf '%s\n' "$pid"
+	done
+	return 0
+}
+
+# stop LIST SIGNAL… gives what LIST prints one signal after the other until it
+# prints nothing.
+stop() {
+	local list=$1 signal pid i
+	shift
+	for signal in "$@"; do
+		for pid in $($list); do
 			kill -"$signal" "$pid" 2>/dev/null || true
 		done
 		for ((i = 0; i < 30; i++)); do
-			[ -n "$(ours)" ] || return 0
+			[ -n "$($list)" ] || return 0
 			sleep 0.1
 		done
 	done
+}
+
+# The runner ends before its supervisor does: it would start another one.
+stop_all() {
+	stop started TERM TERM KILL # twice TERM: the runner's first one drains
+	stop ours TERM KILL
 }
 
 finish() {
