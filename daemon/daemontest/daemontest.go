@@ -89,6 +89,22 @@ func (s *Server) Dial(context.Context) (net.Conn, error) {
 	return near, nil
 }
 
+// Serve has the running server listen; the returned function ends that.
+func (s *Server) Serve(l net.Listener) (end func()) {
+	s.mu.Lock()
+	d := s.server
+	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(context.Background())
+	over := make(chan error, 1)
+	go func() { over <- d.Serve(ctx, l) }()
+	return func() {
+		cancel()
+		if err := <-over; err != nil {
+			s.t.Errorf("serve: %v", err)
+		}
+	}
+}
+
 // Client is a new client of the server.
 func (s *Server) Client(t testing.TB) *client.Client {
 	t.Helper()

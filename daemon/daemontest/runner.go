@@ -3,6 +3,7 @@ package daemontest
 import (
 	"context"
 	"crypto/ed25519"
+	"net"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ type Runner struct {
 	server  *Server
 	Key     ed25519.PrivateKey
 	Hello   wire.RunnerHello
+	Address string // of a Unix socket to connect to; in memory if empty
 	Session *mux.Session
 	work    *mux.Stream
 	orders  chan wire.WorkOrder // sent by listen, closed when the work stream ends
@@ -50,17 +52,24 @@ func (s *Server) Adopted(t testing.TB, id string, labels map[string]string) *Run
 // Connect makes a session.
 func (r *Runner) Connect() error {
 	r.t.Helper()
-	conn, err := r.server.Dial(r.t.Context())
+	dial := r.server.Dial
+	if r.Address != "" {
+		dial = func(ctx context.Context) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", r.Address)
+		}
+	}
+	conn, err := dial(r.t.Context())
 	if err != nil {
 		return err
 	}
 	hello := wire.Hello{Role: wire.RoleRunner, Runner: &r.Hello}
 	hello.Runner.PublicKey = r.Key.Public().(ed25519.PublicKey)
-	r.Session, err = mux.Connect(r.t.Context(), conn, mux.Config{Software: "waypoint test"}, hello, r.Key, nil)
+	session, err := mux.Connect(r.t.Context(), conn, mux.Config{Software: "waypoint test"}, hello, r.Key, nil)
 	if err != nil {
 		return err
 	}
-	r.t.Cleanup(func() { r.Session.Close() })
+	r.Session = session
+	r.t.Cleanup(func() { session.Close() })
 	return nil
 }
 
@@ -82,7 +91,7 @@ func (r *Runner) Begin(held ...wire.Held) (*wire.WorkBegun, error) {
 	if err := st.Send(wire.WorkEvent{Begin: &wire.WorkBegin{Held: held, Concurrency: r.Hello.Concurrency}}); err != nil {
 		return nil, err
 	}
-	r.work, r.orders = st, make(chan wire.WorkOrder, 1000)
+	r.work, r.orders = st, make(chan wire.WorkOrder, 64)
 	var state, begun wire.WorkOrder
 	if err := st.RecvMsg(&state); err != nil {
 		return nil, err
