@@ -296,7 +296,7 @@ func TestSQLiteFile(t *testing.T) {
 	if s.Describe() != "sqlite "+path {
 		t.Error(s.Describe())
 	}
-	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "auto_vacuum": "2", "foreign_keys": "1", "busy_timeout": "10000"} {
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "auto_vacuum": "2", "page_size": "8192", "foreign_keys": "1", "busy_timeout": "10000"} {
 		var got string
 		err := s.submit(t.Context(), &op{done: make(chan error, 1), raw: func(c *session) error {
 			return c.conn.QueryRowContext(context.Background(), "PRAGMA "+pragma).Scan(&got)
