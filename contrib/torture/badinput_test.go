@@ -46,7 +46,7 @@ func TestBadCommands(t *testing.T) {
 		{"unknown flag of the server", server("--listen", listen, "--nonsense"), 2, []string{"--nonsense"}},
 		{"malformed TOML", server("--listen", listen, "--config", write("bad.toml", "lease = \n")), 2, []string{"bad.toml:1"}},
 		{"unknown key", server("--listen", listen, "--config", write("key.toml", "# one\nlaese = \"1m\"\n")), 2, []string{"key.toml:2", "laese", "lease"}},
-		{"wrong type", server("--listen", listen, "--config", write("type.toml", "retain_jobs = \"many\"\n")), 2, []string{"type.toml", "line 1", "retain_jobs"}},
+		{"wrong type", server("--listen", listen, "--config", write("type.toml", "retain_jobs = \"many\"\n")), 2, []string{"type.toml:1", "retain_jobs"}},
 		{"negative limit", server("--listen", listen, "--config", write("neg.toml", "lease = \"-1m\"\n")), 2, []string{"lease"}},
 		{"no such configuration", server("--listen", listen, "--config", filepath.Join(s.dir, "nothing.toml")), 2, []string{"nothing.toml"}},
 		{"configuration is binary", server("--listen", listen, "--config", program), 2, []string{"read configuration"}},
