@@ -31,7 +31,7 @@ import (
 //   - its output is what its runner sent: all of it if it succeeded, else a
 //     part from the beginning.
 //
-// STORM_DURATION makes it longer.
+// STORM_DURATION makes it longer; STORM_STORE is an empty database to do it on.
 func TestStorm(t *testing.T) {
 	duration := 1500 * time.Millisecond
 	if text := os.Getenv("STORM_DURATION"); text != "" {
@@ -47,7 +47,7 @@ func TestStorm(t *testing.T) {
 		recorded: map[wire.JobRef]bool{},
 		server: daemontest.Start(t, daemon.Config{
 			AckTimeout: 100 * time.Millisecond, Lease: 300 * time.Millisecond, Heartbeat: 50 * time.Millisecond,
-			Logger: slog.New(slog.DiscardHandler),
+			Logger: slog.New(slog.DiscardHandler), StoreDSN: os.Getenv("STORM_STORE"),
 		}),
 	}
 	w.client = w.server.Client(t)

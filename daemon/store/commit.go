@@ -253,9 +253,14 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 		return callersOwn, nil, false
 	}
 	if ready && mayMatch && s.cfg.Match != nil {
+		tx := &Tx{s: s, c: c.c, locked: locked}
+		// The database's lock first, as others that wait for matchMu hold it.
+		if err := tx.lockRules(); err != nil {
+			abort()
+			return s.engine.judge(tx.err), err, false
+		}
 		s.matchMu.Lock()
 		matching = true
-		tx := &Tx{s: s, c: c.c, locked: locked}
 		v, err := c.savepoint(tx, false, func() (err error) {
 			done, err = s.cfg.Match(tx)
 			return err

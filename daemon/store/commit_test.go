@@ -459,3 +459,42 @@ func TestEachJobOnce(t *testing.T) {
 		}
 	})
 }
+
+// A committer that hands out jobs waits for the queue's lock, which another one
+// holds that wants to hand out jobs as well: whoever comes second must not wait
+// for the first in a way that the database does not see.
+func TestMatchersDoNotWaitForEachOther(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		matching := make(chan struct{}, 100)
+		s := open(t, dsn, Config{Match: func(tx *Tx) (func(bool), error) {
+			matching <- struct{}{}
+			_, err := tx.AssignReady(func() []queue.Runner { return nil }, time.Now(), 1)
+			return func(bool) {}, err
+		}})
+		submit := func(f func()) error {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			return s.Update(ctx, func(tx *Tx) error {
+				_, err := tx.Submit([]wire.JobSpec{run()}, time.Now())
+				f()
+				return err
+			})
+		}
+		if err := submit(func() {}); err != nil {
+			t.Fatal(err)
+		}
+		<-matching
+		if err := submit(func() {
+			s.Kick()
+			select {
+			case <-matching: // another committer's
+			case <-time.After(100 * time.Millisecond): // it waits, or there is none
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := submit(func() {}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
