@@ -29,7 +29,7 @@ func inUse() int64 {
 func stacks() int {
 	buf := make([]byte, 64<<20)
 	n := 0
-	for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+	for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 		if strings.Contains(g, "waypoint/mux.") || strings.Contains(g, "yamux.") || strings.Contains(g, "waypoint/daemon.") {
 			n++
 		}
