@@ -176,7 +176,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if s.id, err = s.serverID(ctx); err != nil {
 		return err
 	}
-	active, err := s.store.Active(ctx, "")
+	active, err := s.store.Active(ctx)
 	if err != nil {
 		return fmt.Errorf("read active jobs: %w", err)
 	}

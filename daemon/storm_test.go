@@ -79,7 +79,7 @@ func TestStorm(t *testing.T) {
 		}
 	})
 	others.Wait()
-	ctx, cancel := context.WithTimeout(t.Context(), daemontest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), daemontest.Patience+duration)
 	defer cancel()
 	ends := map[string]wire.Job{}
 	for _, id := range w.ids {

@@ -116,11 +116,6 @@ func (j *Job) SerialKey() string {
 // Active reports whether a runner has the job: it is assigned or running.
 func (j *Job) Active() bool { return j.State == wire.Assigned || j.State == wire.Running }
 
-// IsReady reports whether the job may be handed out now.
-func (j *Job) IsReady(now time.Time) bool {
-	return j.State == wire.Queued && j.Blocked == Ready && !j.IsExpired(now)
-}
-
 // IsExpired reports whether a queued job's time has come.
 func (j *Job) IsExpired(now time.Time) bool {
 	return j.State == wire.Queued && !j.ExpiresAt.IsZero() && !j.ExpiresAt.After(now)

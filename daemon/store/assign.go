@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -212,10 +211,9 @@ func (tx *Tx) assign(h *head, runner *queue.Runner, now time.Time) (*Assigned, e
 
 func assignment(r *row, spec wire.JobSpec, used *wire.Record) wire.Assignment {
 	a := wire.Assignment{
-		JobRef:     wire.JobRef{Job: r.ID, Attempt: r.Attempt},
-		Spec:       spec,
-		Sequence:   r.Sequence,
-		CancelSent: !r.CancelRequested.IsZero(),
+		JobRef:   wire.JobRef{Job: r.ID, Attempt: r.Attempt},
+		Spec:     spec,
+		Sequence: r.Sequence,
 	}
 	if used != nil {
 		switch used.Kind {
@@ -226,30 +224,6 @@ func assignment(r *row, spec wire.JobSpec, used *wire.Record) wire.Assignment {
 		}
 	}
 	return a
-}
-
-// Assignment of an active job again, to be sent anew. CancelSent is set when
-// the job's end has been asked for.
-func (s *Store) Assignment(ctx context.Context, ref wire.JobRef) (wire.Assignment, error) {
-	q := s.read(ctx)
-	r, err := getJob(q, ref.Job)
-	if err != nil {
-		return wire.Assignment{}, err
-	}
-	if !r.Active() || r.Attempt != ref.Attempt {
-		return wire.Assignment{}, wire.Errorf(wire.Conflict, "send job %s: attempt %d is not in progress", ref.Job, ref.Attempt)
-	}
-	spec, err := getSpec(q, ref.Job)
-	if err != nil {
-		return wire.Assignment{}, err
-	}
-	var used *wire.Record
-	if r.Uses != "" {
-		if used, err = readRecord(q, selectRecordOfJob, r.Uses); err != nil {
-			return wire.Assignment{}, err
-		}
-	}
-	return assignment(r, spec, used), nil
 }
 
 // resolve finds the record that a job works on: for a deploy an artifact, for

@@ -271,7 +271,7 @@ func BenchmarkMillion(b *testing.B) {
 					return err
 				})
 			}},
-			{"active", func() error { _, err := s.Active(b.Context(), "r40"); return err }},
+			{"active", func() error { _, err := s.Active(b.Context()); return err }},
 		} {
 			b.Run(f.name, func(b *testing.B) {
 				for b.Loop() {

@@ -125,15 +125,6 @@ func (s *Store) Job(ctx context.Context, id string) (wire.Job, error) {
 	return r.Job.Job, nil
 }
 
-// Job is Store.Job within the transaction.
-func (tx *Tx) Job(id string) (wire.Job, error) {
-	r, err := getJob(tx, id)
-	if err != nil {
-		return wire.Job{}, err
-	}
-	return r.Job.Job, nil
-}
-
 func getSpec(q querier, id string) (spec wire.JobSpec, err error) {
 	var text string
 	if err := one(q, selectSpec, []any{id}, &text); errors.Is(err, errNoRow) {

@@ -125,8 +125,6 @@ type Active struct {
 const (
 	selectActive = `SELECT id, attempt, runner_id, state, cancel_at FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') ORDER BY id`
-	selectActiveOf = `SELECT id, attempt, runner_id, state, cancel_at FROM jobs
-	WHERE finished_at = 0 AND state IN ('assigned', 'running') AND runner_id = $1 ORDER BY id`
 	countHeld = `SELECT runner_id, COUNT(*) FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') GROUP BY runner_id`
 	selectAwaited = `SELECT DISTINCT target FROM jobs WHERE state = 'queued' AND target >= 'id:' AND target < 'id;' ORDER BY target`
@@ -158,21 +156,10 @@ func (s *Store) Awaited(ctx context.Context) (ids []string, err error) {
 	return ids, nil
 }
 
-// Active are the assigned and running jobs (of one runner, or "" for all).
-func (s *Store) Active(ctx context.Context, runnerID string) ([]Active, error) {
-	return active(s.read(ctx), runnerID)
-}
-
-// Active is Store.Active within the transaction.
-func (tx *Tx) Active(runnerID string) ([]Active, error) { return active(tx, runnerID) }
-
-func active(q querier, runnerID string) ([]Active, error) {
-	text, args := selectActive, []any(nil)
-	if runnerID != "" {
-		text, args = selectActiveOf, []any{runnerID}
-	}
+// Active are the assigned and running jobs.
+func (s *Store) Active(ctx context.Context) ([]Active, error) {
 	var out []Active
-	err := each(q, text, args, func(rows *sql.Rows) error {
+	err := each(s.read(ctx), selectActive, nil, func(rows *sql.Rows) error {
 		var (
 			a      Active
 			cancel int64
