@@ -201,3 +201,24 @@ func TestLongChain(t *testing.T) {
 		t.Fatalf("%d jobs are still queued, %v", st.QueueDepth, err)
 	}
 }
+
+// Whatever a runner says of a job's end, the job can be shown.
+func TestLongResults(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	long := strings.Repeat("ü", 200<<10)
+	job := submit(t, c, run(func(j *wire.JobSpec) { j.Command = []string{long} }))[0]
+	a := r.MustStart()
+	result := wire.Result{State: wire.Failed, Reason: wire.ReasonFailed, Error: "command not found: " + long, Outputs: map[string]string{"k": long}}
+	wantKind(t, r.Finish(a.JobRef, "", result), wire.TooLarge)
+	result.Outputs = nil
+	r.MustFinish(a.JobRef, "", result)
+	j, err := c.Job(t.Context(), job.ID)
+	if err != nil || j.Command[0] != long || !strings.HasPrefix(j.Error, "command not found: üü") || len(j.Error) > 5000 {
+		t.Fatalf("%v: error %.100q of %d bytes", err, j.Error, len(j.Error))
+	}
+	if list, err := c.Jobs(t.Context(), wire.JobFilter{}); err != nil || len(list) != 1 {
+		t.Fatalf("%d jobs, %v", len(list), err)
+	}
+}

@@ -17,6 +17,10 @@ import (
 // durable, in bytes; past it the runner waits, its job does not.
 const reportBuffer = 1 << 20
 
+// maxOutputs bounds the outputs of a job, in bytes: it has to fit into a message
+// with them. A runner takes fewer.
+const maxOutputs = 64 << 10
+
 // chunkCost is what a frame costs in memory besides its bytes.
 const chunkCost = 64
 
@@ -211,6 +215,13 @@ func checkResult(r wire.Result) error {
 	}
 	if !ok {
 		return wire.Errorf(wire.BadUsage, "state %q with reason %q is no result", r.State, r.Reason)
+	}
+	size := len(r.Signal)
+	for k, v := range r.Outputs {
+		size += len(k) + len(v)
+	}
+	if size > maxOutputs {
+		return wire.Errorf(wire.TooLarge, "outputs of %d bytes are over the limit of %d", size, maxOutputs)
 	}
 	return nil
 }

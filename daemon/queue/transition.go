@@ -2,6 +2,7 @@ package queue
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -183,9 +184,20 @@ func (j *Job) outcome() string {
 
 // End is the one way for a job to end.
 func (j *Job) End(state wire.State, reason wire.Reason, text string, now time.Time) {
-	j.State, j.Reason, j.Error = state, reason, text
+	j.State, j.Reason, j.Error = state, reason, shorten(text)
 	j.FinishedAt = now
 	j.Blocked, j.Waiting = Ready, 0
+}
+
+// maxError bounds the text of an end, in bytes: it may name a command that is
+// as long as a spec may be, and a job has to fit into a message with it.
+const maxError = 4 << 10
+
+func shorten(text string) string {
+	if len(text) <= maxError {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxError], "") + " …"
 }
 
 // check refuses a message about another attempt or from another runner.
