@@ -56,6 +56,31 @@ func TestUnacknowledgedAssignmentGoesBack(t *testing.T) {
 	r.MustFinish(second.JobRef, "", daemontest.Succeeded())
 }
 
+// Whoever looks for a runner that is away is told when it left, not when it
+// came, also once the server was stopped in between.
+func TestLastSeenIsWhenItLeft(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	one, _ := s.Adopted(t, "one", nil), s.Adopted(t, "two", nil)
+	came := time.Now()
+	seen := func(id string) {
+		t.Helper()
+		c := s.Client(t)
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			r, err := c.Runner(t.Context(), id)
+			if err == nil && !r.Online && r.LastSeen.After(came) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("runner %+v, %v; want it away and last seen after %v", r, err, came)
+			}
+		}
+	}
+	one.Disconnect()
+	seen("one")
+	s.Restart()
+	seen("two")
+}
+
 func TestRunnerBackWithinTheLease(t *testing.T) {
 	s := daemontest.Start(t, slowly)
 	c := s.Client(t)

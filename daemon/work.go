@@ -83,10 +83,17 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 	return nil
 }
 
-// exit makes the runner away.
+// exit makes the runner away, and keeps when it was last seen.
 func (s *Server) exit(m *member) {
-	s.fleet.leave(m, time.Now())
+	now := time.Now()
+	s.fleet.leave(m, now)
 	s.wakeClock()
+	if m.kind == wire.KindRemote {
+		// Also of a server that is ending, which closes its store after this.
+		if err := s.store.Update(context.WithoutCancel(s.ctx), func(tx *store.Tx) error { return tx.SeenRunner(m.id, now) }); err != nil {
+			s.log.Warn("runner's leave not recorded", "runner", m.id, "err", err)
+		}
+	}
 	s.log.Info("runner disconnected", "runner", m.id)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -25,6 +26,7 @@ const (
 	version = excluded.version, hostname = excluded.hostname, os = excluded.os, arch = excluded.arch,
 	isolation = excluded.isolation, concurrency = excluded.concurrency, draining = excluded.draining,
 	public_key = excluded.public_key`
+	seeRunner    = `UPDATE runners SET last_seen = $1 WHERE id = $2`
 	deleteRunner = `DELETE FROM runners WHERE id = $1`
 	countRunners = `SELECT state, COUNT(*) FROM runners GROUP BY state`
 )
@@ -85,6 +87,14 @@ func getRunner(q querier, id string) (RunnerRecord, error) {
 		return RunnerRecord{}, notFound("runner", id)
 	}
 	return *found, nil
+}
+
+// SeenRunner notes when a runner was last seen; no error when there is none.
+func (tx *Tx) SeenRunner(id string, at time.Time) error {
+	if _, err := tx.exec(seeRunner, micro(at), id); err != nil {
+		return fmt.Errorf("note that runner %s was seen: %w", id, err)
+	}
+	return nil
 }
 
 // DeleteRunner forgets a runner; no error when there is none.
