@@ -173,7 +173,7 @@ func whyEnded(job wire.Job) string {
 func (e *engine) uploadStdin() (digest string, err error) {
 	spool, err := os.CreateTemp(e.a.env.get("TMPDIR"), "waypoint-stdin-")
 	if err != nil {
-		return "", fmt.Errorf("keep standard input: %w", err)
+		return "", temporaryError("keep standard input", err)
 	}
 	defer func() { err = errors.Join(err, spool.Close()) }()
 	// It needs no name, and without one it goes with this process in any case.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/runner/supervisor"
 )
 
@@ -40,7 +41,7 @@ func newScratch(parent string) (*scratch, error) {
 	sweepScratch(parent)
 	made, err := os.MkdirTemp(parent, scratchNew)
 	if err != nil {
-		return nil, fmt.Errorf("make runner directory: %w", err)
+		return nil, temporaryError("make runner directory", err)
 	}
 	s := &scratch{path: filepath.Join(parent, scratchName+strings.TrimPrefix(filepath.Base(made), scratchNew))}
 	if s.lock, err = os.Open(made); err == nil {
@@ -53,6 +54,12 @@ func newScratch(parent string) (*scratch, error) {
 		return nil, errors.Join(fmt.Errorf("make runner directory: %w", err), os.Remove(made))
 	}
 	return s, nil
+}
+
+// temporaryError is the error of a file that could not be made where temporary
+// ones are.
+func temporaryError(doing string, err error) error {
+	return wire.Errorf(wire.Internal, "%s: %v", doing, err).WithHint("set TMPDIR to a directory that you can write to")
 }
 
 // remove removes the directory with all that is in it.

@@ -65,6 +65,12 @@ func (c *serverRun) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	for _, l := range handed {
+		// Before anybody is told that the server is ready.
+		if err := mux.CheckListener(l.Listener); err != nil {
+			return err
+		}
+	}
 	if len(handed)+len(cfg.Listen) == 0 {
 		if err := cfg.listenOnSystem(); err != nil {
 			return err
