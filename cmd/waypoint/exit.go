@@ -28,7 +28,6 @@ const (
 	exitJobEnded   = 125 // in another way than by its command's end
 	exitInterrupt  = 130
 	exitClosedPipe = 128 + int(syscall.SIGPIPE)
-	exitTerminated = 128 + int(syscall.SIGTERM)
 )
 
 // kindCode is the one place where what went wrong becomes an exit code.
@@ -106,10 +105,7 @@ func (a *app) report(err error) int {
 		return int(s)
 	}
 	if cause, ok := errors.AsType[interrupted](context.Cause(a.ctx)); ok {
-		if cause.sig == syscall.SIGTERM {
-			return exitTerminated
-		}
-		return exitInterrupt
+		return signalCode(cause.sig)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = &wire.Error{Kind: wire.Timeout, Message: err.Error()}

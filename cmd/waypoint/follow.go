@@ -100,9 +100,10 @@ func (f *follower) finish() error {
 	return nil
 }
 
+// signalCode is the exit code of a command that a signal has ended.
 func signalCode(sig os.Signal) int {
-	if sig == syscall.SIGTERM {
-		return exitTerminated
+	if s, ok := sig.(syscall.Signal); ok {
+		return 128 + int(s)
 	}
 	return exitInterrupt
 }

@@ -292,11 +292,11 @@ func stop(ts *testscript.TestScript, neg bool, args []string) {
 	ended(ts, false, args)
 }
 
-// signal NAME SIGNAL: sends INT, TERM, KILL, STOP or CONT.
+// signal NAME SIGNAL: sends INT, HUP, TERM, KILL, STOP or CONT.
 func signalTo(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 2, "signal NAME SIGNAL")
 	sig := map[string]syscall.Signal{
-		"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT,
+		"INT": syscall.SIGINT, "HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT,
 	}[args[1]]
 	if sig == 0 {
 		ts.Fatalf("unknown signal %s", args[1])

@@ -12,7 +12,7 @@ type interrupted struct{ sig os.Signal }
 
 func (e interrupted) Error() string { return "interrupted by " + e.sig.String() }
 
-// signals hands SIGINT and SIGTERM to whoever is responsible: at first the
+// signals hands SIGINT, SIGTERM and SIGHUP to whoever is responsible: at first the
 // program itself, later a command that knows something better to do.
 type signals struct {
 	c    chan os.Signal // the runtime sends; closed by close
@@ -26,6 +26,10 @@ type signals struct {
 func listenSignals(handler func(os.Signal)) *signals {
 	s := &signals{c: make(chan os.Signal, 4), pipe: make(chan os.Signal, 1), handler: handler}
 	signal.Notify(s.c, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		// Its terminal is gone: what this process keeps is to go with it.
+		signal.Notify(s.c, syscall.SIGHUP)
+	}
 	// Listening for SIGPIPE makes a write to a closed stdout an error, which
 	// lets jobs in this process be ended; not ignoring it leaves children
 	// with the usual meaning.
