@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -119,24 +120,35 @@ func (s *Server) lose(refs []wire.JobRef, why string) error {
 // give takes attempts from their runners: f in the store, then here. An
 // attempt that is not live in the store either is only forgotten here.
 func (s *Server) give(refs []wire.JobRef, why string, level slog.Level, what string, f func(*store.Tx, wire.JobRef) error) error {
-	var errs []error
-	for _, ref := range refs {
-		err := s.store.Update(s.ctx, func(tx *store.Tx) error { return f(tx, ref) })
-		switch wire.KindOf(err) {
-		case "":
-			s.log.Log(s.ctx, level, what, "job", ref.Job, "attempt", ref.Attempt, "why", why)
-		case wire.Conflict, wire.NotFound:
-		default:
-			errs = append(errs, err)
-			continue
-		}
-		s.fleet.end(ref, true)
+	errs := make([]error, len(refs))
+	var all sync.WaitGroup
+	turn := make(chan struct{}, giveAtOnce)
+	for i, ref := range refs {
+		turn <- struct{}{}
+		all.Go(func() {
+			defer func() { <-turn }()
+			err := s.store.Update(s.ctx, func(tx *store.Tx) error { return f(tx, ref) })
+			switch wire.KindOf(err) {
+			case "":
+				s.log.Log(s.ctx, level, what, "job", ref.Job, "attempt", ref.Attempt, "why", why)
+			case wire.Conflict, wire.NotFound:
+			default:
+				errs[i] = err
+				return
+			}
+			s.fleet.end(ref, true)
+		})
 	}
+	all.Wait()
 	if len(refs) > 0 {
 		s.store.Kick()
 	}
 	return errors.Join(errs...)
 }
+
+// giveAtOnce is how many attempts are taken from their runners at a time, so
+// that they share commits: a lost network loses all of them together.
+const giveAtOnce = 64
 
 // abandon ends the queued jobs of local runners that did not come back: no
 // other may take them.

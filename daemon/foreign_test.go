@@ -57,7 +57,10 @@ func TestRestartRecordsTheStart(t *testing.T) {
 // A command line that dies between its submit and its first word as a runner
 // leaves no job behind that waits for ever.
 func TestLocalRunnerThatNeverWorks(t *testing.T) {
-	t.Parallel() // it waits for as long as such a runner has to begin
+	if testing.Short() {
+		t.Skip("it takes as long as such a runner has to begin")
+	}
+	t.Parallel()
 	s := daemontest.Start(t, daemon.Config{Lease: 50 * time.Millisecond})
 	r := s.Runner(t, "", nil)
 	r.Hello.Kind = wire.KindLocal

@@ -70,7 +70,7 @@ func TestIdleRunners(t *testing.T) {
 	all.Wait()
 	each := (inUse() - before) / int64(n)
 	t.Logf("an idle session takes %d KB at both ends together, %d goroutines", each>>10, (stacks()-stacksBefore)/n)
-	if each > 2*budget {
+	if each > 2*budget && !testing.Short() { // of few, what there is only once weighs too much
 		t.Errorf("%d KB for each session at both ends, may be %d", each>>10, 2*budget>>10)
 	}
 	for _, r := range runners {

@@ -175,3 +175,81 @@ func TestReadersOfAQueuedJob(t *testing.T) {
 		t.Errorf("last event %+v", last)
 	}
 }
+
+// A runner that drains is given nothing more and keeps what it has.
+func TestDrain(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	has := submit(t, c, run())[0]
+	a := r.MustStart()
+	yes, no := true, false
+	r.Say(wire.WorkEvent{Drain: &yes})
+	for {
+		got, err := c.Runner(t.Context(), "r1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Draining {
+			break
+		}
+	}
+	r.MustFinish(a.JobRef, "", daemontest.Succeeded())
+	if j := s.AwaitJob(t, has.ID, ended); j.State != wire.Success {
+		t.Fatalf("job ended as %+v", j)
+	}
+	next := submit(t, c, run())[0]
+	if o, ok := r.Order(20 * time.Millisecond); ok {
+		t.Fatalf("order %+v while it drains", o)
+	}
+	if why, err := c.Why(t.Context(), next.ID); err != nil || why.Code != "runners_draining" {
+		t.Errorf("why: %+v, %v", why, err)
+	}
+	if match, err := c.Match(t.Context(), wire.Target{Any: true}); err != nil || match {
+		t.Errorf("a draining runner matches: %v, %v", match, err)
+	}
+	r.Say(wire.WorkEvent{Drain: &no})
+	if a := r.MustStart(); a.Job != next.ID {
+		t.Errorf("assigned %s, want %s", a.Job, next.ID)
+	}
+}
+
+// A runner that is lost with many jobs has all of them ended.
+func TestManyJobsLost(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Runner(t, "r1", nil)
+	r.Hello.Concurrency = 200
+	r.MustConnect()
+	r.MustBegin()
+	if _, err := c.Adopt(t.Context(), "r1", ""); err != nil {
+		t.Fatal(err)
+	}
+	r.MustOrder() // its state
+	specs := make([]wire.JobSpec, 200)
+	for i := range specs {
+		specs[i] = run()
+	}
+	jobs := submit(t, c, specs...)
+	for range jobs {
+		o := r.MustOrder()
+		if o.Start != nil {
+			o = r.MustOrder()
+		}
+		for o.Assign == nil {
+			o = r.MustOrder()
+		}
+		r.Say(wire.WorkEvent{Ack: &o.Assign.JobRef})
+	}
+	s.AwaitJob(t, jobs[199].ID, running)
+	r.Disconnect()
+	r.MustConnect()
+	if b := r.MustBegin(); len(b.Keep)+len(b.Drop) != 0 {
+		t.Errorf("begun %+v", b)
+	}
+	for _, job := range jobs {
+		if j, err := c.Wait(t.Context(), job.ID); err != nil || j.Reason != wire.ReasonRunnerLost {
+			t.Fatalf("job ended as %+v, %v", j, err)
+		}
+	}
+}
