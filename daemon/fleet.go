@@ -61,6 +61,7 @@ type attempt struct {
 	ackBy      time.Time // while assigned, sure and its runner is connected
 	startedAt  time.Time
 	cancelSent bool
+	reported   bool // a report has been opened
 	absent     bool // its runner has said that it does not have it
 	recalled   bool // it goes back to the queue: its start is confirmed no more
 }
@@ -525,10 +526,16 @@ func (f *fleet) runnerOf(ref wire.JobRef) string {
 	return ""
 }
 
-// holds reports whether ref is a live attempt of this runner, running.
-func (f *fleet) holds(ref wire.JobRef, runner string) bool {
+// report reports whether ref is a live attempt of this runner, running, so that
+// it may report; fresh, that nothing of its output can be stored yet.
+func (f *fleet) report(ref wire.JobRef, runner string) (ok, fresh bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a := f.find(ref, runner)
-	return a != nil && a.running
+	if a == nil || !a.running {
+		return false, false
+	}
+	fresh = a.sure && !a.reported
+	a.reported = true
+	return true, fresh
 }

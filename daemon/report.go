@@ -32,12 +32,16 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		return err
 	}
 	m := st.Peer().Data.(*member)
-	if !s.fleet.holds(req.JobRef, m.id) {
+	ok, fresh := s.fleet.report(req.JobRef, m.id)
+	if !ok {
 		return wire.Errorf(wire.Conflict, "attempt %d of job %s is not this runner's", req.Attempt, req.Job)
 	}
-	_, length, err := s.store.Log(ctx, req.Job, req.Attempt, 0, 0)
-	if err != nil {
-		return err
+	var length int64
+	if !fresh {
+		var err error
+		if _, length, err = s.store.Log(ctx, req.Job, req.Attempt, 0, 0); err != nil {
+			return err
+		}
 	}
 	if err := st.Send(wire.ReportOrder{Offset: length}); err != nil {
 		return err
@@ -55,8 +59,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 			return err
 		}
 		if result != nil {
-			s.fleet.end(req.JobRef, false)
-			s.store.Kick()
+			s.fleet.end(req.JobRef, false) // its place was given away in the commit
 			s.log.Info("job ended", "job", req.Job, "attempt", req.Attempt, "runner", m.id,
 				"state", result.State, "reason", result.Reason)
 			return st.Send(wire.ReportOrder{Offset: length, Ended: true})
