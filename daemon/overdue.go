@@ -1,0 +1,91 @@
+package daemon
+
+import (
+	"strings"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// overdue is what has to be done because time has passed.
+type overdue struct {
+	requeue []wire.JobRef // assigned, and certainly not started
+	lost    []wire.JobRef // their runner's lease is over
+	gone    []absence     // those runners
+	rested  bool          // a runner can be given jobs again
+	next    time.Time     // when to look again; zero: when something happens
+}
+
+// absence is a runner that is away, since when.
+type absence struct {
+	runner string
+	since  time.Time
+}
+
+// due looks for what is overdue. Attempts and runners stay as they are, except
+// that an acknowledgement comes too late now for what goes back: what was dealt
+// with is told by end and forget, the rest is due again.
+func (f *fleet) due(now time.Time) (d overdue) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := func(t time.Time) bool {
+		if !now.Before(t) {
+			return true
+		}
+		if d.next.IsZero() || t.Before(d.next) {
+			d.next = t
+		}
+		return false
+	}
+	for _, a := range f.active {
+		if a.sure && !a.running && (a.recalled || f.members[a.runner] == nil || at(a.ackBy)) {
+			a.recalled = true
+			d.requeue = append(d.requeue, a.JobRef)
+		}
+	}
+	for _, m := range f.members {
+		if !m.restUntil.IsZero() && at(m.restUntil) {
+			m.restUntil, d.rested = time.Time{}, true
+		}
+	}
+	for id, since := range f.away {
+		if !at(since.Add(f.lease)) {
+			continue
+		}
+		d.gone = append(d.gone, absence{id, since})
+		for _, a := range f.held[id] {
+			d.lost = append(d.lost, a.JobRef)
+		}
+	}
+	return d
+}
+
+// isAway reports whether the runner has not been back since.
+func (f *fleet) isAway(a absence) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.away[a.runner].Equal(a.since)
+}
+
+// forget drops the memory of a runner that has been away for too long.
+func (f *fleet) forget(a absence) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away[a.runner].Equal(a.since) {
+		delete(f.away, a.runner)
+	}
+}
+
+// beginWithin is how much longer than a lease, which local mode makes very
+// short, a local runner may take from its first job to its work stream.
+const beginWithin = 10 * time.Second
+
+// expect gives a local runner for which a job is queued, and which does not
+// work yet, the time to begin.
+func (f *fleet) expect(id string, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.away[id]; !ok && f.members[id] == nil && strings.HasPrefix(id, localPrefix) {
+		f.away[id] = now.Add(beginWithin)
+	}
+}
