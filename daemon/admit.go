@@ -19,14 +19,14 @@ func (s *Server) admit(ctx context.Context, peer *mux.Peer) (*mux.Admission, err
 	welcome := wire.Welcome{ServerID: s.id}
 	switch peer.Hello.Role {
 	case wire.RoleClient:
-		return &mux.Admission{Welcome: welcome, Table: s.table(client)}, nil
+		return &mux.Admission{Welcome: welcome, Table: s.clients}, nil
 	case wire.RoleRunner:
 		m, err := s.admitRunner(ctx, peer)
 		if err != nil {
 			return nil, err
 		}
 		welcome.RunnerID = m.id
-		return &mux.Admission{Welcome: welcome, Table: s.table(runner), Data: m}, nil
+		return &mux.Admission{Welcome: welcome, Table: s.runners, Data: m}, nil
 	}
 	return nil, wire.Errorf(wire.BadUsage, "role %q is not served here", peer.Hello.Role)
 }

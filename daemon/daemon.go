@@ -105,6 +105,8 @@ type Server struct {
 	watchers *watchers
 	readers  atomic.Int64 // of output, being sent something; see streamBatch
 	fatal    chan error
+	clients  mux.Table     // what a client may call
+	runners  mux.Table     // what a runner may call
 	alarm    chan struct{} // to clock: a deadline has come nearer
 
 	sessions sync.WaitGroup // of Serve's listeners
@@ -144,6 +146,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		slots:    make(chan struct{}, cfg.MaxSessions),
 	}
 	s.fleet = newFleet(cfg.AckTimeout, cfg.Lease)
+	s.clients, s.runners = s.table(client), s.table(runner) // once: sessions are many
 	s.ctx, s.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := s.open(ctx); err != nil {
 		s.stop(err)
