@@ -138,8 +138,8 @@ func (e *engine) upload(root string, ignore []string) (*wire.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read source: %w", err)
 	}
+	meter.Clear()
 	if n := len(tree.Skipped); n > 0 {
-		meter.Clear()
 		more := ""
 		if n > 3 {
 			more = fmt.Sprintf(" and %d more", n-3)

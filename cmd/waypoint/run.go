@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -168,6 +169,27 @@ func whyEnded(job wire.Job) string {
 	return strings.ReplaceAll(string(job.Reason), "_", " ")
 }
 
+// readAll copies standard input to its end or until the command is
+// interrupted, which a read from a terminal or a pipe does not notice: it is
+// left behind, and the process ends soon after.
+func (a *app) readAll(w io.Writer) (size int64, err error) {
+	type end struct {
+		size int64
+		err  error
+	}
+	done := make(chan end, 1)
+	go func() {
+		size, err := io.Copy(w, a.stdin)
+		done <- end{size, err}
+	}()
+	select {
+	case e := <-done:
+		return e.size, e.err
+	case <-a.ctx.Done():
+		return 0, context.Cause(a.ctx)
+	}
+}
+
 // uploadStdin reads standard input to its end and stores it on the server; it
 // returns its digest.
 func (e *engine) uploadStdin() (digest string, err error) {
@@ -181,7 +203,7 @@ func (e *engine) uploadStdin() (digest string, err error) {
 		return "", fmt.Errorf("keep standard input: %w", err)
 	}
 	hash := sha256.New()
-	size, err := io.Copy(io.MultiWriter(spool, hash), e.a.stdin)
+	size, err := e.a.readAll(io.MultiWriter(spool, hash))
 	if err != nil {
 		return "", fmt.Errorf("read standard input: %w", err)
 	}

@@ -36,13 +36,14 @@ func (m *Meter) Say(format string, args ...any) {
 	}
 }
 
-// Clear takes the line away.
+// Clear takes the line away; what is said next is shown at once.
 func (m *Meter) Clear() {
 	if m.w == nil {
 		return
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.last = time.Time{}
 	if m.on {
 		m.on = false
 		io.WriteString(m.w, "\r\x1b[K")
