@@ -231,13 +231,16 @@ func TestCancelWhileTheRunnerIsAway(t *testing.T) {
 
 // A silent session is given up; the job has its lease from then on.
 func TestSilentRunner(t *testing.T) {
-	s := daemontest.Start(t, daemon.Config{Heartbeat: 10 * time.Millisecond, Lease: 50 * time.Millisecond})
+	s := daemontest.Start(t, daemon.Config{Heartbeat: 100 * time.Millisecond, Lease: 50 * time.Millisecond})
 	c := s.Client(t)
-	r := s.Adopted(t, "r1", nil)
-	job := submit(t, c, run())[0]
-	if a, ok := r.Order(daemontest.Patience); ok && a.Assign != nil {
-		r.Say(wire.WorkEvent{Ack: &a.Assign.JobRef})
+	r := s.Runner(t, "r1", nil)
+	r.MustConnect()
+	if _, err := c.Adopt(t.Context(), "r1", ""); err != nil {
+		t.Fatal(err)
 	}
+	job := submit(t, c, run())[0]
+	r.MustBegin() // its silence counts from here on
+	r.MustStart()
 	if j := s.AwaitJob(t, job.ID, ended); j.Reason != wire.ReasonRunnerLost {
 		t.Fatalf("job ended as %+v", j)
 	}

@@ -61,8 +61,8 @@ func TestDependentJobs(t *testing.T) {
 // While its runner is heard, a job outlives any number of leases; a refusal
 // before leaves no timer behind that would end it.
 func TestHeartbeatsKeepAJob(t *testing.T) {
-	const lease = 40 * time.Millisecond
-	s := daemontest.Start(t, daemon.Config{Heartbeat: 20 * time.Millisecond, Lease: lease, AckTimeout: lease})
+	const lease = 300 * time.Millisecond
+	s := daemontest.Start(t, daemon.Config{Heartbeat: lease, Lease: lease, AckTimeout: lease})
 	c := s.Client(t)
 	r, other := s.Adopted(t, "r1", nil), s.Runner(t, "r2", nil)
 	stop := make(chan struct{})
@@ -91,7 +91,7 @@ func TestHeartbeatsKeepAJob(t *testing.T) {
 	other.MustOrder() // its state
 	a := other.MustStart()
 	beat(other)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*lease)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*lease)
 	defer cancel()
 	if j, err := c.Wait(ctx, job.ID); wire.KindOf(err) != wire.Timeout {
 		t.Errorf("the job ended while its runner was heard: %+v, %v", j, err)
