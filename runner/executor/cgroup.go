@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -250,12 +251,7 @@ func controllerIn(path, file, controller string) bool {
 	if err != nil {
 		return false
 	}
-	for _, f := range strings.Fields(string(b)) {
-		if f == controller {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(strings.Fields(string(b)), controller)
 }
 
 // cgroup is one directory of the cgroup file system.

@@ -79,7 +79,7 @@ func (c cgroup) signal(sig unix.Signal) {
 		if err != nil {
 			continue
 		}
-		for _, f := range strings.Fields(string(b)) {
+		for f := range strings.FieldsSeq(string(b)) {
 			pid, err := strconv.Atoi(f)
 			if err != nil || pid <= 1 {
 				continue

@@ -555,7 +555,7 @@ func TestShimKilled(t *testing.T) {
 		t.Error(err)
 	}
 	b, _ := os.ReadFile(file)
-	for _, f := range strings.Fields(string(b)) {
+	for f := range strings.FieldsSeq(string(b)) {
 		pid, _ := strconv.Atoi(f)
 		if s, ok := readStat(pid); ok && !s.dead {
 			t.Errorf("process %d is left", pid)
