@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"syscall"
 	"strings"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -49,28 +50,43 @@ type appOperation struct {
 }
 
 // Find looks for the project file in dir and its parents, up to the user's
-// home directory or the file system's root, and loads the first one.
+// home directory or the file system's root, and loads the first one. In a
+// parent, one that belongs to another user (and not to root) is passed over:
+// below a directory like /tmp anybody could put one in the way.
 func Find(dir string) (*Project, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
 	}
 	home := homeDir()
+	foreign := ""
 	for d := abs; ; d = filepath.Dir(d) {
 		path := filepath.Join(d, ProjectFile)
-		_, err := os.Stat(path)
-		if err == nil {
+		fi, err := os.Stat(path)
+		switch {
+		case err == nil && (d == abs || trusted(fi)):
 			return Load(path)
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		case err == nil:
+			foreign = path
+		case !errors.Is(err, fs.ErrNotExist):
 			return nil, fileError("find project file", err)
 		}
 		if d == home || d == filepath.Dir(d) {
 			break
 		}
 	}
+	if foreign != "" {
+		return nil, wire.Errorf(wire.NotFound, "find project file: %s belongs to another user and was passed over", foreign).
+			WithHint("change to %s if it is the one you want", filepath.Dir(foreign))
+	}
 	return nil, wire.Errorf(wire.NotFound, "find project file: no %s in %s or its parents", ProjectFile, abs).
 		WithHint("change to the directory of a project, or make one with: waypoint init")
+}
+
+// trusted reports whether a file is this process's user's or root's.
+func trusted(fi fs.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && (st.Uid == 0 || int(st.Uid) == os.Getuid())
 }
 
 // homeDir is the home of this process's user as the user database knows it,
