@@ -165,6 +165,11 @@ func (s *shim) run(id int, c *Command) {
 		pid = p
 		return nil
 	})
+	if err == nil {
+		// Before anybody can say that it has exited: until starting is over
+		// the reaper only takes note.
+		s.reply(shimReply{ID: id, Started: pid})
+	}
 	s.mu.Lock()
 	ws, ended := s.early[pid]
 	s.starting, s.early = false, nil
@@ -187,7 +192,6 @@ func (s *shim) run(id int, c *Command) {
 	case s.more <- struct{}{}:
 	default:
 	}
-	s.reply(shimReply{ID: id, Started: pid})
 	if ended {
 		s.reply(shimReply{ID: id, Exited: new(uint32(ws))})
 	}
