@@ -9,8 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"syscall"
 	"strings"
+	"syscall"
 
 	"github.com/waypointd/waypoint/mux/wire"
 )
