@@ -359,7 +359,7 @@ func (sr *stormRunner) obey(o wire.WorkOrder) bool {
 		case sr.chance(20): // not heard
 			return true
 		}
-		sr.held[ref] = &stormJob{spec: o.Assign.Spec, cancel: o.Assign.CancelSent}
+		sr.held[ref] = &stormJob{spec: o.Assign.Spec}
 		if sr.chance(20) {
 			return false
 		}

@@ -120,9 +120,6 @@ func (r *Runner) assign(w *workStream, job wire.Assignment) {
 		w.send(wire.WorkEvent{Nack: &wire.Nack{JobRef: job.JobRef, Error: refusal}})
 		return
 	}
-	if job.CancelSent {
-		a.cancel(false)
-	}
 	r.adopt(a)
 	w.send(wire.WorkEvent{Ack: &job.JobRef})
 	if r.cfg.Once {

@@ -85,7 +85,6 @@ type Assignment struct {
 	Artifact   *Record `json:"artifact,omitempty"`   // deploy: what to unpack
 	Deployment *Record `json:"deployment,omitempty"` // release: what to release
 	LogLimit   int64   `json:"log_limit,omitempty"`  // bytes of output kept
-	CancelSent bool    `json:"cancel_sent,omitempty"`
 }
 
 // ReportRequest opens the report of one attempt: the runner then sends the
