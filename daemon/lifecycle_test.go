@@ -140,7 +140,7 @@ func TestMatch(t *testing.T) {
 	match("adopted", labels("zone", "east", "gpu", "yes"), false)
 	match("adopted", wire.Target{}, false)
 	submit(t, c, run())
-	if o := r.MustOrder(); o.State != wire.Adopted {
+	if o := r.MustOrder(); !o.Admits() {
 		t.Fatalf("order %+v", o)
 	}
 	r.MustStart()

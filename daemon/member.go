@@ -78,6 +78,11 @@ func (f *fleet) candidates(held map[string]int, now time.Time) []queue.Runner {
 	return rs
 }
 
+// standing is what the runner is told of itself.
+func (m *member) standing() *wire.Standing {
+	return &wire.Standing{State: m.state, Admitted: m.admitted()}
+}
+
 // admitted reports whether the runner may have jobs.
 func (m *member) admitted() bool { return m.state == wire.Adopted || m.state == wire.Preadopted }
 
@@ -147,7 +152,7 @@ func (f *fleet) setState(id string, state wire.RunnerState) {
 	m.decided = true
 	if m.state != state {
 		m.state = state
-		f.tell(id, wire.WorkOrder{State: state})
+		f.tell(id, wire.WorkOrder{Standing: m.standing()})
 	}
 }
 

@@ -47,7 +47,7 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 		}
 	}
 	m.concurrency, m.draining, m.working = min(max(b.Concurrency, 0), maxConcurrency), b.Draining, true
-	m.orders.put(wire.WorkOrder{State: m.state})
+	m.orders.put(wire.WorkOrder{Standing: m.standing()})
 	m.orders.put(wire.WorkOrder{Begun: &begun})
 	for _, c := range cancels {
 		m.orders.put(c)

@@ -481,7 +481,7 @@ func TestPending(t *testing.T) {
 		t.Errorf("event %+v", ev)
 	}
 	b.connected()
-	b.s.order(wire.WorkOrder{State: wire.Adopted})
+	b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Adopted, Admitted: true}})
 	if ev := <-b.events; ev.State != wire.Adopted || ev.Again {
 		t.Errorf("event %+v", ev)
 	}
@@ -508,7 +508,7 @@ func TestOnceRejected(t *testing.T) {
 	}
 	b.s.change(func() { b.s.refuse = nil })
 	b.start().connected()
-	b.s.order(wire.WorkOrder{State: wire.Rejected})
+	b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Rejected}})
 	if err := b.wait(); wire.KindOf(err) != wire.Denied {
 		t.Errorf("while connected: Run returned %v", err)
 	}

@@ -227,7 +227,7 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 	s.mu.Lock()
 	state := s.state
 	s.mu.Unlock()
-	st.Send(wire.WorkOrder{State: state})
+	st.Send(wire.WorkOrder{Standing: &wire.Standing{State: state, Admitted: state != wire.Pending && state != wire.Rejected}})
 	st.Send(wire.WorkOrder{Begun: &begun})
 	s.sendMu.Unlock()
 	s.change(func() { s.work = st })

@@ -71,10 +71,10 @@ func (r *Runner) begun(w *workStream, b wire.WorkBegun) {
 // settled at the beginning of the next.
 func (r *Runner) obey(w *workStream, o wire.WorkOrder) {
 	switch {
-	case o.State != "":
-		r.log.Info("connected", "runner", r.name(), "state", o.State)
-		r.notify(Event{State: o.State})
-		if o.State == wire.Rejected && r.cfg.Once {
+	case o.Standing != nil:
+		r.log.Info("connected", "runner", r.name(), "state", o.Standing.State)
+		r.notify(Event{State: o.Standing.State})
+		if o.Standing.State == wire.Rejected && r.cfg.Once {
 			r.end(wire.Errorf(wire.Denied, "runner %q was rejected by an operator", r.name()))
 		}
 	case o.Assign != nil:

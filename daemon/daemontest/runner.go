@@ -44,7 +44,7 @@ func (s *Server) Adopted(t testing.TB, id string, labels map[string]string) *Run
 	if _, err := s.Client(t).Adopt(t.Context(), id, ""); err != nil {
 		t.Fatalf("adopt %s: %v", id, err)
 	}
-	for r.MustOrder().State != wire.Adopted {
+	for !r.MustOrder().Admits() {
 	}
 	return r
 }
@@ -99,7 +99,7 @@ func (r *Runner) Begin(held ...wire.Held) (*wire.WorkBegun, error) {
 	if err := st.RecvMsg(&begun); err != nil {
 		return nil, err
 	}
-	if state.State == "" || begun.Begun == nil {
+	if state.Standing == nil || begun.Begun == nil {
 		r.t.Fatalf("the work stream begins with %+v, %+v", state, begun)
 	}
 	go r.listen(st, r.orders)

@@ -29,7 +29,9 @@ type Config struct {
 	// Dial opens a connection; called again after each loss.
 	Dial     func(ctx context.Context) (net.Conn, error)
 	Software string
-	Logger   *slog.Logger // nil discards
+	// Token, if set, is read at each connection: the login. See wire.Hello.
+	Token  func() string
+	Logger *slog.Logger // nil discards
 	// Reconnecting, if set, is told when a lost connection is being re-made (err),
 	// once for each attempt, and when it is back (nil), so that nothing waits
 	// in silence. It is called by one goroutine at a time.
@@ -86,8 +88,11 @@ func (c *Client) connect(ctx context.Context) (*mux.Session, error) {
 		if err != nil {
 			return nil, err
 		}
-		s, err := mux.Connect(ctx, conn, mux.Config{Software: c.cfg.Software, Logger: c.cfg.Logger},
-			wire.Hello{Role: wire.RoleClient}, nil, nil)
+		hello := wire.Hello{Role: wire.RoleClient}
+		if c.cfg.Token != nil {
+			hello.Token = c.cfg.Token()
+		}
+		s, err := mux.Connect(ctx, conn, mux.Config{Software: c.cfg.Software, Logger: c.cfg.Logger}, hello, nil, nil)
 		if err == nil {
 			return s, nil
 		}

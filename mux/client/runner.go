@@ -33,6 +33,27 @@ func (c *Client) Adopt(ctx context.Context, id, fingerprint string) (wire.Runner
 	return once[wire.Runner](ctx, c, wire.MethodRunnerAdopt, wire.AdoptRequest{ID: id, Fingerprint: fingerprint})
 }
 
+// Reject refuses a runner: it gets no further job, and what it runs ends as
+// usual.
+func (c *Client) Reject(ctx context.Context, id string) (wire.Runner, error) {
+	return once[wire.Runner](ctx, c, wire.MethodRunnerReject, wire.RunnerRequest{ID: id})
+}
+
+// Forget removes a runner's record and returns it as it was.
+func (c *Client) Forget(ctx context.Context, id string) (wire.Runner, error) {
+	return once[wire.Runner](ctx, c, wire.MethodRunnerForget, wire.RunnerRequest{ID: id})
+}
+
+// Drain stops the giving of jobs to a runner, or lets it go on.
+func (c *Client) Drain(ctx context.Context, id string, on bool) (wire.Runner, error) {
+	return read[wire.Runner](ctx, c, wire.MethodRunnerDrain, wire.DrainRequest{ID: id, Drain: on})
+}
+
+// WaitIdle waits until a runner has no job.
+func (c *Client) WaitIdle(ctx context.Context, id string) (wire.Runner, error) {
+	return read[wire.Runner](ctx, c, wire.MethodRunnerWait, wire.RunnerRequest{ID: id})
+}
+
 // Match reports whether an admitted remote runner that is online could take a
 // job of the target.
 func (c *Client) Match(ctx context.Context, t wire.Target) (bool, error) {

@@ -15,7 +15,8 @@ type Hello struct {
 	VersionMin int          `json:"version_min"`
 	VersionMax int          `json:"version_max"`
 	Role       Role         `json:"role"`
-	Software   string       `json:"software"` // "waypoint 0.1.0"
+	Software   string       `json:"software"`        // "waypoint 0.1.0"
+	Token      string       `json:"token,omitempty"` // of a login: who the command line, or the one that a local runner belongs to, is
 	Runner     *RunnerHello `json:"runner,omitempty"`
 }
 
@@ -32,6 +33,7 @@ type RunnerHello struct {
 	Arch        string            `json:"arch,omitempty"`
 	Isolation   string            `json:"isolation,omitempty"` // cgroup | process-group
 	Concurrency int               `json:"concurrency,omitempty"`
+	Offers      []TokenOffer      `json:"offers,omitempty"` // kind remote: the runner's tokens; see Standing
 }
 
 // Challenge asks a runner to sign ProofText of Nonce with its identity key.

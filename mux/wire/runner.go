@@ -29,12 +29,19 @@ const (
 type Runner struct {
 	ID          string            `json:"id"`
 	State       RunnerState       `json:"state"`
+	Problem     Problem           `json:"problem,omitempty"` // with a token in use: of one that was passed over
+	Detail      string            `json:"problem_detail,omitempty"`
 	Kind        RunnerKind        `json:"kind"`
 	Labels      map[string]string `json:"labels,omitempty"`
+	Offered     map[string]string `json:"offered_labels,omitempty"` // where they are not those of the record
 	Online      bool              `json:"online"`
 	FirstSeen   time.Time         `json:"first_seen"`
 	LastSeen    time.Time         `json:"last_seen"`
-	Fingerprint string            `json:"fingerprint,omitempty"` // of the identity key, "SHA256:…"
+	Fingerprint string            `json:"fingerprint,omitempty"`  // of the identity key, "SHA256:…"
+	TokenSource TokenSource       `json:"token_source,omitempty"` // of the token in use, or in use last
+	TokenIssued time.Time         `json:"token_issued_at,omitzero"`
+	TokenExpiry time.Time         `json:"token_expires_at,omitzero"`
+	Peer        string            `json:"peer,omitempty"` // where it connects from: "uid 0", or an address
 	Version     string            `json:"version,omitempty"`
 	Hostname    string            `json:"hostname,omitempty"`
 	OS          string            `json:"os,omitempty"`
@@ -54,6 +61,19 @@ type RunnerRequest struct {
 type AdoptRequest struct {
 	ID          string `json:"id"`
 	Fingerprint string `json:"fingerprint,omitempty"`
+}
+
+// RunnerTokenRequest asks for a runner token.
+type RunnerTokenRequest struct {
+	ID        string            `json:"id,omitempty"`     // "" is any
+	Labels    map[string]string `json:"labels,omitempty"` // none is any
+	ExpiresIn Duration          `json:"expires_in"`       // from MinTokenLife to MaxTokenLife
+}
+
+// DrainRequest stops the giving of jobs to a runner, or lets it go on.
+type DrainRequest struct {
+	ID    string `json:"id,omitempty"` // an agent is asked without
+	Drain bool   `json:"drain"`
 }
 
 // RunnerFilter selects runners in the order of their ids.
@@ -98,6 +118,8 @@ type ServerStatus struct {
 	QueueDepth    int            `json:"queue_depth"`    // queued, not yet assigned
 	ProtocolMin   int            `json:"protocol_min"`
 	ProtocolMax   int            `json:"protocol_max"`
+	Fingerprint   string         `json:"tls_fingerprint,omitempty"` // of the certificate to trust, "SHA256:…"; where there is a TCP listener
+	CertExpiry    time.Time      `json:"tls_expires_at,omitzero"`   // of the certificate in use
 }
 
 // MaxLabels is how many labels a runner may have besides os, arch and hostname.

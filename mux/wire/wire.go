@@ -63,7 +63,10 @@ const (
 	MethodHello = "hello"
 	MethodPing  = "ping"
 
-	MethodServerStatus = "server.status" // ServerStatusRequest -> ServerStatus
+	MethodServerStatus    = "server.status"    // ServerStatusRequest -> ServerStatus
+	MethodServerBootstrap = "server.bootstrap" // BootstrapRequest -> TokenReply, once
+	MethodTokenKeyRotate  = "token_key.rotate" // RotateRequest -> RotateReply
+	MethodUserToken       = "user.token"       // UserTokenRequest -> TokenReply
 
 	MethodJobSubmit = "job.submit" // SubmitRequest -> SubmitReply
 	MethodJobGet    = "job.get"    // JobRequest -> Job
@@ -83,8 +86,19 @@ const (
 	MethodRunnerList    = "runner.list"    // RunnerFilter -> RunnerPage
 	MethodRunnerInspect = "runner.inspect" // RunnerRequest -> Runner
 	MethodRunnerAdopt   = "runner.adopt"   // AdoptRequest -> Runner
+	MethodRunnerReject  = "runner.reject"  // RunnerRequest -> Runner
+	MethodRunnerForget  = "runner.forget"  // RunnerRequest -> Runner, as it was
+	MethodRunnerDrain   = "runner.drain"   // DrainRequest -> Runner
+	MethodRunnerWait    = "runner.wait"    // RunnerRequest -> Runner, once it has no job
+	MethodRunnerToken   = "runner.token"   // RunnerTokenRequest -> TokenReply
 	MethodRunnerMatch   = "runner.match"   // MatchRequest -> MatchReply
+
+	MethodAuthenticate = "runner.authenticate" // runner -> server: AuthenticateRequest -> Standing
 
 	MethodWork   = "runner.work"   // runner -> server: WorkEvent* against WorkOrder*
 	MethodReport = "runner.report" // runner -> server: ReportRequest; DATA*, Result against ReportOrder*
+
+	MethodAgentStatus = "agent.status" // command line -> agent: AgentStatusRequest -> AgentStatus
+	MethodAgentDrain  = "agent.drain"  // command line -> agent: DrainRequest -> AgentStatus
+	MethodAgentWait   = "agent.wait"   // command line -> agent: AgentStatusRequest -> AgentStatus, once it has no job
 )

@@ -48,17 +48,20 @@ type Nack struct {
 // WorkOrder is what the server says on a runner's work stream. Exactly one
 // field is set.
 type WorkOrder struct {
-	// State comes first, and at each change: jobs come in states adopted and
-	// preadopted only.
-	State RunnerState `json:"state,omitempty"`
+	// Standing comes first, and at each change.
+	Standing *Standing `json:"standing,omitempty"`
 	// Begun answers Begin: every attempt held is in exactly one of its lists.
 	Begun     *WorkBegun  `json:"begun,omitempty"`
 	Assign    *Assignment `json:"assign,omitempty"`
 	Start     *JobRef     `json:"start,omitempty"` // answers Ack: start it now
 	Drop      *JobRef     `json:"drop,omitempty"`  // not yours any more: kill it if it runs, forget it, report nothing
 	Cancel    *CancelJob  `json:"cancel,omitempty"`
+	Grant     *Grant      `json:"grant,omitempty"`
 	Heartbeat bool        `json:"heartbeat,omitempty"`
 }
+
+// Admits reports whether the order says that jobs are given from now on.
+func (o WorkOrder) Admits() bool { return o.Standing != nil && o.Standing.Admitted }
 
 // WorkBegun sorts what a runner holds.
 type WorkBegun struct {
