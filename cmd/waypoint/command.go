@@ -52,6 +52,9 @@ func branches() []branch {
 			List       runnerList       `cmd:"" help:"The runners, in the order of their ids."`
 			Inspect    runnerInspect    `cmd:"" help:"Everything known of a runner."`
 			Adopt      runnerAdopt      `cmd:"" help:"Admit runners: jobs are given to them from then on."`
+			Reject     runnerReject     `cmd:"" help:"Refuse runners: no further job is given to them."`
+			Forget     runnerForget     `cmd:"" help:"Remove what is known of runners."`
+			Token      runnerToken      `cmd:"" help:"Make a token that admits a runner beforehand."`
 			Supervisor runnerSupervisor `cmd:"" hidden:"" help:"The parent of a runner's jobs; started by the runner."`
 		})},
 		{"run", "Run one command as a job: waypoint run [flags] -- CMD [ARG...]", new(runCommand)},

@@ -15,7 +15,7 @@ func TestCommands(t *testing.T) {
 		"artifact list", "build", "deploy", "deployment list", "init",
 		"job cancel", "job inspect", "job list", "job retry", "job stream", "job wait", "job why",
 		"release list", "release release", "run",
-		"runner adopt", "runner agent", "runner inspect", "runner list", "runner supervisor",
+		"runner adopt", "runner agent", "runner forget", "runner inspect", "runner list", "runner reject", "runner supervisor", "runner token",
 		"server run", "server status", "status", "up", "version",
 	}
 	var got []string

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/output"
@@ -47,11 +48,23 @@ func (c *runnerList) Run(a *app) error {
 			now := time.Now()
 			t := output.NewTable("ID", "STATE", "KIND", "LABELS", "ONLINE", "LAST SEEN")
 			for _, r := range runners {
-				t.Row(r.ID, string(r.State), string(r.Kind), output.Pairs(r.Labels), yesNo(r.Online), output.Age(now, r.LastSeen))
+				t.Row(r.ID, runnerState(r), string(r.Kind), output.Pairs(r.Labels), yesNo(r.Online), output.Age(now, r.LastSeen))
 			}
 			return t.Write(w)
 		})
 	})
+}
+
+// runnerState is a runner's state, with what keeps it from jobs, or will.
+func runnerState(r wire.Runner) string {
+	text := string(r.State)
+	if r.Problem != "" && (r.State != wire.Pending || r.Problem != wire.NoToken) {
+		text += ", " + problemWords(r.Problem)
+	}
+	if r.Draining {
+		text += ", draining"
+	}
+	return text
 }
 
 func yesNo(b bool) string {
@@ -72,76 +85,49 @@ func (c *runnerInspect) Run(a *app) error {
 		if err != nil {
 			return fmt.Errorf("inspect runner: %w", err)
 		}
-		return a.print(r, func(w io.Writer) error {
-			f := new(output.Fields)
-			f.Add("ID", r.ID)
-			f.Add("State", string(r.State))
-			f.Add("Kind", string(r.Kind))
-			f.Add("Labels", output.Pairs(r.Labels))
-			f.Add("Online", yesNo(r.Online))
-			f.Add("Fingerprint", r.Fingerprint)
-			f.Add("First seen", instant(r.FirstSeen))
-			f.Add("Last seen", instant(r.LastSeen))
-			f.Add("Version", r.Version)
-			f.Add("Hostname", r.Hostname)
-			f.Add("OS", r.OS)
-			f.Add("Arch", r.Arch)
-			f.Add("Isolation", r.Isolation)
-			f.Add("Concurrency", strconv.Itoa(r.Concurrency))
-			f.Add("Running jobs", strconv.Itoa(r.RunningJobs))
-			f.Add("Draining", yesNo(r.Draining))
-			return f.Write(w)
-		})
+		return a.print(r, func(w io.Writer) error { return runnerFields(r, time.Now()).Write(w) })
 	})
 }
 
-// runnerAdopt is `waypoint runner adopt`.
-type runnerAdopt struct {
-	ID          []string `arg:"" help:"The runners."`
-	Fingerprint string   `placeholder:"F" help:"Refuse a runner whose key has another fingerprint (exit 6)."`
+// runnerFields are all that is known of a runner, for people.
+func runnerFields(r wire.Runner, now time.Time) *output.Fields {
+	f := new(output.Fields)
+	f.Add("ID", r.ID)
+	f.Add("State", string(r.State))
+	if r.Problem != "" {
+		f.Add("Problem", strings.TrimSuffix(problemWords(r.Problem)+": "+r.Detail, ": "))
+	}
+	f.Add("Kind", string(r.Kind))
+	f.Add("Labels", output.Pairs(r.Labels))
+	f.Add("Offered labels", output.Pairs(r.Offered))
+	f.Add("Online", yesNo(r.Online))
+	f.Add("Fingerprint", r.Fingerprint)
+	addToken(f, now, r.TokenSource, r.TokenIssued, r.TokenExpiry)
+	f.Add("First seen", instant(r.FirstSeen))
+	f.Add("Last seen", instant(r.LastSeen))
+	f.Add("Peer", r.Peer)
+	f.Add("Version", r.Version)
+	f.Add("Hostname", r.Hostname)
+	f.Add("OS", r.OS)
+	f.Add("Arch", r.Arch)
+	f.Add("Isolation", r.Isolation)
+	f.Add("Concurrency", strconv.Itoa(r.Concurrency))
+	f.Add("Running jobs", strconv.Itoa(r.RunningJobs))
+	f.Add("Draining", yesNo(r.Draining))
+	return f
 }
 
-func (c *runnerAdopt) Run(a *app) error {
-	if c.Fingerprint != "" && len(c.ID) > 1 {
-		return wire.Errorf(wire.BadUsage, "parse arguments: --fingerprint is of one runner, and %d are named", len(c.ID))
+// addToken adds what is known of the token in use: where it is from, and how
+// long it is still good for, with a warning once that is not long.
+func addToken(f *output.Fields, now time.Time, source wire.TokenSource, issued, expiry time.Time) {
+	f.Add("Token from", sourceWords(source))
+	f.Add("Token issued", instant(issued))
+	if expiry.IsZero() {
+		return
 	}
-	return a.withServer(func(ctx context.Context, conn *connection) error {
-		var adopted []wire.Runner
-		var failures []error
-		for _, id := range c.ID {
-			r, err := conn.Adopt(ctx, id, c.Fingerprint)
-			if err != nil {
-				failures = append(failures, fmt.Errorf("adopt runner: %w", err))
-				continue
-			}
-			adopted = append(adopted, r)
-			if !a.JSON {
-				if _, err := fmt.Fprintf(a.stdout, "Runner %q adopted.\n", r.ID); err != nil {
-					return err
-				}
-			}
-		}
-		if a.JSON && len(adopted) > 0 {
-			var doc any = adopted
-			if len(c.ID) == 1 {
-				doc = adopted[0]
-			}
-			if err := output.JSON(a.stdout, doc); err != nil {
-				return err
-			}
-		}
-		return a.firstOf(failures)
-	})
-}
-
-// firstOf says all but the first of the failures and returns that one, which
-// decides on the exit code.
-func (a *app) firstOf(failures []error) error {
-	if len(failures) == 0 {
-		return nil
+	text := instant(expiry) + ", " + untilOrAgo(now, expiry)
+	if mark := lowLife(now, issued, expiry); mark > 0 {
+		text += fmt.Sprintf(" (warning: below %d %% of its life)", mark)
 	}
-	for _, err := range failures[1:] {
-		writeError(a.stderr, err)
-	}
-	return failures[0]
+	f.Add("Token expires", text)
 }
