@@ -78,8 +78,8 @@ func keys(t reflect.Type, prefix string) []string {
 	}
 	var names []string
 	for f := range t.Fields() {
-		name := f.Tag.Get("toml")
-		if name == "" || name == "-" {
+		name := keyName(f)
+		if name == "" {
 			continue
 		}
 		names = append(names, prefix+name)

@@ -16,16 +16,28 @@ type file struct {
 	Listen   []string          `toml:"listen"`
 	Jobs     int               `toml:"retain_jobs"`
 	Labels   map[string]string `toml:"labels"`
+	TLS      *bool             `toml:"tls,omitempty"`
+	Journal  struct {
+		Renew *bool         `toml:"renew"`
+		Life  wire.Duration `toml:"life"`
+	} `toml:"journal"`
 }
 
 func TestParse(t *testing.T) {
 	var f file
-	err := Parse("x.toml", "state_dir = \"/s\"\nlease = \"2m\"\nlisten = [\"a\", \"b\"]\n[labels]\nanything = \"goes\"\n", &f)
+	err := Parse("x.toml", "state_dir = \"/s\"\nlease = \"2m\"\nlisten = [\"a\", \"b\"]\ntls = false\n[labels]\nanything = \"goes\"\n[journal]\nrenew = true\nlife = \"3s\"\n", &f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if f.StateDir != "/s" || f.Lease != wire.Duration(2*60e9) || len(f.Listen) != 2 || f.Labels["anything"] != "goes" {
 		t.Errorf("Parse = %+v", f)
+	}
+	if f.TLS == nil || *f.TLS || f.Journal.Renew == nil || !*f.Journal.Renew || f.Journal.Life != wire.Duration(3e9) {
+		t.Errorf("Parse = %+v", f)
+	}
+	var open file
+	if err := Parse("x.toml", "journal.life = \"1s\"\n", &open); err != nil || open.TLS != nil || open.Journal.Renew != nil {
+		t.Errorf("Parse = %+v, %v: what is not in the file is not left open", open, err)
 	}
 }
 
@@ -42,6 +54,11 @@ func TestMistakes(t *testing.T) {
 		{"no table", "labels = [\"a=b\"]\n", "x.toml:1: labels is a list, not a table of strings", ""},
 		{"table of others", "[labels]\na = 1\n", "x.toml:1: labels is a table, not a table of strings", ""},
 		{"bare duration", "lease = 5\n", "x.toml:1: lease is the number 5, not a duration in quotes", ""},
+		{"no truth", "tls = \"no\"\n", `x.toml:1: tls is the string "no", not true or false`, ""},
+		{"unknown in a table", "lease = \"2m\"\n[journal]\n\nrenews = true\n", `x.toml:4: unknown key "journal.renews"`, `nearest known key is "journal.renew"`},
+		{"type in a table", "lease = \"2m\"\n[journal]\nlife = \"1s\"\nrenew = 1\n", "x.toml:4: journal.renew is the number 1, not true or false", ""},
+		{"no table either", "journal = true\n", "x.toml:1: journal is true, not a table", ""},
+		{"list of tables", "[[journal]]\nrenew = true\n", "journal is a list, not a table", ""},
 		{"duration", "lease = \"soon\"\n", "x.toml:1: lease: ", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 
@@ -13,22 +15,46 @@ import (
 // decoder does so too, but speaks of Go's types, and takes what is no table
 // for an empty one.
 func checkKinds(path, text string, values map[string]any, into any) error {
-	for f := range reflect.TypeOf(into).Elem().Fields() {
-		name := f.Tag.Get("toml")
+	return checkTable(path, text, nil, values, reflect.TypeOf(into).Elem())
+}
+
+// checkTable is checkKinds for one table of the file, whose own key is table.
+func checkTable(path, text string, table toml.Key, values map[string]any, t reflect.Type) error {
+	for f := range t.Fields() {
+		name := keyName(f)
 		v, ok := values[name]
-		if !ok || name == "-" {
+		if !ok || name == "" {
 			continue
 		}
+		key := append(slices.Clone(table), name)
 		if want := wanted(f.Type, v); want != "" {
 			return wire.Errorf(wire.BadUsage, "read configuration: %s:%d: %s is %s, not %s",
-				path, line(text, toml.Key{name}), name, kindOf(v), want)
+				path, line(text, key), key, kindOf(v), want)
+		}
+		if f.Type.Kind() != reflect.Struct {
+			continue
+		}
+		if err := checkTable(path, text, key, v.(map[string]any), f.Type); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// keyName is a field's key in a file, "" where it has none.
+func keyName(f reflect.StructField) string {
+	name, _, _ := strings.Cut(f.Tag.Get("toml"), ",")
+	if name == "-" {
+		return ""
+	}
+	return name
+}
+
 // wanted names what a field takes, "" where v is that.
 func wanted(t reflect.Type, v any) string {
+	if t.Kind() == reflect.Pointer { // a value that may be left open
+		t = t.Elem()
+	}
 	fits, want := true, ""
 	switch t.Kind() {
 	case reflect.String:
@@ -62,6 +88,9 @@ func wanted(t reflect.Type, v any) string {
 			fits = fits && wanted(t.Elem(), e) == ""
 		}
 		want = `a table of strings { k = "v" }`
+	case reflect.Struct:
+		_, fits = v.(map[string]any)
+		want = "a table"
 	}
 	if fits {
 		return ""
