@@ -90,7 +90,7 @@ func TestListenUnix(t *testing.T) {
 		}
 		_, err = mux.Listen(t.Context(), a, mode)
 		wantKind(t, err, wire.Conflict, "already")
-		if conn, err := mux.Dial(t.Context(), a); err != nil {
+		if conn, err := mux.Dial(t.Context(), a, mux.Trust{Plain: true}); err != nil {
 			t.Fatalf("the refused listener did harm: %v", err)
 		} else {
 			conn.Close()
@@ -146,7 +146,7 @@ func TestListenTCP(t *testing.T) {
 
 func TestDialErrors(t *testing.T) {
 	a := socketAddress(t)
-	_, err := mux.Dial(t.Context(), a)
+	_, err := mux.Dial(t.Context(), a, mux.Trust{Plain: true})
 	wantKind(t, err, wire.Unavailable, a.String())
 	l, err := mux.Listen(t.Context(), a, 0o600)
 	if err != nil {
@@ -154,7 +154,7 @@ func TestDialErrors(t *testing.T) {
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	l.Close()
-	_, err = mux.Dial(t.Context(), a)
+	_, err = mux.Dial(t.Context(), a, mux.Trust{Plain: true})
 	wantKind(t, err, wire.Unavailable, "nobody listens")
 	if e, _ := errors.AsType[*wire.Error](err); e.Hint == "" {
 		t.Error("there is no hint")
@@ -164,11 +164,11 @@ func TestDialErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	tl.Close()
-	_, err = mux.Dial(t.Context(), mux.Address{Network: "tcp", Path: tl.Addr().String()})
+	_, err = mux.Dial(t.Context(), mux.Address{Network: "tcp", Path: tl.Addr().String()}, mux.Trust{})
 	wantKind(t, err, wire.Unavailable, tl.Addr().String())
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := mux.Dial(ctx, a); !errors.Is(err, context.Canceled) {
+	if _, err := mux.Dial(ctx, a, mux.Trust{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("dialing with a canceled context: %v", err)
 	}
 }
@@ -186,7 +186,7 @@ func TestDialDenied(t *testing.T) {
 	}
 	defer l.Close()
 	err = asNobody(t, func() error {
-		conn, err := mux.Dial(t.Context(), a)
+		conn, err := mux.Dial(t.Context(), a, mux.Trust{Plain: true})
 		if err == nil {
 			conn.Close()
 		}

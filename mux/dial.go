@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -18,14 +19,35 @@ import (
 // dialTimeout is how long a server has to take a connection.
 const dialTimeout = 10 * time.Second
 
-// Dial connects to an address within ten seconds. Errors are Unavailable (nobody there;
-// the text names the address) or Denied (the socket may not be opened; the
-// text names its group); where ctx ended first, Timeout or its cause.
-func Dial(ctx context.Context, a Address) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	conn, err := d.DialContext(ctx, a.Network, a.Path)
+// Dial connects to an address within ten seconds, on TCP with TLS 1.3 unless
+// trust says plain. Errors are Unavailable (nobody there, or no TLS spoken
+// there; the text names the address), Denied (the socket may not be opened, the
+// text names its group; or the certificate is not trusted, the text has its
+// fingerprint) or BadUsage (what trust asks for makes no sense); where ctx ended
+// first, Timeout or its cause.
+func Dial(ctx context.Context, a Address, trust Trust) (net.Conn, error) {
+	dctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	var d net.Dialer
+	var v *verifier
+	if a.Network == "tcp" {
+		var err error
+		if v, err = trust.verifier(a); err != nil {
+			return nil, err
+		}
+		if trust.Plain {
+			d.ControlContext = onLoopback
+		}
+	}
+	conn, err := d.DialContext(dctx, a.Network, a.Path)
+	if err == nil && v != nil && !trust.Plain {
+		conn, err = v.handshake(dctx, conn)
+	}
 	if err == nil {
 		return conn, nil
+	}
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		return nil, e
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -39,7 +61,7 @@ func Dial(ctx context.Context, a Address) (net.Conn, error) {
 		return nil, wire.Errorf(wire.Unavailable, "connect to %s: nobody listens there", a).
 			WithHint("start the server, or name another with --server-addr")
 	}
-	if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
+	if ne, ok := errors.AsType[net.Error](err); dctx.Err() != nil || ok && ne.Timeout() {
 		return nil, wire.Errorf(wire.Unavailable, "connect to %s: no answer within %v", a, dialTimeout).
 			WithHint("check the address, and what lies between")
 	}
@@ -47,6 +69,15 @@ func Dial(ctx context.Context, a Address) (net.Conn, error) {
 		err = oe.Err // without the address again
 	}
 	return nil, wire.Errorf(wire.Unavailable, "connect to %s: %v", a, err).WithHint("check the address")
+}
+
+// onLoopback refuses an address, once it is resolved and before it is connected to.
+func onLoopback(_ context.Context, _, addr string, _ syscall.RawConn) error {
+	if ap, err := netip.ParseAddrPort(addr); err == nil && ap.Addr().Unmap().IsLoopback() {
+		return nil
+	}
+	return wire.Errorf(wire.BadUsage, "connect to tcp://%s: without TLS only loopback addresses are connected to", addr).
+		WithHint("leave out --no-server-tls")
 }
 
 // deniedError names the group whose members may open the socket or, where the

@@ -38,6 +38,7 @@ package mux
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"time"
 
@@ -51,6 +52,9 @@ type Config struct {
 	MaxStreams       int           // open at once from the peer; default 1024; more ends the session. Open waits when as many are open the other way
 	HandshakeTimeout time.Duration // default 10 s
 	WriteTimeout     time.Duration // of the connection; a peer that does not read for so long loses the session; default 30 s
+
+	TLS   *tls.Config // of the accepting side: TCP speaks TLS 1.3 with it
+	Plain bool        // of the accepting side: TCP from and to loopback addresses may be plaintext
 }
 
 func (c Config) withDefaults() Config {

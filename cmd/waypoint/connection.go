@@ -43,7 +43,7 @@ func (a *app) connectTo(ch choice) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := &connection{dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, ch.addr) }}
+	conn := &connection{dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, ch.addr, mux.Trust{Plain: true}) }}
 	if ch.local {
 		if conn.local, err = a.startLocalServer(log); err != nil {
 			return nil, err

@@ -110,7 +110,7 @@ func (c *runnerAgent) run(a *app) error {
 	defer jobs.Close()
 	says := &agentSays{a: a, log: log, addr: addr.String(), fingerprint: statedir.Fingerprint(key.Public().(ed25519.PublicKey))}
 	r, err := runner.New(runner.Config{
-		Dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, addr) },
+		Dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, addr, mux.Trust{Plain: true}) },
 		ID:   id, Kind: wire.KindRemote, Key: key, Labels: cfg.Labels, Concurrency: cfg.Concurrency,
 		Dir: dir.Path(), Supervisor: jobs,
 		Resupervise: func(ctx context.Context) (supervisor.Jobs, error) { return ensureSupervisor(ctx, dir) },

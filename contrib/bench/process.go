@@ -201,7 +201,7 @@ func supervisorOf(stateDir string) int {
 func (b *bench) client(ctx context.Context) (*client.Client, error) {
 	addr := mux.Address{Network: "unix", Path: b.socket()}
 	c, err := client.Dial(ctx, client.Config{
-		Dial:     func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, addr) },
+		Dial:     func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, addr, mux.Trust{}) },
 		Software: "waypoint-bench",
 	})
 	if err != nil {

@@ -124,7 +124,7 @@ func (s *site) awaitRunner(ctx context.Context, c *client.Client) {
 
 func (s *site) dial(ctx context.Context) (*client.Client, error) {
 	return client.Dial(ctx, client.Config{Software: "waypoint torture", Dial: func(ctx context.Context) (net.Conn, error) {
-		return mux.Dial(ctx, mux.Address{Network: "unix", Path: s.sock})
+		return mux.Dial(ctx, mux.Address{Network: "unix", Path: s.sock}, mux.Trust{})
 	}})
 }
 
