@@ -37,8 +37,9 @@ const versionFile = "version"
 type Dir struct {
 	path string
 
-	mu   sync.Mutex
-	lock *os.File // nil while not held
+	mu    sync.Mutex
+	lock  *os.File // nil while not held
+	token *sight   // what Token has seen last; nil before
 }
 
 // Open makes the directory (0700, parents 0755) where it is missing and checks that it can

@@ -43,6 +43,13 @@ func child(what, dir string) int {
 			fmt.Println(err)
 			return 2
 		}
+	case "token":
+		_, err := (&Dir{path: dir}).Token()
+		if we, ok := errors.AsType[*wire.Error](err); ok {
+			fmt.Printf("%s|%s|%s\n", we.Kind, we.Message, we.Hint)
+			return 1
+		}
+		fmt.Println(err)
 	case "lock":
 		d, err := Open(dir)
 		if err == nil {
