@@ -57,7 +57,7 @@ func Run(ctx context.Context, cfg ProcessConfig) error {
 		return err
 	}
 	defer s.Close()
-	ln, err := listen(cfg.Dir)
+	ln, err := Listen(cfg.Dir, SocketFile)
 	if err != nil {
 		return wire.Errorf(wire.Unavailable, "%v", err)
 	}

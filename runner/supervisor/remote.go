@@ -21,7 +21,7 @@ var _ Jobs = (*remote)(nil)
 // Connect connects to the supervisor behind a socket. When the session is
 // lost all calls are Unavailable: connect again, its jobs go on.
 func Connect(ctx context.Context, socketPath string) (Jobs, error) {
-	conn, err := dial(ctx, socketPath)
+	conn, err := Dial(ctx, "supervisor", socketPath)
 	if err != nil {
 		return nil, err
 	}

@@ -38,9 +38,10 @@ func (d dirPath) file(name string) string {
 	return "/proc/self/fd/" + strconv.Itoa(int(d.f.Fd())) + "/" + name
 }
 
-// dial connects to a socket; Unavailable where nobody listens, Denied where
-// it may not be opened.
-func dial(ctx context.Context, path string) (net.Conn, error) {
+// Dial connects to the socket at path, which may be of any length; who listens
+// there is named in errors: Unavailable where nobody does, Denied where it may
+// not be opened.
+func Dial(ctx context.Context, who, path string) (net.Conn, error) {
 	dir, err := openDir(filepath.Dir(path))
 	if err == nil {
 		defer dir.f.Close()
@@ -60,32 +61,37 @@ func dial(ctx context.Context, path string) (net.Conn, error) {
 	if errors.Is(err, os.ErrPermission) {
 		kind = wire.Denied
 	}
-	return nil, wire.Errorf(kind, "connect to supervisor at %s: %v", path, err)
+	return nil, wire.Errorf(kind, "connect to %s at %s: %v", who, path, err)
 }
 
-// listen makes the socket in dir, whose lock is held: what is there is stale.
-// It appears under its name once it can be connected to.
-func listen(dir string) (net.Listener, error) {
+// Listen makes the socket name in dir, whose lock the caller holds: what is
+// there is stale. It can be opened by the caller's user alone, appears under
+// its name once it can be connected to, and is left behind by Close.
+func Listen(dir, name string) (net.Listener, error) {
 	d, err := openDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("listen for agents: %w", err)
+		return nil, fmt.Errorf("make socket: %w", err)
 	}
 	defer d.f.Close()
-	const fresh = SocketFile + ".new"
-	if err := os.Remove(filepath.Join(dir, fresh)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("listen for agents: %w", err)
+	path := filepath.Join(dir, name)
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("make socket: %w", err)
 	}
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.file(fresh), Net: "unix"})
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.file(name + ".new"), Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("listen for agents: %w", err)
+		if errno, ok := errors.AsType[syscall.Errno](err); ok {
+			err = errno // without the path in /proc
+		}
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
 	}
 	ln.SetUnlinkOnClose(false) // it would use the name that ends with this function
-	if err = os.Chmod(filepath.Join(dir, fresh), 0o600); err == nil {
-		err = os.Rename(filepath.Join(dir, fresh), filepath.Join(dir, SocketFile))
+	if err = os.Chmod(fresh, 0o600); err == nil {
+		err = os.Rename(fresh, path)
 	}
 	if err != nil {
 		ln.Close()
-		return nil, fmt.Errorf("listen for agents: %w", err)
+		return nil, fmt.Errorf("make socket: %w", err)
 	}
 	return ln, nil
 }
