@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,39 +11,55 @@ import (
 )
 
 // RunnerRecord is what is kept of a runner; online, running_jobs are the daemon's to fill in.
+// Offered is set only where it differs from Labels; Draining is the operator's.
 type RunnerRecord struct {
 	wire.Runner
-	Key []byte // ed25519 public key; first use binds
+	Key            []byte // ed25519 public key; first use binds
+	PeerGroup      string // what Peer is counted as
+	Grant          string // the token granted to it, until it has stored it
+	RejectedSerial int64  // drawn when it was rejected
 }
 
 const (
 	runnerColumns = `id, state, kind, labels, first_seen, last_seen, fingerprint, version, hostname, os, arch, isolation,
-	concurrency, draining, public_key`
+	concurrency, draining, public_key, problem, problem_detail, offered_labels, token_source, token_issued_at,
+	token_expires_at, peer, peer_group, grant_token, rejected_serial`
 	selectRunner = `SELECT ` + runnerColumns + ` FROM runners WHERE id = $1`
 	upsertRunner = `INSERT INTO runners (` + runnerColumns + `)
-	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)
 	ON CONFLICT (id) DO UPDATE SET state = excluded.state, kind = excluded.kind, labels = excluded.labels,
 	first_seen = excluded.first_seen, last_seen = excluded.last_seen, fingerprint = excluded.fingerprint,
 	version = excluded.version, hostname = excluded.hostname, os = excluded.os, arch = excluded.arch,
 	isolation = excluded.isolation, concurrency = excluded.concurrency, draining = excluded.draining,
-	public_key = excluded.public_key`
+	public_key = excluded.public_key, problem = excluded.problem, problem_detail = excluded.problem_detail,
+	offered_labels = excluded.offered_labels, token_source = excluded.token_source,
+	token_issued_at = excluded.token_issued_at, token_expires_at = excluded.token_expires_at, peer = excluded.peer,
+	peer_group = excluded.peer_group, grant_token = excluded.grant_token, rejected_serial = excluded.rejected_serial`
 	seeRunner    = `UPDATE runners SET last_seen = $1 WHERE id = $2`
 	deleteRunner = `DELETE FROM runners WHERE id = $1`
+
+	countPending  = `SELECT COUNT(*) FROM runners WHERE state = 'pending'`
+	selectPending = `SELECT id FROM runners WHERE state = 'pending' ORDER BY last_seen, id`
+	selectPeers   = `SELECT id FROM runners WHERE state = 'pending' AND peer_group = $1 ORDER BY last_seen, id`
+	prunePending  = `DELETE FROM runners WHERE state = 'pending' AND last_seen < $1`
+
 	countRunners = `SELECT state, COUNT(*) FROM runners GROUP BY state`
 )
 
 func scanRunner(rows *sql.Rows) (*RunnerRecord, error) {
 	var (
-		r           RunnerRecord
-		labels      string
-		first, last int64
+		r                            RunnerRecord
+		labels, offered              string
+		first, last, issued, expires int64
 	)
 	if err := rows.Scan(&r.ID, &r.State, &r.Kind, &labels, &first, &last, &r.Fingerprint, &r.Version, &r.Hostname,
-		&r.OS, &r.Arch, &r.Isolation, &r.Concurrency, &r.Draining, &r.Key); err != nil {
+		&r.OS, &r.Arch, &r.Isolation, &r.Concurrency, &r.Draining, &r.Key, &r.Problem, &r.Detail, &offered, &r.TokenSource, &issued, &expires,
+		&r.Peer, &r.PeerGroup, &r.Grant, &r.RejectedSerial); err != nil {
 		return nil, fmt.Errorf("read runner: %w", err)
 	}
 	r.FirstSeen, r.LastSeen = fromMicro(first), fromMicro(last)
-	if err := fromJSON(labels, &r.Labels); err != nil {
+	r.TokenIssued, r.TokenExpiry = fromMicro(issued), fromMicro(expires)
+	if err := errors.Join(fromJSON(labels, &r.Labels), fromJSON(offered, &r.Offered)); err != nil {
 		return nil, fmt.Errorf("read runner %s: %w", r.ID, err)
 	}
 	return &r, nil
@@ -57,17 +74,29 @@ func (tx *Tx) PutRunner(r RunnerRecord) error {
 	if key == nil {
 		key = []byte{}
 	}
+	offered := 0
+	if r.Offered != nil {
+		offered = 1 // none at all is also something to offer
+	}
 	if _, err := tx.exec(upsertRunner, r.ID, string(r.State), string(r.Kind), toJSON(r.Labels, len(r.Labels)),
 		micro(r.FirstSeen), micro(r.LastSeen), r.Fingerprint, r.Version, r.Hostname, r.OS, r.Arch, r.Isolation,
-		r.Concurrency, toInt(r.Draining), key); err != nil {
+		r.Concurrency, toInt(r.Draining), key, string(r.Problem), r.Detail, toJSON(r.Offered, offered),
+		string(r.TokenSource), micro(r.TokenIssued), micro(r.TokenExpiry), r.Peer, r.PeerGroup, r.Grant,
+		r.RejectedSerial); err != nil {
 		return fmt.Errorf("keep runner %s: %w", r.ID, err)
 	}
 	tx.ready = true
 	return nil
 }
 
-// Runner is the record of an id, or NotFound.
-func (tx *Tx) Runner(id string) (RunnerRecord, error) { return getRunner(tx, id) }
+// Runner is the record of an id, or NotFound; nobody else changes a runner's
+// record until the transaction's end.
+func (tx *Tx) Runner(id string) (RunnerRecord, error) {
+	if err := tx.lockRules(); err != nil {
+		return RunnerRecord{}, err
+	}
+	return getRunner(tx, id)
+}
 
 // Runner is the record of an id, or NotFound.
 func (s *Store) Runner(ctx context.Context, id string) (RunnerRecord, error) {
@@ -103,6 +132,50 @@ func (tx *Tx) DeleteRunner(id string) error {
 		return fmt.Errorf("forget runner %s: %w", id, err)
 	}
 	return nil
+}
+
+// PendingCount is how many runners wait for adoption.
+func (s *Store) PendingCount(ctx context.Context) (int, error) { return pendingCount(s.read(ctx)) }
+
+// PendingCount is Store.PendingCount within the transaction.
+func (tx *Tx) PendingCount() (int, error) { return pendingCount(tx) }
+
+func pendingCount(q querier) (n int, err error) {
+	if err := one(q, countPending, nil, &n); err != nil {
+		return 0, fmt.Errorf("count pending runners: %w", err)
+	}
+	return n, nil
+}
+
+// Pending are the runners that wait for adoption, those first that were seen
+// longest ago; with a group only that peer's.
+func (s *Store) Pending(ctx context.Context, group string) ([]string, error) {
+	return pending(s.read(ctx), group)
+}
+
+// Pending is Store.Pending within the transaction.
+func (tx *Tx) Pending(group string) ([]string, error) { return pending(tx, group) }
+
+func pending(q querier, group string) (ids []string, err error) {
+	if group == "" {
+		ids, err = strs(q, selectPending)
+	} else {
+		ids, err = strs(q, selectPeers, group)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list pending runners: %w", err)
+	}
+	return ids, nil
+}
+
+// PrunePending forgets the runners that wait for adoption and were last seen
+// before a time.
+func (tx *Tx) PrunePending(before time.Time) (int, error) {
+	n, err := tx.exec(prunePending, micro(before))
+	if err != nil {
+		return 0, fmt.Errorf("forget pending runners: %w", err)
+	}
+	return int(n), nil
 }
 
 // Runners are the runners that a filter selects, in the order of their ids
