@@ -26,6 +26,7 @@ type method struct {
 func (s *Server) api() []method {
 	return []method{
 		{wire.MethodServerStatus, client, mux.Unary(s.serverStatus)},
+		{wire.MethodTokenKeyRotate, client, mux.Unary(s.tokenKeyRotate)},
 
 		{wire.MethodJobSubmit, client, mux.Unary(s.jobSubmit)},
 		{wire.MethodJobGet, client, mux.Unary(s.jobGet)},

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/daemon/token"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/statedir"
@@ -103,6 +104,7 @@ type Server struct {
 
 	fleet    *fleet
 	watchers *watchers
+	keys     *keyring
 	readers  atomic.Int64 // of output, being sent something; see streamBatch
 	fatal    chan error
 	clients  mux.Table     // what a client may call
@@ -146,6 +148,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		slots:    make(chan struct{}, cfg.MaxSessions),
 	}
 	s.fleet = newFleet(cfg.AckTimeout, cfg.Lease)
+	s.keys = newKeyring(func(ctx context.Context) ([]token.Key, error) { return s.store.TokenKeys(ctx) })
 	s.clients, s.runners = s.table(client), s.table(runner) // once: sessions are many
 	s.ctx, s.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := s.open(ctx); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -345,7 +346,11 @@ func TestMigrations(t *testing.T) {
 		s := open(t, dsn, Config{})
 		// What this release has, and two more: a newer release.
 		newer := fstest.MapFS{}
-		for _, name := range []string{"migrations/0001_initial.sql"} {
+		names, err := fs.Glob(migrations, "migrations/*.sql")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
 			text, err := migrations.ReadFile(name)
 			if err != nil {
 				t.Fatal(err)

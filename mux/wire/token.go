@@ -94,7 +94,7 @@ func SplitToken(text string) (p TokenParts, err error) {
 		return bad("it is mistyped or cut off (its checksum is wrong)")
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(body[len(p.Kind):])
-	if err != nil || len(b) < len(p.KeyID)+len(p.Signature) {
+	if err != nil || strings.ContainsAny(body, "\r\n") || len(b) < len(p.KeyID)+len(p.Signature) {
 		return bad("it is malformed")
 	}
 	copy(p.KeyID[:], b)

@@ -51,6 +51,17 @@ func TestTokenMistakes(t *testing.T) {
 	}
 }
 
+// Decoders of base64 pass over line breaks.
+func TestTokenHasOneSpelling(t *testing.T) {
+	text := testToken().String()
+	for _, nl := range []string{"\n", "\r", "\r\n"} {
+		body := text[:20] + nl + text[20:len(text)-checksumSize]
+		if _, err := SplitToken(body + checksum(body)); KindOf(err) != Unauthenticated {
+			t.Errorf("%q: %v", nl, err)
+		}
+	}
+}
+
 // A text that is taken apart is the text that is put together: no token has
 // two spellings.
 func FuzzSplitToken(f *testing.F) {
