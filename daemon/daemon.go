@@ -222,7 +222,7 @@ func (s *Server) Fatal() <-chan error { return s.fatal }
 // ctx ends; it returns when all their sessions have ended.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	for _, l := range listeners {
-		if err := mux.CheckListener(l); err != nil {
+		if err := mux.CheckListener(l, false); err != nil {
 			for _, l := range listeners {
 				l.Close()
 			}
@@ -315,7 +315,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	s.mu.Unlock()
 	defer s.serving.Done()
 	session, err := mux.Accept(ctx, conn, mux.Config{
-		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams,
+		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams, Plain: true,
 	}, s.admit)
 	if err != nil {
 		s.log.Debug("session refused", "err", err)

@@ -32,7 +32,7 @@ func dialPair(tb testing.TB, l net.Listener, a mux.Address, table mux.Table) *mu
 	go func() {
 		defer close(server)
 		if conn, err := l.Accept(); err == nil {
-			if s, err := mux.Accept(context.Background(), conn, mux.Config{}, muxtest.AdmitAll(table)); err == nil {
+			if s, err := mux.Accept(context.Background(), conn, mux.Config{Plain: true}, muxtest.AdmitAll(table)); err == nil {
 				server <- s
 			}
 		}

@@ -22,12 +22,15 @@ var ErrClosed = wire.Errorf(wire.Unavailable, "the session is closed")
 // call: receive to learn its STATUS.
 var ErrCallOver = wire.Errorf(wire.Unavailable, "the other side has ended the call")
 
+// plaintextHint is what to do where plaintext met TLS.
+const plaintextHint = "the server may ask for TLS: leave out --no-server-tls"
+
 var errHandshakeLate = wire.Errorf(wire.Unavailable, "the handshake was not done in time")
 
 // lostText says in one clause why a connection is of no more use.
 func lostText(err error) string {
 	switch {
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF): // the latter from TLS
 		return "the other side closed the connection"
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return "the other side broke the connection off"
@@ -54,7 +57,7 @@ func newLostError(err error) error {
 	switch {
 	case ok && e.Kind == wire.Unavailable:
 	case ok:
-		e = wire.Errorf(wire.Unavailable, "session lost: %s", e.Message)
+		e = &wire.Error{Kind: wire.Unavailable, Message: "session lost: " + e.Message, Hint: e.Hint}
 	default:
 		e = wire.Errorf(wire.Unavailable, "session lost: %s", lostText(err))
 	}

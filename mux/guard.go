@@ -51,8 +51,10 @@ type guard struct {
 	peerParity   uint32      // of the ids of streams that the peer opens
 	lost         func(error) // called when the connection is of no more use, before yamux learns of it
 	writeTimeout time.Duration
+	vectored     bool          // the connection takes header and body in one call
 	syns         chan struct{} // a slot for each stream of ours that is not acknowledged; taken by Open, given back here
 	pings        atomic.Int32  // asked by the peer, not answered yet
+	heard        atomic.Bool   // the peer has sent something
 
 	// Of the reading goroutine.
 	inHeader [yamuxHeader]byte
@@ -97,6 +99,10 @@ func newGuard(conn net.Conn, dialing bool, writeTimeout time.Duration) *guard {
 	}
 	if !dialing {
 		g.peerParity = 1
+	}
+	switch conn.(type) {
+	case *net.UnixConn, *net.TCPConn:
+		g.vectored = true
 	}
 	return g
 }
@@ -143,7 +149,7 @@ func (g *guard) Close() error {
 	for _, f := range wake {
 		f()
 	}
-	return g.Conn.Close()
+	return closeConn(g.Conn)
 }
 
 // cork makes small writes of the stream wait for its FIN, which the caller is
@@ -174,6 +180,9 @@ func (g *guard) cause() error {
 
 func (g *guard) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
+	if n > 0 && !g.heard.Load() {
+		g.heard.Store(true)
+	}
 	if bad := g.inspect(p[:n]); bad != nil {
 		g.fail(bad)
 		g.lost(bad)
@@ -196,8 +205,11 @@ func (g *guard) inspect(p []byte) error {
 			continue
 		}
 		if g.inHave == 0 && p[0] != 0 {
-			if p[0] == 0x16 {
+			switch p[0] {
+			case tlsHandshake:
 				return wire.Errorf(wire.BadUsage, "the peer speaks TLS, which is not available here")
+			case tlsAlert:
+				return wire.Errorf(wire.BadUsage, "the peer speaks TLS, and this side does not").WithHint(plaintextHint)
 			}
 			return wire.Errorf(wire.BadUsage, "the peer does not speak this protocol (byte 0x%02x where a frame should begin)", p[0])
 		}
@@ -390,13 +402,19 @@ func (g *guard) flush(body []byte) error {
 		}
 	}
 	var err error
-	if body == nil {
-		_, err = g.Conn.Write(g.held)
-	} else {
+	if g.vectored && body != nil {
 		g.vec = [2][]byte{g.held, body}
 		buffers := net.Buffers(g.vec[:])
 		_, err = buffers.WriteTo(g.Conn)
 		g.vec = [2][]byte{}
+	} else {
+		// TLS makes a record of each write: no record for a header alone.
+		n := min(len(body), max(0, joinLimit-len(g.held)))
+		g.held = append(g.held, body[:n]...)
+		_, err = g.Conn.Write(g.held)
+		if n < len(body) && err == nil {
+			_, err = g.Conn.Write(body[n:])
+		}
 	}
 	g.held = g.held[:0]
 	if errors.Is(err, os.ErrDeadlineExceeded) {

@@ -17,23 +17,27 @@ const lingerTime = time.Second
 
 const nonceSize = 32
 
-// Accept makes the accepting side of a session of conn: guard, yamux, the
-// hello within the time-out, admit. It then serves the peer's calls from the
+// Accept makes the accepting side of a session of conn: TLS on TCP, guard,
+// yamux, the hello, all within the time-out, and admit. It then serves the peer's calls from the
 // admission's table until the session ends. ctx governs the handshake only;
 // handlers see its values. On error conn is closed.
 func Accept(ctx context.Context, conn net.Conn, cfg Config, admit Admit) (*Session, error) {
 	cfg = cfg.withDefaults()
+	hctx, cancel := context.WithTimeoutCause(ctx, cfg.HandshakeTimeout, errHandshakeLate)
+	defer cancel()
+	conn, err := cfg.secure(hctx, conn)
+	if err != nil {
+		return nil, err
+	}
 	peer, err := newPeer(conn)
 	if err != nil {
-		conn.Close()
+		closeConn(conn)
 		return nil, err
 	}
 	s, err := newSession(ctx, conn, cfg, peer, false)
 	if err != nil {
 		return nil, err
 	}
-	hctx, cancel := context.WithTimeoutCause(ctx, cfg.HandshakeTimeout, errHandshakeLate)
-	defer cancel()
 	stop := context.AfterFunc(hctx, func() { s.end(context.Cause(hctx)) })
 	err = s.acceptHello(hctx, admit)
 	if stop(); err == nil && hctx.Err() != nil {
@@ -90,7 +94,7 @@ func (s *Session) answerHello(st *Stream, admit Admit) error {
 	}
 	switch hello.Role {
 	case wire.RoleRunner:
-		if s.peer.Key, err = proveKey(st, hello.Runner); err != nil {
+		if s.peer.Key, err = s.proveKey(st, hello.Runner); err != nil {
 			return err
 		}
 	case wire.RoleClient, wire.RoleSupervisor:
@@ -122,9 +126,13 @@ func commonVersion(low, high int) (int, error) {
 }
 
 // proveKey has a runner sign a fresh nonce with the key that it names.
-func proveKey(st *Stream, r *wire.RunnerHello) (ed25519.PublicKey, error) {
+func (s *Session) proveKey(st *Stream, r *wire.RunnerHello) (ed25519.PublicKey, error) {
 	if r == nil || len(r.PublicKey) != ed25519.PublicKeySize {
 		return nil, wire.Errorf(wire.BadUsage, "a runner's hello needs a public key of %d bytes", ed25519.PublicKeySize)
+	}
+	bound, err := binding(s.guard.Conn)
+	if err != nil {
+		return nil, err
 	}
 	nonce := make([]byte, nonceSize)
 	rand.Read(nonce)
@@ -135,7 +143,7 @@ func proveKey(st *Stream, r *wire.RunnerHello) (ed25519.PublicKey, error) {
 	if err := st.RecvMsg(&proof); err != nil {
 		return nil, err
 	}
-	if !ed25519.Verify(r.PublicKey, wire.ProofText(nonce, nil), proof.Signature) {
+	if !ed25519.Verify(r.PublicKey, wire.ProofText(nonce, bound), proof.Signature) {
 		return nil, wire.Errorf(wire.Unauthenticated, "the runner did not prove that it holds its identity key")
 	}
 	return ed25519.PublicKey(r.PublicKey), nil
@@ -161,7 +169,7 @@ func Connect(ctx context.Context, conn net.Conn, cfg Config, hello wire.Hello, k
 	cfg = cfg.withDefaults()
 	peer, err := newPeer(conn)
 	if err != nil {
-		conn.Close()
+		closeConn(conn)
 		return nil, err
 	}
 	s, err := newSession(ctx, conn, cfg, peer, true)
@@ -183,10 +191,20 @@ func Connect(ctx context.Context, conn net.Conn, cfg Config, hello wire.Hello, k
 			err = errHandshakeLate
 		}
 		s.Close()
-		return nil, err
+		return nil, s.plaintextError(err)
 	}
 	s.start()
 	return s, nil
+}
+
+// plaintextError adds a hint to the error of a handshake without TLS with a
+// server on TCP that ended the session without a word.
+func (s *Session) plaintextError(err error) error {
+	lost, ok := errors.AsType[*lostError](err)
+	if !ok || s.peer.Network != "tcp" || s.peer.TLS || s.guard.heard.Load() {
+		return err
+	}
+	return &lostError{lost.why.WithHint(plaintextHint)}
 }
 
 func (s *Session) sayHello(ctx context.Context, hello wire.Hello, key ed25519.PrivateKey) (welcome wire.Welcome, err error) {
@@ -203,8 +221,12 @@ func (s *Session) sayHello(ctx context.Context, hello wire.Hello, key ed25519.Pr
 		if len(challenge.Nonce) != nonceSize || key == nil {
 			return welcome, wire.Errorf(wire.Unauthenticated, "prove identity: no key, or a challenge of %d bytes", len(challenge.Nonce))
 		}
+		bound, err := binding(s.guard.Conn)
+		if err != nil {
+			return welcome, err
+		}
 		// A Send that fails because the call is over leaves its STATUS to be read.
-		err := st.Send(wire.Proof{Signature: ed25519.Sign(key, wire.ProofText(challenge.Nonce, nil))})
+		err = st.Send(wire.Proof{Signature: ed25519.Sign(key, wire.ProofText(challenge.Nonce, bound))})
 		if err != nil && !errors.Is(err, ErrCallOver) {
 			return welcome, err
 		}

@@ -17,7 +17,8 @@ import (
 // Listen listens. A stale socket file (nobody accepts behind it) is
 // replaced; one that answers is Conflict; a path that is no socket is
 // Conflict and left alone. mode is the socket file's: at no moment may more
-// open it. TCP other than loopback is refused until TLS is there.
+// open it. Whether sessions may be accepted on TCP is CheckListener's to say,
+// and Accept's for each connection.
 func Listen(ctx context.Context, a Address, mode uint32) (net.Listener, error) {
 	switch a.Network {
 	case "unix":
@@ -29,14 +30,6 @@ func Listen(ctx context.Context, a Address, mode uint32) (net.Listener, error) {
 }
 
 func listenTCP(ctx context.Context, a Address) (net.Listener, error) {
-	host, _, err := net.SplitHostPort(a.Path)
-	if err != nil {
-		return nil, wire.Errorf(wire.BadUsage, "listen on %s: %v", a, err)
-	}
-	// A name is checked once it is bound, an address before.
-	if ip := net.ParseIP(host); host == "" || ip != nil && !ip.IsLoopback() {
-		return nil, notLoopback(a.String())
-	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", a.Path)
 	if err != nil {
@@ -45,29 +38,23 @@ func listenTCP(ctx context.Context, a Address) (net.Listener, error) {
 		}
 		return nil, wire.Errorf(wire.Unavailable, "listen on %s: %v", a, listenCause(err))
 	}
-	if err := CheckListener(l); err != nil {
-		l.Close()
-		return nil, err
-	}
 	return l, nil
 }
 
-func notLoopback(addr string) error {
-	return wire.Errorf(wire.BadUsage, "listen on %s: TLS is not available yet; listen on a loopback address", addr)
-}
-
-// CheckListener refuses a listener that Listen would not have made: sessions
-// are not encrypted, so only Unix sockets and loopback addresses will do.
-// Listeners in memory, for tests and local mode, will do as well.
-func CheckListener(l net.Listener) error {
+// CheckListener refuses a listener, also one that was handed over, on which
+// Accept would refuse every connection. TCP will do on any address where
+// sessions are encrypted, which is where Config.TLS will be set, else on
+// loopback addresses. Unix sockets will do, and listeners in memory, for tests
+// and local mode. Its error is BadUsage.
+func CheckListener(l net.Listener, encrypted bool) error {
 	switch addr := l.Addr().(type) {
 	case *net.UnixAddr:
 		return nil
 	case *net.TCPAddr:
-		if addr.IP.IsLoopback() {
+		if encrypted || addr.IP.IsLoopback() {
 			return nil
 		}
-		return notLoopback("tcp://" + addr.String())
+		return wire.Errorf(wire.BadUsage, "listen on tcp://%s: without TLS only a loopback address will do", addr)
 	default:
 		if addr.Network() == memoryNetwork {
 			return nil

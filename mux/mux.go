@@ -12,6 +12,12 @@
 // that the peer has closed a stream, so that no stream needs a goroutine of
 // its own that waits for a cancel.
 //
+// On TCP, TLS 1.3 comes between the two (tls.go): inside Accept and Dial, before
+// anything else and within the handshake's time-out. Plaintext is for loopback
+// addresses, and only where both sides were asked for it. What a runner signs
+// to prove its key is bound to the TLS connection, so that somebody in
+// the middle cannot pass it on.
+//
 // Until the hello has succeeded a session serves that one call, within the
 // handshake's time-out, and reads no payload over wire.MaxBeforeHello. From
 // then on both sides may open calls.
@@ -53,8 +59,9 @@ type Config struct {
 	HandshakeTimeout time.Duration // default 10 s
 	WriteTimeout     time.Duration // of the connection; a peer that does not read for so long loses the session; default 30 s
 
-	TLS   *tls.Config // of the accepting side: TCP speaks TLS 1.3 with it
-	Plain bool        // of the accepting side: TCP from and to loopback addresses may be plaintext
+	// Of the accepting side. With neither, no session on TCP is accepted.
+	TLS   *tls.Config // for TCP, which speaks TLS 1.3 with it
+	Plain bool        // TCP between loopback addresses may be plaintext; a peer that begins with TLS gets it
 }
 
 func (c Config) withDefaults() Config {

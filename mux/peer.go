@@ -2,6 +2,7 @@ package mux
 
 import (
 	"crypto/ed25519"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -16,6 +17,7 @@ import (
 type Peer struct {
 	Network string // "unix", "tcp" or "memory"
 	Addr    string // remote address on TCP
+	TLS     bool   // the connection is encrypted; on TCP only
 	UID     int    // of the process at the other end of a Unix socket (SO_PEERCRED); -1 where not known
 	GID     int
 	PID     int
@@ -55,6 +57,7 @@ func newPeer(conn net.Conn) (*Peer, error) {
 		p.UID, p.GID, p.PID = int(cred.Uid), int(cred.Gid), int(cred.Pid)
 	default:
 		p.Addr = conn.RemoteAddr().String()
+		_, p.TLS = conn.(*tls.Conn)
 	}
 	return p, nil
 }

@@ -71,7 +71,7 @@ func newSession(ctx context.Context, conn net.Conn, cfg Config, peer *Peer, dial
 	}
 	var err error
 	if s.yamux, err = open(s.guard, yc); err != nil {
-		conn.Close()
+		closeConn(conn)
 		return nil, err
 	}
 	return s, nil

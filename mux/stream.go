@@ -58,9 +58,6 @@ func (st *Stream) Peer() *Peer { return st.s.peer }
 // Context is the call's.
 func (st *Stream) Context() context.Context { return st.ctx }
 
-// past is a deadline that wakes whoever waits.
-var past = time.Unix(1, 0)
-
 // wake ends what waits in the stream. yamux's Close would not.
 func (st *Stream) wake() {
 	st.ys.SetDeadline(past)

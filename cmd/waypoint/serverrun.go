@@ -67,7 +67,7 @@ func (c *serverRun) Run(a *app) error {
 	}
 	for _, l := range handed {
 		// Before anybody is told that the server is ready.
-		if err := mux.CheckListener(l.Listener); err != nil {
+		if err := mux.CheckListener(l.Listener, false); err != nil {
 			return err
 		}
 	}

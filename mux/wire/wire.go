@@ -5,7 +5,10 @@
 //
 // # Sessions and streams
 //
-// A session is one yamux connection (package mux). Each call is one yamux
+// A session is one yamux connection (package mux). On Unix sockets it begins at
+// once, on TCP behind a TLS 1.3 handshake without a client certificate; between loopback
+// addresses plaintext may be allowed, and the first byte tells the two apart
+// (0x16 is TLS, 0 is yamux). Each call is one yamux
 // stream. Roles are symmetric: either side may open a stream, so a call from
 // the server to a runner is a call like any other.
 //
@@ -38,7 +41,9 @@
 // [Unimplemented].
 //
 // A runner then proves that it holds its identity key: the reply to its Hello
-// is a [Challenge], answered by a [Proof], answered by [Welcome]. Everyone
+// is a [Challenge], answered by a [Proof], answered by [Welcome]. On TLS the
+// proof is bound to the connection: 32 bytes of keying material exported under
+// the label "EXPORTER-waypoint-runner-identity". Everyone
 // else gets Welcome at once.
 package wire
 

@@ -1,0 +1,137 @@
+package mux
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// exporterLabel is what both ends of a TLS connection derive the binding of a
+// runner's proof with.
+const exporterLabel = "EXPORTER-waypoint-runner-identity"
+
+// tlsHandshake is the first byte of a TLS connection, tlsAlert that of a
+// server that gives up at once. A session without TLS begins with zero.
+const (
+	tlsAlert     = 0x15
+	tlsHandshake = 0x16
+)
+
+// secure makes the accepting side's TLS handshake on TCP, or finds that there
+// is to be none: on Unix sockets, in memory, and where plaintext is allowed and
+// the peer's first byte is not TLS's. ctx is the handshake's; on error conn is
+// closed.
+func (c Config) secure(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	if conn.LocalAddr().Network() != "tcp" {
+		return conn, nil
+	}
+	secured, err := c.secureTCP(ctx, conn)
+	if err != nil {
+		conn.Close()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, err
+	}
+	return secured, nil
+}
+
+func (c Config) secureTCP(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	plain := c.Plain && loopback(conn.LocalAddr()) && loopback(conn.RemoteAddr())
+	switch {
+	case c.TLS == nil && plain:
+		return conn, nil
+	case c.TLS == nil:
+		return nil, wire.Errorf(wire.Denied, "accept session: TLS is not available here, and plaintext is not allowed")
+	case plain:
+		begun, err := readFirst(ctx, conn)
+		if err != nil {
+			return nil, wire.Errorf(wire.Unavailable, "accept session: %s", lostText(err))
+		}
+		if begun.first[0] != tlsHandshake {
+			return begun, nil
+		}
+		conn = begun
+	}
+	tc := tls.Server(conn, serverTLS(c.TLS))
+	err := tc.HandshakeContext(ctx)
+	if err == nil {
+		return tc, nil
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return nil, wire.Errorf(wire.Denied, "accept session: the peer does not speak TLS, and plaintext is not allowed")
+	}
+	return nil, wire.Errorf(wire.Unavailable, "accept session: TLS handshake: %s", lostText(err))
+}
+
+// serverTLS is a copy of t with what is the same for every session.
+func serverTLS(t *tls.Config) *tls.Config {
+	t = t.Clone()
+	t.MinVersion = tls.VersionTLS13
+	t.SessionTicketsDisabled = true      // sessions are long, and each proves its certificate anew
+	t.DynamicRecordSizingDisabled = true // what is written is whole frames already
+	return t
+}
+
+func loopback(a net.Addr) bool {
+	t, ok := a.(*net.TCPAddr)
+	return ok && t.IP.IsLoopback()
+}
+
+// begunConn is a connection of which the first byte has been looked at.
+type begunConn struct {
+	net.Conn
+	first []byte // to be read again; of the goroutine that reads
+}
+
+func readFirst(ctx context.Context, conn net.Conn) (*begunConn, error) {
+	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(past) })
+	first := make([]byte, 1)
+	_, err := conn.Read(first)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	return &begunConn{conn, first}, err
+}
+
+func (c *begunConn) Read(p []byte) (int, error) {
+	if len(c.first) == 0 || len(p) == 0 {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.first)
+	c.first = c.first[n:]
+	return n, nil
+}
+
+// binding is what ties a runner's proof to this connection, so that nobody
+// who stands between two connections can pass it on: the exporter's value on
+// TLS, nothing elsewhere.
+func binding(conn net.Conn) ([]byte, error) {
+	tc, ok := conn.(*tls.Conn)
+	if !ok {
+		return nil, nil
+	}
+	cs := tc.ConnectionState()
+	b, err := cs.ExportKeyingMaterial(exporterLabel, nil, 32)
+	if err != nil {
+		return nil, wire.Errorf(wire.Internal, "bind proof to the connection: %v", err)
+	}
+	return b, nil
+}
+
+// closeConn closes what is below TLS. TLS's own Close would first say that it
+// is the end, for up to five seconds where the peer does not read; a session
+// needs no such word, because each of its calls ends with a STATUS.
+func closeConn(conn net.Conn) error {
+	if tc, ok := conn.(*tls.Conn); ok {
+		conn = tc.NetConn()
+	}
+	return conn.Close()
+}
+
+// past is a deadline that wakes whoever waits.
+var past = time.Unix(1, 0)
