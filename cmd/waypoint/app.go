@@ -31,6 +31,9 @@ type app struct {
 	env    environment
 	words  []string // behind the first "--"
 
+	chosen    *choice // by server, once
+	tokenRead string  // by readToken, once
+
 	findWith string // the command that shows what there is, where something is not found
 }
 

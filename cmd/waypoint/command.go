@@ -16,14 +16,21 @@ import (
 // globals are the flags of every command. A flag's environment twin is in the
 // tag "from"; the flag wins.
 type globals struct {
-	ServerAddr string `placeholder:"ADDR" help:"The server: unix:///path, tcp://host:port or host[:port] ($$WAYPOINT_SERVER_ADDR). Without one, the system socket if it exists, else local mode."`
-	NoServer   bool   `help:"Local mode: a server and a runner in this process, state in $$XDG_STATE_HOME/waypoint."`
-	Project    string `short:"p" placeholder:"NAME" help:"The project."`
-	App        string `short:"a" placeholder:"NAME" help:"The app."`
-	Workspace  string `short:"w" placeholder:"NAME" from:"WAYPOINT_WORKSPACE" help:"The workspace (default \"default\")."`
-	JSON       bool   `name:"json" help:"Answer with one JSON document."`
-	Plain      bool   `from:"WAYPOINT_PLAIN" help:"No colour, nothing that moves; also with $$NO_COLOR."`
-	Verbose    int    `short:"v" type:"counter" help:"Say more on stderr; twice for everything ($$WAYPOINT_LOG_LEVEL)."`
+	ServerAddr           string `placeholder:"ADDR" help:"The server: unix:///path, tcp://host:port or host[:port] ($$WAYPOINT_SERVER_ADDR). Without one, the default context, else the system socket if it exists, else local mode."`
+	ServerTLS            *bool  `name:"server-tls" negatable:"" from:"WAYPOINT_SERVER_TLS" help:"TLS on TCP, which is the default; without it on loopback addresses only."`
+	ServerTLSCA          string `name:"server-tls-ca" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_CA" help:"Certificates in PEM that vouch for the server, in place of the system's."`
+	ServerTLSFingerprint string `name:"server-tls-fingerprint" placeholder:"F" from:"WAYPOINT_SERVER_TLS_FINGERPRINT" help:"Trust the server with this fingerprint as well. Not needed with a token, which carries it."`
+	ServerTLSSkipVerify  *bool  `name:"server-tls-skip-verify" from:"WAYPOINT_SERVER_TLS_SKIP_VERIFY" help:"Trust any certificate. Whoever answers can read the token."`
+	Token                string `placeholder:"TOKEN" help:"Who asks ($$WAYPOINT_SERVER_TOKEN). Every user of this host can see it in the list of processes: better use --token-file."`
+	TokenFile            string `placeholder:"FILE" help:"A file with the token; - is standard input. This keeps it out of the list of processes."`
+	Context              string `placeholder:"NAME" help:"The server and the token that are kept under this name ($$WAYPOINT_CONTEXT); see waypoint login and waypoint context."`
+	NoServer             bool   `help:"Local mode: a server and a runner in this process, state in $$XDG_STATE_HOME/waypoint."`
+	Project              string `short:"p" placeholder:"NAME" help:"The project."`
+	App                  string `short:"a" placeholder:"NAME" help:"The app."`
+	Workspace            string `short:"w" placeholder:"NAME" from:"WAYPOINT_WORKSPACE" help:"The workspace (default \"default\")."`
+	JSON                 bool   `name:"json" help:"Answer with one JSON document."`
+	Plain                bool   `from:"WAYPOINT_PLAIN" help:"No colour, nothing that moves; also with $$NO_COLOR."`
+	Verbose              int    `short:"v" type:"counter" help:"Say more on stderr; twice for everything ($$WAYPOINT_LOG_LEVEL)."`
 }
 
 // workspace is the one that work is done in.
@@ -44,8 +51,12 @@ type branch struct {
 func branches() []branch {
 	return []branch{
 		{"server", "The server.", new(struct {
-			Run    serverRun    `cmd:"" help:"Run the server."`
-			Status serverStatus `cmd:"" help:"What the server is and what it has to do."`
+			Run       serverRun       `cmd:"" help:"Run the server."`
+			Status    serverStatus    `cmd:"" help:"What the server is and what it has to do."`
+			Bootstrap serverBootstrap `cmd:"" help:"The first operator's token of a fresh server."`
+			TokenKey  struct {
+				Rotate tokenKeyRotate `cmd:"" help:"A new key signs tokens; the old one verifies until its tokens have expired."`
+			} `cmd:"" help:"The keys that sign tokens."`
 		})},
 		{"runner", "The runners.", new(struct {
 			Agent      runnerAgent      `cmd:"" help:"Run the runner."`
@@ -81,6 +92,19 @@ func branches() []branch {
 			Cancel  jobCancel  `cmd:"" help:"End a job: gracefully, then by force after the grace period."`
 			Wait    jobWait    `cmd:"" help:"Wait for the end of jobs; exit code of the first that failed."`
 			Retry   jobRetry   `cmd:"" help:"Queue the same again as a new job, and print its id."`
+		})},
+		{"login", "Log in to a server and make it the default.", new(login)},
+		{"context", "The servers that this user knows.", new(struct {
+			Create  contextCreate  `cmd:"" help:"Keep a server under a name, without trying it."`
+			List    contextList    `cmd:"" help:"The contexts, in the order of their names."`
+			Use     contextUse     `cmd:"" help:"Make a context the default."`
+			Inspect contextInspect `cmd:"" help:"Everything known of a context but its token."`
+			Rename  contextRename  `cmd:"" help:"Give a context another name."`
+			Delete  contextDelete  `cmd:"" help:"Delete contexts with their tokens."`
+			Verify  contextVerify  `cmd:"" help:"Connect to a context's server and say who it is."`
+		})},
+		{"user", "The users.", new(struct {
+			Token userToken `cmd:"" help:"Make a token of your own, to log in with."`
 		})},
 		{"version", "The version of this program.", new(version)},
 	}
@@ -126,6 +150,8 @@ func (a *app) execute(args []string) (err error) {
 		a.findWith = "waypoint job list"
 	case "runner":
 		a.findWith = "waypoint runner list"
+	case "context":
+		a.findWith = "waypoint context list"
 	}
 	return parsed.Run(a)
 }

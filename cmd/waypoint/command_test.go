@@ -12,11 +12,14 @@ import (
 // TestCommands holds the names of the commands, which are a contract.
 func TestCommands(t *testing.T) {
 	want := []string{
-		"artifact list", "build", "deploy", "deployment list", "init",
+		"artifact list", "build",
+		"context create", "context delete", "context inspect", "context list", "context rename", "context use", "context verify",
+		"deploy", "deployment list", "init",
 		"job cancel", "job inspect", "job list", "job retry", "job stream", "job wait", "job why",
-		"release list", "release release", "run",
-		"runner adopt", "runner agent", "runner forget", "runner inspect", "runner list", "runner reject", "runner supervisor", "runner token",
-		"server run", "server status", "status", "up", "version",
+		"login", "release list", "release release", "run",
+		"runner adopt", "runner agent", "runner forget", "runner inspect", "runner list", "runner reject",
+		"runner supervisor", "runner token",
+		"server bootstrap", "server run", "server status", "server token-key rotate", "status", "up", "user token", "version",
 	}
 	var got []string
 	for _, leaf := range model(t).Leaves(false) {

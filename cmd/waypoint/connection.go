@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/waypointd/waypoint/cmd/internal/contexts"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/client"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -21,12 +23,106 @@ const connectTimeout = 10 * time.Second
 type connection struct {
 	*client.Client
 	dial  func(ctx context.Context) (net.Conn, error)
+	login string       // the token, also of the runner in this process
 	local *localServer // nil unless the server is in this process
+}
+
+// configHome is where a user's programs keep their configuration, "" where
+// the environment does not say.
+func (a *app) configHome() string {
+	if dir := a.env.get("XDG_CONFIG_HOME"); filepath.IsAbs(dir) {
+		return dir
+	}
+	if home := a.env.get("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, ".config")
+	}
+	return ""
+}
+
+// contexts are the user's.
+func (a *app) contexts() (*contexts.Store, error) {
+	home := a.configHome()
+	if home == "" {
+		return nil, wire.Errorf(wire.BadUsage, "find contexts: neither XDG_CONFIG_HOME nor HOME is set").WithHint("set HOME")
+	}
+	return contexts.New(home), nil
+}
+
+// loadContext reads a context and says what was wrong with its file.
+func (a *app) loadContext(name string) (contexts.Context, error) {
+	store, err := a.contexts()
+	if err != nil {
+		return contexts.Context{}, err
+	}
+	known, note, err := store.Load(name)
+	if note != "" {
+		a.note("context %q: %s", name, note)
+	}
+	return known, err
+}
+
+// usualContext is the name of the default context.
+func (a *app) usualContext() (string, error) {
+	if a.configHome() == "" {
+		return "", nil
+	}
+	return contexts.New(a.configHome()).Default()
 }
 
 // server is the choice of this command line.
 func (a *app) server() (choice, error) {
-	return chooseServer(a.ServerAddr, a.env.get("WAYPOINT_SERVER_ADDR"), a.NoServer, systemSocketExists)
+	if a.chosen != nil {
+		return *a.chosen, nil
+	}
+	w := wish{
+		flag: a.ServerAddr, env: a.env.get("WAYPOINT_SERVER_ADDR"),
+		contextFlag: a.Context, contextEnv: a.env.get("WAYPOINT_CONTEXT"), noServer: a.NoServer,
+	}
+	ch, err := w.choose(surroundings{load: a.loadContext, usual: a.usualContext, systemSocket: systemSocketExists})
+	if err != nil {
+		return choice{}, err
+	}
+	if a.Context != "" && ch.context != a.Context {
+		a.note("--context %s is not used: the server is named by %s", a.Context, ch.from)
+	}
+	if err := a.credentials(&ch); err != nil {
+		return choice{}, err
+	}
+	if a.Workspace == "" {
+		a.Workspace = ch.known.Workspace
+	}
+	a.chosen = &ch
+	return ch, nil
+}
+
+// credentials adds to a choice who asks, and whom they trust. Local mode asks
+// itself and needs neither: what is in the environment is for other servers.
+func (a *app) credentials(ch *choice) error {
+	if ch.local {
+		if a.Token != "" || a.TokenFile != "" {
+			return wire.Errorf(wire.BadUsage, "choose server: a token is for a server, and none is named").
+				WithHint("name it with --server-addr, or leave the token out")
+		}
+		return nil
+	}
+	text, from, err := a.givenToken()
+	if err != nil {
+		return err
+	}
+	if text == "" {
+		text, from = ch.known.Token, "the token of "+ch.from
+	}
+	var pins []string
+	if text != "" {
+		claims, err := checkToken(text, from)
+		if err != nil {
+			return err
+		}
+		pins = append(pins, claims.Pin)
+	}
+	ch.token = text
+	ch.trust, err = a.trust(ch.known, pins...)
+	return err
 }
 
 // connect reaches the server, or in local mode becomes one.
@@ -43,8 +139,13 @@ func (a *app) connectTo(ch choice) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := &connection{dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, ch.addr, mux.Trust{Plain: true}) }}
-	if ch.local {
+	conn := &connection{
+		login: ch.token,
+		dial:  func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, ch.addr, ch.trust) },
+	}
+	if !ch.local {
+		a.warn(ch.addr, ch.trust)
+	} else {
 		if conn.local, err = a.startLocalServer(log); err != nil {
 			return nil, err
 		}
@@ -56,6 +157,7 @@ func (a *app) connectTo(ch choice) (*connection, error) {
 	conn.Client, err = client.Dial(ctx, client.Config{
 		Dial:     conn.dial,
 		Software: software(),
+		Token:    func() string { return ch.token },
 		Logger:   log,
 		Reconnecting: func(err error) {
 			// One line for a loss and one for its end, however many attempts lie between.
@@ -87,10 +189,17 @@ func unreachable(ch choice, err error, late bool) error {
 	}
 	// Most causes name the address themselves; once is enough.
 	why := strings.TrimPrefix(err.Error(), fmt.Sprintf("connect to %s: ", ch.addr))
-	e.Message = fmt.Sprintf("connect to %s (%s): %s", ch.addr, ch.from, why)
 	if late {
 		e.Kind = wire.Unavailable
-		e.Message = fmt.Sprintf("connect to %s (%s): no answer within %s", ch.addr, ch.from, connectTimeout)
+		why = fmt.Sprintf("no answer within %s", connectTimeout)
+	}
+	at := ch.addr.String()
+	if ch.from != "" {
+		at += " (" + ch.from + ")"
+	}
+	e.Message = fmt.Sprintf("connect to %s: %s", at, why)
+	if e.Kind == wire.Unauthenticated && ch.token == "" {
+		e.Hint = fmt.Sprintf("waypoint login %s, or give a token with --token-file", ch.addr)
 	}
 	if e.Hint == "" && e.Kind == wire.Unavailable {
 		e.Hint = "start the server there, or name another one with --server-addr"

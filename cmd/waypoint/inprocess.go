@@ -58,7 +58,7 @@ func (a *app) startInProcess(conn *connection, root string) (*inProcess, error) 
 		Dir:         dir,
 		Supervisor:  p.supervisor,
 		Root:        root,
-		BaseEnv:     a.env.without("WAYPOINT_SERVER_TOKEN"),
+		BaseEnv:     a.env.without(secrets...),
 		Software:    software(),
 		Logger:      log,
 	})

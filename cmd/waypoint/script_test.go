@@ -19,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/runner/executor"
 )
 
@@ -50,9 +51,9 @@ func TestScript(t *testing.T) {
 
 // prologues set up what a body of testdata/modes runs in.
 var prologues = map[string]string{
-	"local":     "",
-	"inprocess": "server s\n",
-	"remote":    "server s\nagent r1\nadopted r1\n",
+	"local":     "env TOKEN=secret\n", // shown to nobody, so it need not be one
+	"inprocess": "server s\nusertoken TOKEN\n",
+	"remote":    "server s\nusertoken TOKEN\nagent r1\nadopted r1\n",
 }
 
 // TestModes runs each script of testdata/modes three times, with the same
@@ -95,22 +96,23 @@ func params(t *testing.T, dir string) testscript.Params {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"server":   startServer,
-			"agent":    startAgent,
-			"adopted":  adopt,
-			"start":    start,
-			"stop":     stop,
-			"signal":   signalTo,
-			"ended":    ended,
-			"until":    until,
-			"exits":    exits,
-			"json":     isJSON,
-			"keep":     keep,
-			"stale":    stale,
-			"silent":   silent,
-			"terminal": terminal,
-			"type":     typeText,
-			"notify":   notifySocket,
+			"server":    startServer,
+			"agent":     startAgent,
+			"adopted":   adopt,
+			"start":     start,
+			"stop":      stop,
+			"signal":    signalTo,
+			"ended":     ended,
+			"until":     until,
+			"exits":     exits,
+			"json":      isJSON,
+			"keep":      keep,
+			"stale":     stale,
+			"silent":    silent,
+			"terminal":  terminal,
+			"type":      typeText,
+			"notify":    notifySocket,
+			"usertoken": userTokenVar,
 		},
 	}
 }
@@ -404,6 +406,12 @@ func keep(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("nothing was said on stdout")
 	}
 	ts.Setenv(args[0], text)
+}
+
+// usertoken VAR: a token with the form of a person's.
+func userTokenVar(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "usertoken VAR")
+	ts.Setenv(args[0], wire.TokenParts{Kind: wire.UserToken, Claims: []byte(`{"user":"me","expires_at":"2100-01-01T00:00:00Z"}`)}.String())
 }
 
 // stale SOCKET: leaves the file of a Unix socket behind which nobody accepts.
