@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -49,18 +50,26 @@ func (d *Dir) Identity() (ed25519.PrivateKey, error) {
 // readIdentity reads the key; fs.ErrNotExist where there is none.
 func (d *Dir) readIdentity() (ed25519.PrivateKey, error) {
 	path := d.Path(identityFile)
-	fi, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	f, err := openRegular(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, err
+	case errors.Is(err, errIrregular):
+		return nil, wire.Errorf(wire.BadUsage, "identity key %s cannot be read: %v", path, cause(err)).
+			WithHint("restore it from a backup, or move that away to get a new identity")
+	case err != nil:
+		return nil, d.explain("read", err)
 	}
+	defer f.Close()
+	fi, err := f.Stat()
 	if err != nil {
 		return nil, d.explain("read", err)
 	}
 	if m := fi.Mode().Perm(); m&0o077 != 0 {
 		return nil, wire.Errorf(wire.Denied, "identity key %s can be reached by other users (mode %04o)", path, m).
-			WithHint("chmod 600 %s", path)
+			WithHint("if nobody can have copied it, chmod 600 %s; else remove it to get a new identity", path)
 	}
-	b, err := os.ReadFile(path)
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
 	if err != nil {
 		return nil, d.explain("read", err)
 	}

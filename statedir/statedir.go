@@ -1,26 +1,45 @@
 // Package statedir is what a server or a runner keeps on disk besides the
-// store: atomic files, the lock, the identity key, the id.
+// store: atomic files, the lock, the identity key, the id, the token, flags.
 //
 //	version        layout version of the directory, a number
 //	lock           held (flock) by the process that owns the directory; says who
 //	id             the id, one line
 //	identity.key   the ed25519 private key, PKCS #8 in PEM, 0600
+//	token          a runner's token, one line, 0600; people and their tools may replace it at any time, by any means
+//	draining       a flag: there is such a file, or there is not
 //	.tmp-*         files being written; removed by the next Open if their writer is gone
 //
+// Others keep in it, each by its own rules:
+//
+//	runner             jobs/<job>-<attempt>/, agent.sock
+//	runner/supervisor  supervisor.sock, its locks and its log
+//	daemon             waypoint.db and what SQLite keeps beside it
+//
 // A process may be killed at any moment: every file is complete or absent,
-// never half written. Two processes that make the id or the key at the same
-// moment end up with the same one. The package does not watch files and
-// knows nothing of what others keep in the directory.
+// never half written; a reader finds the old content or the new one. Two
+// processes that make the id or the key at the same moment end up with the
+// same one.
+//
+// The directory is of one user's: it is made 0700, and one that other users
+// can write in is closed to them where this process owns it, else refused.
+// Reading is left to whoever set the mode; what is secret is 0600 by itself. An
+// identity key that others can read is refused, not repaired: it may have been
+// copied. A token that others can read is used, said, and closed to them.
+//
+// Only the token file is watched (WatchToken).
 package statedir
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +54,12 @@ const versionFile = "version"
 
 // Dir is an open state directory. It is safe for concurrent use.
 type Dir struct {
+	// Log is where WatchToken says that it can only poll; nil discards it. It
+	// is set before the first use.
+	Log *slog.Logger
+
 	path string
+	note string
 
 	mu    sync.Mutex
 	lock  *os.File // nil while not held
@@ -72,7 +96,7 @@ func (d *Dir) make() error {
 		if !fi.IsDir() {
 			return d.explain("open", unix.ENOTDIR)
 		}
-		return nil
+		return d.shut(fi)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return d.explain("open", err)
@@ -85,6 +109,28 @@ func (d *Dir) make() error {
 	}
 	return nil
 }
+
+// shut takes the directory from other users who can write in it: they
+// could put a key or a token of theirs in place of ours.
+func (d *Dir) shut(fi fs.FileInfo) error {
+	mode := fi.Mode().Perm()
+	if mode&0o022 == 0 {
+		return nil
+	}
+	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() {
+		return wire.Errorf(wire.Denied, "state directory %s can be written by other users (mode %04o) and belongs to user %d", d.path, mode, st.Uid).
+			WithHint("name a directory of user %d's own, or chmod 700 %s", os.Geteuid(), d.path)
+	}
+	if err := os.Chmod(d.path, mode&^0o022); err != nil {
+		return d.explain("repair", err)
+	}
+	d.note = fmt.Sprintf("state directory %s could be written by other users (mode %04o); it has been repaired, the mode is %04o", d.path, mode, mode&^0o022)
+	return nil
+}
+
+// Note is for the log: what was wrong with the directory and has been repaired
+// by Open; "" where nothing was.
+func (d *Dir) Note() string { return d.note }
 
 // checkVersion reads the version file, and writes it into a directory that
 // has none; so it is also the check that the directory can be written.

@@ -22,13 +22,17 @@ import (
 // The test binary is also the other process of some tests.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 2 && os.Args[1] == "child" {
-		os.Exit(child(os.Args[2], os.Args[3]))
+		os.Exit(child(os.Args[2], os.Args[3], os.Args[4:]...))
 	}
 	os.Exit(m.Run())
 }
 
-func child(what, dir string) int {
+func child(what, dir string, args ...string) int {
 	switch what {
+	case "own":
+		return ownChild(dir, args[0])
+	case "watch":
+		return watchChild(dir, args[0])
 	case "open":
 		d, err := Open(dir)
 		if err == nil {
@@ -124,6 +128,49 @@ func TestOpenMakesDirectories(t *testing.T) {
 	}
 	if _, err := Open(d.Path()); err != nil {
 		t.Errorf("second open: %v", err)
+	}
+}
+
+// TestOpenWritableByOthers holds that a directory which others can write in is
+// shut or refused.
+func TestOpenWritableByOthers(t *testing.T) {
+	for _, test := range []struct{ mode, after os.FileMode }{
+		{0o700, 0o700}, {0o755, 0o755}, {0o750, 0o750}, {0o770, 0o750}, {0o777, 0o755}, {0o702, 0o700},
+	} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, test.mode); err != nil {
+			t.Fatal(err)
+		}
+		d, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fi, err := os.Stat(dir)
+		if err != nil || fi.Mode().Perm() != test.after {
+			t.Errorf("mode %o has become %o (%v), want %o", test.mode, fi.Mode().Perm(), err, test.after)
+		}
+		if repaired := test.mode != test.after; repaired != strings.Contains(d.Note(), fmt.Sprintf("mode %04o", test.mode)) || !repaired && d.Note() != "" {
+			t.Errorf("mode %o: note %q", test.mode, d.Note())
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root can give a directory away")
+	}
+	dir := t.TempDir()
+	if err := os.Chown(dir, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o775); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Open(dir)
+	wantError(t, err, wire.Denied, dir, "mode 0775", "user 65534")
+	if fi, _ := os.Stat(dir); fi.Mode().Perm() != 0o775 {
+		t.Errorf("the mode of another's directory has become %o", fi.Mode().Perm())
+	}
+	os.Chmod(dir, 0o755)
+	if _, err := Open(dir); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -361,11 +408,20 @@ func TestIdentity(t *testing.T) {
 	}
 	os.Chmod(d.Path(identityFile), 0o640)
 	_, err := d.Identity()
-	wantError(t, err, wire.Denied, identityFile)
+	wantError(t, err, wire.Denied, identityFile, "mode 0640")
+	if fi, _ := os.Stat(d.Path(identityFile)); fi.Mode().Perm() != 0o640 {
+		t.Errorf("the mode of a key that may have been copied has become %o", fi.Mode().Perm())
+	}
 	os.Chmod(d.Path(identityFile), 0o600)
 	os.WriteFile(d.Path(identityFile), []byte("junk"), 0o600)
 	_, err = d.Identity()
 	wantError(t, err, wire.BadUsage, identityFile)
+	os.Remove(d.Path(identityFile))
+	if err := unix.Mkfifo(d.Path(identityFile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.Identity()
+	wantError(t, err, wire.BadUsage, identityFile, "a named pipe")
 	if f := Fingerprint(make([]byte, 32)); f != "SHA256:Zmh6rfhivXdsj8GLjp+OIAiXFIVu4jOzkCpZHQ1fKSU" {
 		t.Error(f)
 	}
