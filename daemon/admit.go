@@ -19,7 +19,11 @@ func (s *Server) admit(ctx context.Context, peer *mux.Peer) (*mux.Admission, err
 	welcome := wire.Welcome{ServerID: s.id}
 	switch peer.Hello.Role {
 	case wire.RoleClient:
-		return &mux.Admission{Welcome: welcome, Table: s.clients}, nil
+		l, err := s.login(ctx, peer)
+		if err != nil {
+			return nil, err
+		}
+		return &mux.Admission{Welcome: welcome, Table: s.loginTable(l), Data: l}, nil
 	case wire.RoleRunner:
 		m, err := s.admitRunner(ctx, peer)
 		if err != nil {
@@ -41,7 +45,11 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*member, erro
 	m.labels = maps.Clone(h.Labels)
 	switch h.Kind {
 	case wire.KindLocal:
-		m.id, m.state = localID(peer.Key), wire.Adopted
+		l, err := s.localLogin(ctx, peer)
+		if err != nil {
+			return nil, err
+		}
+		m.id, m.state, m.login = localID(peer.Key), wire.Adopted, l
 		return m, nil
 	case wire.KindRemote:
 	default:

@@ -26,7 +26,9 @@ type method struct {
 func (s *Server) api() []method {
 	return []method{
 		{wire.MethodServerStatus, client, mux.Unary(s.serverStatus)},
+		{wire.MethodServerBootstrap, client, mux.Unary(s.serverBootstrap)},
 		{wire.MethodTokenKeyRotate, client, mux.Unary(s.tokenKeyRotate)},
+		{wire.MethodUserToken, client, mux.Unary(s.userToken)},
 
 		{wire.MethodJobSubmit, client, mux.Unary(s.jobSubmit)},
 		{wire.MethodJobGet, client, mux.Unary(s.jobGet)},
@@ -46,6 +48,7 @@ func (s *Server) api() []method {
 		{wire.MethodRunnerList, client, mux.Unary(s.runnerList)},
 		{wire.MethodRunnerInspect, client, mux.Unary(s.runnerInspect)},
 		{wire.MethodRunnerAdopt, client, mux.Unary(s.runnerAdopt)},
+		{wire.MethodRunnerToken, client, mux.Unary(s.runnerToken)},
 		{wire.MethodRunnerMatch, client, mux.Unary(s.runnerMatch)},
 
 		{wire.MethodWork, runner, s.runnerWork},
@@ -53,15 +56,19 @@ func (s *Server) api() []method {
 	}
 }
 
-// table is what peers of a role can reach; the rest is refused by name.
-func (s *Server) table(r role) mux.Table {
+// table is what peers of a role can reach, while their login is good; the rest
+// is refused by name, or with why where that is set.
+func (s *Server) table(r role, why *wire.Error) mux.Table {
 	t := mux.Table{}
 	for _, m := range s.api() {
 		if m.who&r != 0 {
-			t[m.name] = m.call
+			t[m.name] = s.whileLoggedIn(m.call)
 			continue
 		}
 		t[m.name] = func(context.Context, *mux.Stream) error {
+			if why != nil {
+				return why
+			}
 			return wire.Errorf(wire.Denied, "%s is not for this kind of peer", m.name)
 		}
 	}

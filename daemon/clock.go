@@ -192,6 +192,9 @@ func (s *Server) janitor() {
 		if n > 0 {
 			s.log.Info("old jobs removed", "count", n)
 		}
+		if err := s.dropTokenKeys(s.ctx, time.Now()); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("old token keys could not be removed, trying again later", "err", err)
+		}
 		timer.Reset(pruneEvery)
 	}
 }

@@ -105,10 +105,12 @@ type Server struct {
 	fleet    *fleet
 	watchers *watchers
 	keys     *keyring
+	roster   roster
 	readers  atomic.Int64 // of output, being sent something; see streamBatch
 	fatal    chan error
 	clients  mux.Table     // what a client may call
 	runners  mux.Table     // what a runner may call
+	others   mux.Table     // what a client may call that shows a runner's token: nothing
 	alarm    chan struct{} // to clock: a deadline has come nearer
 
 	sessions sync.WaitGroup // of Serve's listeners
@@ -148,8 +150,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		slots:    make(chan struct{}, cfg.MaxSessions),
 	}
 	s.fleet = newFleet(cfg.AckTimeout, cfg.Lease)
-	s.keys = newKeyring(func(ctx context.Context) ([]token.Key, error) { return s.store.TokenKeys(ctx) })
-	s.clients, s.runners = s.table(client), s.table(runner) // once: sessions are many
+	s.keys = newKeyring(func(ctx context.Context) ([]token.Key, error) { return s.store.TokenKeys(ctx) },
+		func() { s.work.Go(func() { s.endRevoked(s.ctx, nil) }) })
+	s.clients, s.runners, s.others = s.table(client, nil), s.table(runner, nil), s.table(0, errRunnerToken) // once: sessions are many
 	s.ctx, s.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := s.open(ctx); err != nil {
 		s.stop(err)
@@ -314,6 +317,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	s.serving.Add(1)
 	s.mu.Unlock()
 	defer s.serving.Done()
+	began := time.Now()
 	session, err := mux.Accept(ctx, conn, mux.Config{
 		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams, Plain: true,
 	}, s.admit)
@@ -322,11 +326,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 		return
 	}
 	defer session.Close()
-	select {
-	case <-session.Done():
-	case <-ctx.Done():
-	case <-s.ctx.Done():
-	}
+	s.attend(ctx, session, began)
 }
 
 // maxStreams bounds the calls that one session has open at once: enough for

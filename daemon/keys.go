@@ -3,13 +3,12 @@ package daemon
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/hex"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/daemon/token"
-	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -26,6 +25,7 @@ const (
 // has them; other servers of its database change them as well.
 type keyring struct {
 	load func(ctx context.Context) ([]token.Key, error)
+	lost func()        // called after a reading where a key has gone that verified: another server has revoked it
 	turn chan struct{} // held by the one call that reads
 
 	mu    sync.Mutex
@@ -41,8 +41,8 @@ type verifier struct {
 	key    token.Key // without its secret
 }
 
-func newKeyring(load func(ctx context.Context) ([]token.Key, error)) *keyring {
-	return &keyring{load: load, turn: make(chan struct{}, 1)}
+func newKeyring(load func(ctx context.Context) ([]token.Key, error), lost func()) *keyring {
+	return &keyring{load: load, lost: lost, turn: make(chan struct{}, 1)}
 }
 
 // find returns the public key of an id, asking the store where it is unknown
@@ -117,12 +117,32 @@ func (k *keyring) reload(ctx context.Context) error {
 		v.key.Private = nil
 		found[key.ID] = v
 	}
+	gone := false
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	if k.edits == edits {
+		for id, v := range k.keys {
+			if _, ok := found[id]; !ok && v.key.Verifies(time.Now()) {
+				gone = true
+			}
+		}
 		k.keys, k.read = found, began
 	}
+	k.mu.Unlock()
+	if gone {
+		k.lost()
+	}
 	return nil
+}
+
+// has reports whether an id is known, without asking the store about it more
+// often than it is asked anyway.
+func (k *keyring) has(ctx context.Context, id [8]byte) bool {
+	came := time.Now()
+	_, known, fresh := k.look(id)
+	if !fresh && k.refresh(ctx, came) == nil {
+		_, known, _ = k.look(id)
+	}
+	return known
 }
 
 // changed makes the next call read the keys, at once: this server has changed
@@ -254,24 +274,23 @@ func rotate(tx *store.Tx, revoke bool, now time.Time) (made token.Key, retired [
 	return made, retired, tx.PutTokenKey(made)
 }
 
-// tokenKeyRotate is `waypoint server token-key rotate`.
-func (s *Server) tokenKeyRotate(_ context.Context, peer *mux.Peer, req wire.RotateRequest) (reply wire.RotateReply, err error) {
-	var (
-		made    token.Key
-		retired []token.Key
-	)
-	err = s.update(func(tx *store.Tx) (err error) {
-		made, retired, err = rotate(tx, req.Revoke, time.Now())
+// dropTokenKeys removes retired keys whose last token has expired.
+func (s *Server) dropTokenKeys(ctx context.Context, now time.Time) error {
+	verifies := func(k token.Key) bool { return k.Verifies(now) }
+	keys, err := s.store.TokenKeys(ctx)
+	if err != nil || !slices.ContainsFunc(keys, func(k token.Key) bool { return !verifies(k) }) {
 		return err
+	}
+	return s.store.Update(ctx, func(tx *store.Tx) error {
+		keys, err := tx.TokenKeys()
+		if err != nil {
+			return err
+		}
+		for _, k := range slices.DeleteFunc(keys, verifies) {
+			if err := tx.DeleteTokenKey(k.ID); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
-	if err != nil {
-		return reply, err
-	}
-	s.keys.changed()
-	reply.KeyID = hex.EncodeToString(made.ID[:])
-	for _, k := range retired {
-		reply.Retired = append(reply.Retired, wire.TokenKey{ID: hex.EncodeToString(k.ID[:]), Until: k.Until})
-	}
-	s.log.Warn("token key rotated", "by", peer.String(), "key", reply.KeyID, "verifying", len(retired), "revoked", req.Revoke)
-	return reply, nil
 }

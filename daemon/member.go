@@ -20,6 +20,7 @@ type member struct {
 	labels  map[string]string
 	hello   wire.RunnerHello
 	peer    *mux.Peer
+	login   *login // of the command line that a local one belongs to; else nil
 	version string
 
 	heard    heardAt                 // when it last said something; atomic
@@ -34,6 +35,9 @@ type member struct {
 	refusals    int       // in a row
 	restUntil   time.Time // after a refusal
 }
+
+// whose is the login that the session depends on.
+func (m *member) whose() *login { return m.login }
 
 // join adds a session, unless its id has one already, which is returned.
 func (f *fleet) join(m *member) (other *member) {

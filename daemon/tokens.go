@@ -1,0 +1,123 @@
+package daemon
+
+import (
+	"context"
+	"encoding/hex"
+	"strings"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/daemon/token"
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// firstUser is whose the first token of a server is.
+const firstUser = "admin"
+
+// serverBootstrap makes the first operator token of a fresh server, once, for
+// who is on its host.
+func (s *Server) serverBootstrap(_ context.Context, peer *mux.Peer, _ wire.BootstrapRequest) (wire.TokenReply, error) {
+	if !vouched(peer) {
+		return wire.TokenReply{}, wire.Errorf(wire.Denied, "bootstrap server: that is done on its host, over its Unix socket").
+			WithHint("run there: waypoint server bootstrap")
+	}
+	const name = "bootstrapped_at"
+	c := wire.Claims{Kind: wire.UserToken, User: firstUser}
+	return s.issue(peer, c, wire.DefaultTokenLife, func(tx *store.Tx, now time.Time) error {
+		at, err := tx.Setting(name)
+		if err != nil {
+			return err
+		}
+		if at != "" {
+			return wire.Errorf(wire.Conflict, "bootstrap server: it has been bootstrapped already, at %s", at).
+				WithHint("make a token of your own on the server's host with: waypoint user token")
+		}
+		return tx.PutSetting(name, now.UTC().Format(time.RFC3339))
+	})
+}
+
+// userToken makes a token of the caller's own.
+func (s *Server) userToken(_ context.Context, peer *mux.Peer, req wire.UserTokenRequest) (wire.TokenReply, error) {
+	life := time.Duration(req.ExpiresIn)
+	if life == 0 {
+		life = wire.DefaultTokenLife
+	}
+	return s.issue(peer, wire.Claims{Kind: wire.UserToken, User: loginOf(peer).name()}, life, nil)
+}
+
+// runnerToken makes a token with which a runner is admitted unasked.
+func (s *Server) runnerToken(_ context.Context, peer *mux.Peer, req wire.RunnerTokenRequest) (wire.TokenReply, error) {
+	c := wire.Claims{Kind: wire.RunnerToken, ID: req.ID}
+	if req.ID != "" {
+		if err := wire.CheckID(req.ID); err != nil {
+			return wire.TokenReply{}, err
+		}
+		if strings.HasPrefix(req.ID, localPrefix) {
+			return wire.TokenReply{}, wire.Errorf(wire.BadUsage, "runner id %q: ids that begin with %q are the server's to give", req.ID, localPrefix)
+		}
+	}
+	if len(req.Labels) > wire.MaxLabels {
+		return wire.TokenReply{}, wire.Errorf(wire.BadUsage, "%d labels are more than the %d a runner may have", len(req.Labels), wire.MaxLabels)
+	}
+	for k, v := range req.Labels {
+		if err := wire.CheckLabel(k, v); err != nil {
+			return wire.TokenReply{}, err
+		}
+		if k == "os" || k == "arch" || k == "hostname" {
+			return wire.TokenReply{}, wire.Errorf(wire.BadUsage, "label %s: a runner has that by itself, a token cannot bind it", k).
+				WithHint("leave it out; --id binds the token to one runner")
+		}
+	}
+	if len(req.Labels) > 0 {
+		c.Labels = req.Labels
+	}
+	return s.issue(peer, c, time.Duration(req.ExpiresIn), nil)
+}
+
+// issue makes a token for a caller. allow, if any, decides in the same
+// transaction, in which nobody else makes one.
+func (s *Server) issue(peer *mux.Peer, c wire.Claims, life time.Duration, allow func(tx *store.Tx, now time.Time) error) (reply wire.TokenReply, err error) {
+	if err := checkLife(life); err != nil {
+		return reply, err
+	}
+	var made wire.Claims
+	err = s.update(func(tx *store.Tx) (err error) {
+		now := time.Now()
+		if reply.Token, made, err = s.mint(tx, c, life, now); err == nil && allow != nil {
+			err = allow(tx, now) // after mint, which has taken the lock
+		}
+		return err
+	})
+	if err != nil {
+		return wire.TokenReply{}, err
+	}
+	s.minted(loginOf(peer).String(), made)
+	reply.Expiry, reply.Fingerprint = made.Expiry, made.Pin
+	return reply, nil
+}
+
+// tokenKeyRotate makes a new signing key.
+func (s *Server) tokenKeyRotate(ctx context.Context, peer *mux.Peer, req wire.RotateRequest) (reply wire.RotateReply, err error) {
+	var (
+		made    token.Key
+		retired []token.Key
+	)
+	err = s.update(func(tx *store.Tx) (err error) {
+		made, retired, err = rotate(tx, req.Revoke, time.Now())
+		return err
+	})
+	if err != nil {
+		return reply, err
+	}
+	s.keys.changed()
+	if req.Revoke {
+		s.endRevoked(ctx, peer)
+	}
+	reply.KeyID = hex.EncodeToString(made.ID[:])
+	for _, k := range retired {
+		reply.Retired = append(reply.Retired, wire.TokenKey{ID: hex.EncodeToString(k.ID[:]), Until: k.Until})
+	}
+	s.log.Warn("token key rotated", "by", loginOf(peer).String(), "key", reply.KeyID, "retired", len(retired), "revoked", req.Revoke)
+	return reply, nil
+}
