@@ -92,6 +92,7 @@ func params(t *testing.T, dir string) testscript.Params {
 			env.Values["background"] = b
 			env.Defer(func() { b.end(env.WorkDir) })
 			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, ".state"))
+			env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, ".config"))
 			env.Setenv("WAYPOINT_PLAIN", "1")
 			return nil
 		},
@@ -184,7 +185,7 @@ func program(ts *testscript.TestScript, args []string) *exec.Cmd {
 	cmd := exec.Command(path, args[1:]...)
 	cmd.Args[0] = args[0]
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_STATE_HOME", "WAYPOINT_SERVER_ADDR", "WAYPOINT_PLAIN", "NOTIFY_SOCKET", "GOCOVERDIR"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "WAYPOINT_SERVER_ADDR", "WAYPOINT_PLAIN", "NOTIFY_SOCKET", "GOCOVERDIR"} {
 		if v := ts.Getenv(name); v != "" {
 			cmd.Env = append(cmd.Env, name+"="+v)
 		}
