@@ -48,7 +48,7 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// hello is what the runner says of itself when it connects.
+// hello is what the runner says of itself, and shows, when it connects.
 func (r *Runner) hello() wire.Hello {
 	rh := &wire.RunnerHello{
 		Kind:     r.cfg.Kind,
@@ -58,8 +58,11 @@ func (r *Runner) hello() wire.Hello {
 		Concurrency: r.cfg.Concurrency,
 	}
 	rh.PublicKey = []byte(r.cfg.Key[32:])
-	if r.cfg.Kind == wire.KindRemote {
-		rh.ID = r.cfg.ID
+	h := wire.Hello{Role: wire.RoleRunner, Software: r.cfg.Software, Runner: rh}
+	if r.local() {
+		h.Token = r.cfg.Login
+	} else {
+		rh.ID, rh.Offers = r.cfg.ID, r.tokens.hello(r.look())
 	}
-	return wire.Hello{Role: wire.RoleRunner, Software: r.cfg.Software, Runner: rh}
+	return h
 }

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"reflect"
 	"sync"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -12,15 +13,25 @@ type Event struct {
 	State wire.RunnerState // of adoption, "" while not connected
 	ID    string
 	Err   error // why it is not connected
-	Jobs  int   // held here; a change of nothing else is told at most once a second
-	Again bool  // connected again, in the state it had before
+	Again bool  // connected again, and stands as it did before: in that state, with or without jobs
+
+	// Standing is the server's last word, also while not connected; nil before
+	// the first. It is shared, and not to be changed.
+	Standing *wire.Standing
+	// Low is of how many percent, 25 or 10, the token in use has less of its
+	// life left; 0 where it has more, where there is none, and where it has no end.
+	Low int
+
+	Jobs     int  // held here; a change of nothing else is told at most once a second
+	Draining bool // by `runner drain` on this host; see Standing for the operator's
+	Stopping bool // it ends when its jobs have ended
 }
 
 // news is what Notify was told.
 type news struct {
-	mu    sync.Mutex       // held while Notify is called
-	last  *Event           // nil before the first; guarded by mu
-	state wire.RunnerState // last known, also while not connected; guarded by mu
+	mu       sync.Mutex     // held while Notify is called
+	last     *Event         // nil before the first; guarded by mu
+	standing *wire.Standing // when it was connected last; guarded by mu
 }
 
 // notify tells of a change of adoption or connection, if it is one.
@@ -28,14 +39,17 @@ func (r *Runner) notify(ev Event) {
 	n := &r.news
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.last != nil && ev.State == n.last.State && text(ev.Err) == text(n.last.Err) {
-		return
-	}
-	if ev.State != "" {
-		ev.Again = ev.State == n.state
-		n.state = ev.State
-	}
 	r.tell(ev)
+}
+
+// retell tells of changes of all but adoption and connection.
+func (r *Runner) retell() {
+	n := &r.news
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.last != nil {
+		r.tell(Event{State: n.last.State, Err: n.last.Err})
+	}
 }
 
 // tellCounts tells of changes in the number of jobs until ctx ends.
@@ -46,22 +60,41 @@ func (r *Runner) tellCounts(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		n := &r.news
-		n.mu.Lock()
-		if last := n.last; last != nil && last.Jobs != r.count() {
-			r.tell(Event{State: last.State, Err: last.Err})
-		}
-		n.mu.Unlock()
+		r.retell()
 		if !sleep(ctx, r.waits.counts) {
 			return
 		}
 	}
 }
 
-// tell calls Notify; news.mu is held.
+// tell completes the event and calls Notify, if it differs from the last;
+// news.mu is held.
 func (r *Runner) tell(ev Event) {
+	n := &r.news
 	ev.ID, ev.Jobs = r.name(), r.count()
-	r.news.last = &ev
+	ev.Standing, _ = r.standing.now()
+	r.standing.mu.Lock()
+	ev.Low = r.standing.low
+	r.standing.mu.Unlock()
+	r.mu.Lock()
+	ev.Draining, ev.Stopping = r.drained, r.stopping
+	r.mu.Unlock()
+	if last := n.last; last != nil {
+		same := *last
+		same.Again = false
+		if text(ev.Err) == text(same.Err) {
+			same.Err = ev.Err
+		}
+		if reflect.DeepEqual(ev, same) {
+			return
+		}
+	}
+	if ev.State != "" && ev.Standing != nil {
+		ev.Again = n.standing != nil && n.standing.State == ev.State &&
+			n.standing.Admitted == ev.Standing.Admitted && n.standing.Problem == ev.Standing.Problem
+		n.standing = ev.Standing
+	}
+	n.last = &ev
 	if r.cfg.Notify != nil {
 		r.cfg.Notify(ev)
 	}

@@ -24,19 +24,48 @@
 // A Drop, and a report that is refused as Conflict or NotFound, end an attempt
 // without a word: killed if it runs, forgotten, removed.
 //
+// # Tokens
+//
+// At each hello a runner shows what its sources hold: the file "token" in its
+// state directory, its environment, the service manager's credential; and
+// last the token that the server used before, unless its source has been
+// emptied. The server uses the first that is usable. From then on the file is
+// watched: what is new in it is shown over the living session, the token in
+// use last, so that a bad new one changes nothing; without a session it ends
+// the pause before the next.
+//
+// A Grant is stored (fsync), then shown and confirmed. The server grants it
+// again until it has been told so, and the same grant twice does no harm: so
+// either side may die at any step. One that cannot be stored is used from
+// memory, and storing it is tried again.
+//
+// A runner without a usable token stays connected and idle. One that is
+// refused at the hello asks again, quietly, at most once a minute in the end.
+//
+// # Drains
+//
+// This host's drain is a flag in the state directory, set through the control
+// socket and said to the server; the operator's is the server's to keep, and
+// stands in Standing. Neither changes the other. To be stopped is a third.
+//
 // # Goroutines
 //
-//	Run         the caller's: connects, and reads the work stream's orders
-//	heartbeat   one for each session
-//	watch       one: the supervisor's events, and its replacement when it is lost
-//	drain       one: waits for the stop context
-//	tellCounts  one: events about the number of jobs
-//	attempt     one each, and two while it reports (bytes up, acknowledgements down)
+//	Run          the caller's: connects, and reads the work stream's orders
+//	heartbeat    one for each session
+//	tend         one for each session: stores grants, shows tokens
+//	watchTokens  one: looks at the token file
+//	watchLife    one: warns before the token in use expires
+//	watch        one: the supervisor's events, and its replacement when it is lost
+//	stop         one: waits for the stop context
+//	tellCounts   one: events about the number of jobs
+//	attempt      one each, and two while it reports (bytes up, acknowledgements down)
+//	control      ServeControl's caller, and one for each command line that is connected
 //
 // # Locks
 //
-// Runner.mu and attempt.mu are leaves; neither is held while anything is sent,
-// called or waited for.
+// Runner.mu, attempt.mu, credentials.mu and standing.mu are leaves; none is
+// held while anything is sent, called or waited for. standing.order comes
+// before news.mu, which is held while Notify is called.
 package runner
 
 import (
@@ -67,8 +96,11 @@ type Config struct {
 	Root        string            // kind local: jobs run here, the caller's own directory, with BaseEnv
 	BaseEnv     []string          // kind local: the caller's environment without its token
 	Once        bool              // end after one job
-	Software    string
-	Logger      *slog.Logger // nil discards
+	Software    string            // "waypoint 0.1.0"
+	Server      string            // its address, for Status
+	Tokens      Tokens            // kind remote; its Dir keeps this host's drain as well
+	Login       string            // kind local: the command line's token, "" where it has none
+	Logger      *slog.Logger      // nil discards
 
 	// Resupervise replaces a supervisor that is gone: it starts one, or connects
 	// to the one that is there. The Runner closes what it returned before it
@@ -76,8 +108,9 @@ type Config struct {
 	// ends with the loss.
 	Resupervise func(ctx context.Context) (supervisor.Jobs, error)
 
-	// Notify is told of what a person should know: connected, pending (with what to type), adopted, lost, ….
-	// It is called when that changes only, from one goroutine at a time.
+	// Notify is told of what a person should know: connected, pending, adopted,
+	// without a usable token, lost, refused, …. It is called when that changes
+	// only, from one goroutine at a time, and must not call the Runner.
 	Notify func(Event)
 }
 
@@ -96,6 +129,10 @@ type waits struct {
 	retryMin, retryMax     time.Duration // of a call that the server could not serve now
 	spool                  time.Duration // until a spool that could not be written is tried again
 	counts                 time.Duration // between two events that say nothing but another number of jobs
+	call                   time.Duration // for the server's answer to tokens that are shown
+	storeMin, storeMax     time.Duration // until a grant that could not be stored is tried again
+	accept                 time.Duration // until another command is accepted where there was no room for one
+	now                    func() time.Time
 }
 
 var defaultWaits = waits{
@@ -104,6 +141,9 @@ var defaultWaits = waits{
 	firstOrder: 2 * time.Minute,
 	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second,
 	spool: 10 * time.Second, counts: time.Second,
+	call: 30 * time.Second, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
+	accept: time.Second,
+	now:    time.Now,
 }
 
 // Runner is one agent.
@@ -117,10 +157,13 @@ type Runner struct {
 	uplink uplink
 	parent parent
 
+	tokens   credentials
+	standing standing
+	draining sync.Mutex // held while this host's drain is changed
+
 	ctx      context.Context         // of Run; set before anything else starts
 	end      context.CancelCauseFunc // ends it
 	attempts sync.WaitGroup          // attempts' goroutines
-	idle     chan struct{}           // one token: an attempt has gone
 	counted  chan struct{}           // one token: there is an attempt more or less
 	known    chan struct{}           // closed by the session with the first welcome
 
@@ -130,7 +173,10 @@ type Runner struct {
 	work      *workStream              // nil while there is none; guarded by mu
 	slots     []string                 // free; guarded by mu
 	slotCount int                      // names given; guarded by mu
-	draining  bool                     // guarded by mu
+	released  chan struct{}            // closed, and replaced, when an attempt has gone; guarded by mu
+	stopping  bool                     // Run ends when no attempt is left; guarded by mu
+	drained   bool                     // on this host; guarded by mu
+	why       error                    // it is not connected; guarded by mu
 	sick      bool                     // the spool cannot be written; guarded by mu
 
 	news news
@@ -182,21 +228,24 @@ func New(cfg Config) (*Runner, error) {
 	}
 	r := &Runner{
 		cfg: cfg, log: cfg.Logger, host: host, jobs: filepath.Join(cfg.Dir, "jobs"), boot: bootID(),
-		waits: defaultWaits,
-		idle:  make(chan struct{}, 1), counted: make(chan struct{}, 1),
-		known: make(chan struct{}),
-		id:    cfg.ID,
-		held:  map[wire.JobRef]*attempt{},
+		waits:    defaultWaits,
+		counted:  make(chan struct{}, 1),
+		known:    make(chan struct{}),
+		released: make(chan struct{}),
+		id:       cfg.ID,
+		held:     map[wire.JobRef]*attempt{},
 	}
+	r.tokens.stir = make(chan struct{}, 1)
+	r.standing.fresh = make(chan struct{}, 1)
 	r.uplink.changed = make(chan struct{})
 	r.parent = parent{jobs: cfg.Supervisor, changed: make(chan struct{})}
 	return r, nil
 }
 
 // Run serves until stop ends (take nothing more; return when the running jobs are done
-// and reported) or ctx ends (return at once: jobs go on under the supervisor). Neither is an error. It reconnects for ever.
-// A refusal that no waiting can heal (Conflict: id in use by another identity) is returned, with Once also Denied: a runner
-// for one job does not wait to be wanted.
+// and reported) or ctx ends (return at once: jobs go on under the supervisor). Neither is an error. It reconnects for ever,
+// also where the server refuses it: an operator may think better of it. Only with Once a refusal at the hello is returned
+// (Denied, Conflict, Unauthenticated, Expired): a runner for one job does not wait to be wanted.
 // Run is called once.
 func (r *Runner) Run(ctx, stop context.Context) error {
 	outer := ctx
@@ -209,15 +258,20 @@ func (r *Runner) Run(ctx, stop context.Context) error {
 		r.attempts.Wait()
 		r.parent.close()
 	}()
+	r.loadDrain()
 	if err := r.load(ctx); err != nil {
 		return err
 	}
 	wg.Go(func() { r.watch(ctx) })
 	wg.Go(func() { r.tellCounts(ctx) })
+	wg.Go(func() { r.watchLife(ctx) })
+	if r.cfg.Tokens.Dir != nil {
+		wg.Go(func() { r.watchTokens(ctx) })
+	}
 	wg.Go(func() {
 		select {
 		case <-stop.Done():
-			r.drain(context.Cause(stop))
+			r.stop(context.Cause(stop))
 		case <-ctx.Done():
 		}
 	})

@@ -23,6 +23,7 @@ type bench struct {
 	t      testing.TB
 	s      *testServer
 	cfg    Config
+	waits  func(*waits) // changes them further; nil does not
 	r      *Runner
 	kill   context.CancelFunc // ends the agent as a signal 9 would, as far as its disk sees
 	stop   context.CancelFunc
@@ -61,6 +62,10 @@ func (b *bench) start() *bench {
 	r.waits.refusedMin, r.waits.refusedMax = 5*time.Millisecond, 50*time.Millisecond
 	r.waits.retryMin, r.waits.retryMax = time.Millisecond, 20*time.Millisecond
 	r.waits.spool, r.waits.counts = 5*time.Millisecond, time.Millisecond
+	r.waits.storeMin, r.waits.storeMax = time.Millisecond, 20*time.Millisecond
+	if b.waits != nil {
+		b.waits(&r.waits)
+	}
 	ctx, kill := context.WithCancel(context.Background())
 	stopped, stop := context.WithCancel(context.Background())
 	result := make(chan error, 1)
@@ -466,54 +471,6 @@ func TestStopWhileDisconnected(t *testing.T) {
 	}
 }
 
-func TestPending(t *testing.T) {
-	b := newBench(t, nil)
-	b.s.state = wire.Pending
-	b.start().connected()
-	if ev := <-b.events; ev.State != wire.Pending || ev.ID != "runner-1" || ev.Again {
-		t.Errorf("event %+v", ev)
-	}
-	b.s.cut()
-	if ev := <-b.events; ev.State != "" || ev.Err == nil {
-		t.Errorf("event %+v", ev)
-	}
-	if ev := <-b.events; ev.State != wire.Pending || !ev.Again {
-		t.Errorf("event %+v", ev)
-	}
-	b.connected()
-	b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Adopted, Admitted: true}})
-	if ev := <-b.events; ev.State != wire.Adopted || ev.Again {
-		t.Errorf("event %+v", ev)
-	}
-	a := script("true")
-	b.s.assign(a)
-	want(t, b.s.ended(a.JobRef), wire.Success, "")
-}
-
-func TestConflict(t *testing.T) {
-	b := newBench(t, nil)
-	b.s.refuse = wire.Errorf(wire.Conflict, "runner id %q is in use by another identity", "runner-1")
-	b.start()
-	if err := b.wait(); wire.KindOf(err) != wire.Conflict || !strings.Contains(err.Error(), "another identity") {
-		t.Errorf("Run returned %v", err)
-	}
-}
-
-func TestOnceRejected(t *testing.T) {
-	b := newBench(t, func(c *Config) { c.Once = true })
-	b.s.refuse = wire.Errorf(wire.Denied, "rejected")
-	b.start()
-	if err := b.wait(); wire.KindOf(err) != wire.Denied {
-		t.Errorf("at the hello: Run returned %v", err)
-	}
-	b.s.change(func() { b.s.refuse = nil })
-	b.start().connected()
-	b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Rejected}})
-	if err := b.wait(); wire.KindOf(err) != wire.Denied {
-		t.Errorf("while connected: Run returned %v", err)
-	}
-}
-
 // The number of jobs is told as well.
 func TestCounts(t *testing.T) {
 	b := newBench(t, nil).start().connected()
@@ -530,21 +487,6 @@ func TestCounts(t *testing.T) {
 		if ev.Jobs == 0 {
 			break
 		}
-	}
-}
-
-func TestRefused(t *testing.T) {
-	b := newBench(t, nil)
-	b.s.refuse = wire.Errorf(wire.Denied, "rejected")
-	b.start()
-	b.s.await("it asked again", func() bool { return len(b.s.hellos) > 2 })
-	if ev := <-b.events; wire.KindOf(ev.Err) != wire.Denied {
-		t.Errorf("event %+v", ev)
-	}
-	b.s.change(func() { b.s.refuse = nil })
-	b.connected()
-	if ev := <-b.events; ev.State != wire.Adopted { // the refusals were told once
-		t.Errorf("event %+v", ev)
 	}
 }
 

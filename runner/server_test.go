@@ -23,14 +23,20 @@ type testServer struct {
 	t         testing.TB
 	heartbeat time.Duration
 	state     wire.RunnerState
-	runnerID  string // given in the welcome
+	runnerID  string                                       // given in the welcome
+	judge     func(offers []wire.TokenOffer) wire.Standing // nil: what state says
 
 	mu             sync.Mutex
-	changed        chan struct{} // closed, and replaced, at each change
-	deaf           bool          // answers no events and sends no heartbeat
-	refuse         error         // of the hello
-	down           bool          // cannot be dialed
-	hold           bool          // acknowledgements are not answered
+	changed        chan struct{}     // closed, and replaced, at each change
+	deaf           bool              // answers no events and sends no heartbeat
+	refuse         error             // of the hello
+	endWork        error             // ends the work stream at the runner's next word, once
+	refuseReport   func() error      // nil, or an error of each report
+	authenticate   func() error      // nil, or an error of each authentication
+	offers         []wire.TokenOffer // seen last
+	auths          []wire.AuthenticateRequest
+	down           bool // cannot be dialed
+	hold           bool // acknowledgements are not answered
 	hellos         []wire.Hello
 	begins         []wire.WorkBegin
 	drains         []bool
@@ -143,14 +149,18 @@ func (s *testServer) cut() {
 
 func (s *testServer) admit(p *mux.Peer, number int) (*mux.Admission, error) {
 	var err error
-	s.change(func() { s.hellos = append(s.hellos, p.Hello); err = s.refuse })
+	s.change(func() {
+		s.hellos = append(s.hellos, p.Hello)
+		s.offers = p.Hello.Runner.Offers
+		err = s.refuse
+	})
 	if err != nil {
 		return nil, err
 	}
 	return &mux.Admission{Welcome: wire.Welcome{RunnerID: s.runnerID}, Data: number, Table: mux.Table{
 		wire.MethodWork: s.serveWork, wire.MethodReport: s.serveReport,
 		wire.MethodBlobGet: s.serveGet, wire.MethodBlobPut: s.servePut,
-		wire.MethodBlobMissing: mux.Unary(s.serveMissing),
+		wire.MethodBlobMissing: mux.Unary(s.serveMissing), wire.MethodAuthenticate: mux.Unary(s.serveAuthenticate),
 	}}, nil
 }
 
@@ -225,9 +235,9 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 	}
 	s.sendMu.Lock()
 	s.mu.Lock()
-	state := s.state
+	standing := s.standing()
 	s.mu.Unlock()
-	st.Send(wire.WorkOrder{Standing: &wire.Standing{State: state, Admitted: state != wire.Pending && state != wire.Rejected}})
+	st.Send(wire.WorkOrder{Standing: &standing})
 	st.Send(wire.WorkOrder{Begun: &begun})
 	s.sendMu.Unlock()
 	s.change(func() { s.work = st })
@@ -266,6 +276,11 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 			return err
 		}
 		s.event(e)
+		var err error
+		s.change(func() { err, s.endWork = s.endWork, nil })
+		if err != nil {
+			return err
+		}
 	}
 }
 
@@ -321,6 +336,11 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 	var req wire.ReportRequest
 	if err := st.Body(&req); err != nil {
 		return err
+	}
+	if s.refuseReport != nil {
+		if err := s.refuseReport(); err != nil {
+			return err
+		}
 	}
 	number := st.Peer().Data.(int)
 	var offset int64

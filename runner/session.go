@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -22,63 +23,131 @@ var (
 	errAbandoned = errors.New("the session has ended")
 )
 
+// phase is how far a session has come.
+type phase int
+
+const (
+	dialing  phase = iota
+	greeting       // the hello
+	serving
+)
+
 // connect makes one session after the other until ctx ends, or a refusal ends
 // the Run. Pauses are jittered, grow, and are short again after a session that
 // lasted longer than the pause before it: so a server that comes back is found
-// at once, and one that takes sessions and drops them is not hammered.
+// at once, and one that takes sessions and drops them is not hammered. One that
+// refuses this runner is asked at most once a minute in the end.
 func (r *Runner) connect(ctx context.Context) {
 	lost := backoff{min: r.waits.connectMin, max: r.waits.connectMax}
-	refused := backoff{min: r.waits.refusedMin, max: r.waits.refusedMax}
+	refused := backoff{min: r.waits.refusedMin, max: r.waits.refusedMax, whole: true}
+	said := ""
 	for {
-		began := time.Now()
-		atHello, err := r.session(ctx)
+		at, lasted, err := r.session(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		if k := wire.KindOf(err); atHello && (k == wire.Conflict || k == wire.Denied && r.cfg.Once) {
-			r.log.Error("server refused this runner", "runner", r.cfg.ID, "err", err)
+		if r.cfg.Once && r.isFinal(at, err) {
+			r.log.Error("server refuses this runner", "runner", r.cfg.ID, "err", err, "hint", hint(err))
 			r.end(err)
 			return
 		}
-		r.log.Warn("not connected", "err", err)
-		r.notify(Event{Err: err})
-		pause := &lost
-		if isRefusal(err) {
-			pause = &refused
+		if at == serving {
+			said = ""
+			if lasted > lost.last {
+				lost.last = 0
+			}
+			if st, _ := r.standing.now(); lasted > refused.last && st != nil && st.State != wire.Rejected {
+				refused.last = 0
+			}
 		}
-		if time.Since(began) > pause.last {
-			lost.last, refused.last = 0, 0
+		level := slog.LevelDebug
+		if said != err.Error() {
+			level, said = slog.LevelWarn, err.Error()
 		}
-		if !sleep(ctx, pause.next()) {
+		pause, what := &lost, "not connected"
+		if isRefusal(at, err) {
+			pause, what = &refused, "refused by the server, which is asked again now and then"
+			if at == dialing {
+				what = "server cannot be used, and is tried again now and then"
+			}
+		}
+		r.log.Log(ctx, level, what, "runner", r.name(), "err", err, "hint", hint(err))
+		r.disconnected(err)
+		if !r.rest(ctx, pause.next(), &refused) {
 			return
 		}
 	}
 }
 
-// isRefusal tells a server that does not want this runner from one that is
-// not there: the former is asked again slowly.
-func isRefusal(err error) bool {
-	switch wire.KindOf(err) {
-	case wire.Denied, wire.Unauthenticated, wire.Expired, wire.BadUsage, wire.Conflict, wire.Unimplemented:
-		return true
+// isFinal reports whether an error ends a runner for one job: the server's
+// refusal at the hello, or of one that was rejected and holds nothing.
+func (r *Runner) isFinal(at phase, err error) bool {
+	switch k := wire.KindOf(err); at {
+	case greeting:
+		return k == wire.Denied || k == wire.Conflict || k == wire.Unauthenticated || k == wire.Expired
+	case serving:
+		return k == wire.Denied && r.count() == 0
 	}
 	return false
 }
 
-// session is one connection from dial to loss. atHello says that the error is
-// the server's answer to the hello.
-func (r *Runner) session(ctx context.Context) (atHello bool, err error) {
+// isRefusal tells a server that does not want this runner, or one that this
+// runner does not trust, from one that is not there: the former is asked again
+// slowly. A Conflict in a session asks for a new one at once.
+func isRefusal(at phase, err error) bool {
+	switch wire.KindOf(err) {
+	case wire.Denied, wire.Unauthenticated, wire.Expired, wire.BadUsage, wire.Unimplemented:
+		return true
+	case wire.Conflict:
+		return at != serving
+	}
+	return false
+}
+
+// disconnected tells that there is no session, and why.
+func (r *Runner) disconnected(err error) {
+	r.mu.Lock()
+	r.why = err
+	r.mu.Unlock()
+	r.notify(Event{Err: err})
+}
+
+// rest waits before the next session, and reports false when ctx has ended. A
+// token that the server has not seen ends it, and begins the pauses anew.
+func (r *Runner) rest(ctx context.Context, d time.Duration, pause *backoff) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			return true
+		case <-r.tokens.stir:
+			if r.tokens.fresh(r.look()) {
+				r.log.Info("a new token has come: asking at once", "runner", r.name())
+				pause.last = 0
+				return true
+			}
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// session is one connection from dial to loss, and how long it served.
+func (r *Runner) session(ctx context.Context) (at phase, lasted time.Duration, err error) {
 	conn, err := r.cfg.Dial(ctx)
 	if err != nil {
-		return false, err
+		return dialing, 0, err
 	}
 	s, err := mux.Connect(ctx, conn, mux.Config{Software: r.cfg.Software, Logger: r.log}, r.hello(), r.cfg.Key, nil)
 	if err != nil {
-		return true, err
+		return greeting, 0, err
 	}
 	defer s.Close()
+	began := time.Now()
 	r.welcomed(s.Welcome().RunnerID)
-	return false, r.serve(ctx, s)
+	err = r.serve(ctx, s)
+	return serving, time.Since(began), err
 }
 
 // serve opens the work stream, says what is held, and follows orders until the
@@ -86,6 +155,7 @@ func (r *Runner) session(ctx context.Context) (atHello bool, err error) {
 func (r *Runner) serve(ctx context.Context, s *mux.Session) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
+	defer r.standing.offline() // when nobody is left to say otherwise
 	defer wg.Wait()
 	defer cancel(errAbandoned)
 	st, err := s.Open(ctx, wire.MethodWork, nil)
@@ -101,8 +171,10 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) error {
 	}
 	r.setWork(w)
 	defer r.setWork(nil)
+	r.tellDrain() // what has changed since begin
 	defer r.uplink.set(nil)
 
+	var tended sync.Once
 	limit := r.waits.firstOrder
 	silence := time.AfterFunc(limit, func() { cancel(errSilent) })
 	defer silence.Stop()
@@ -125,6 +197,9 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) error {
 			}
 			r.begun(w, *o.Begun)
 			r.uplink.set(s)
+			if !r.local() {
+				tended.Do(func() { wg.Go(func() { r.tend(ctx, s) }) })
+			}
 		}
 		silence.Reset(limit)
 		r.obey(w, o)
@@ -156,9 +231,10 @@ func (w *workStream) sayHolds(holds func() []wire.JobRef) error {
 }
 
 // sendDrain says whether the server is to give nothing more, if that is news.
-func (w *workStream) sendDrain(on bool) error {
+func (w *workStream) sendDrain(want func() bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	on := want()
 	if w.drain == on {
 		return nil
 	}
@@ -228,12 +304,17 @@ func (u *uplink) wait(ctx context.Context) (*mux.Session, error) {
 // backoff is a pause that doubles.
 type backoff struct {
 	min, max time.Duration
+	whole    bool          // it is never shorter than it says
 	last     time.Duration // before jitter; 0 starts anew
 }
 
-// next is how long to wait now: between half of the pause and the whole of it.
+// next is how long to wait now: between half of the pause and the whole of it,
+// or between the whole of it and a quarter more.
 func (b *backoff) next() time.Duration {
 	b.last = min(max(2*b.last, b.min), b.max)
+	if b.whole {
+		return b.last + rand.N(b.last/4+1)
+	}
 	return b.last/2 + rand.N(b.last/2+1)
 }
 

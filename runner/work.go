@@ -1,10 +1,8 @@
 package runner
 
 import (
-	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -72,11 +70,9 @@ func (r *Runner) begun(w *workStream, b wire.WorkBegun) {
 func (r *Runner) obey(w *workStream, o wire.WorkOrder) {
 	switch {
 	case o.Standing != nil:
-		r.log.Info("connected", "runner", r.name(), "state", o.Standing.State)
-		r.notify(Event{State: o.Standing.State})
-		if o.Standing.State == wire.Rejected && r.cfg.Once {
-			r.end(wire.Errorf(wire.Denied, "runner %q was rejected by an operator", r.name()))
-		}
+		r.stand(*o.Standing, nil)
+	case o.Grant != nil:
+		r.granted(*o.Grant)
 	case o.Assign != nil:
 		r.assign(w, *o.Assign)
 	case o.Start != nil:
@@ -138,8 +134,10 @@ func (r *Runner) refusal() string {
 		}
 	}
 	switch {
-	case r.draining:
+	case r.stopping:
 		return "the runner is draining"
+	case r.drained:
+		return "the runner is drained on its host"
 	case r.sick:
 		return "the runner's disk cannot be written"
 	case r.cfg.Once && len(r.held) > 0:
@@ -148,59 +146,6 @@ func (r *Runner) refusal() string {
 		return fmt.Sprintf("the runner has %d jobs already and runs no more at once", busy)
 	}
 	return ""
-}
-
-// wantsNothing reports whether the server is to give nothing more for now.
-func (r *Runner) wantsNothing() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.draining || r.sick || r.cfg.Once && len(r.held) > 0
-}
-
-// tellDrain tells the server whether to give nothing more, where that has changed.
-func (r *Runner) tellDrain() {
-	want := r.wantsNothing()
-	r.mu.Lock()
-	w := r.work
-	r.mu.Unlock()
-	if w != nil {
-		w.sendDrain(want)
-	}
-}
-
-// drain takes nothing more and ends the Run once no attempt is left.
-func (r *Runner) drain(why error) {
-	r.log.Info("draining", "why", why)
-	r.mu.Lock()
-	r.draining = true
-	r.mu.Unlock()
-	r.tellDrain()
-	r.passOrders()
-	for r.count() > 0 {
-		select {
-		case <-r.idle:
-		case <-r.ctx.Done():
-			return
-		}
-	}
-	r.end(errDrained)
-}
-
-// passOrders gives assignments that were under way when Drain was said the time
-// to arrive and be given back: they come before the answer to a ping. It is a
-// courtesy, so it is bounded; the server's acknowledgement deadline is behind it.
-func (r *Runner) passOrders() {
-	ctx, cancel := context.WithTimeout(r.ctx, time.Second)
-	defer cancel()
-	r.mu.Lock()
-	connected := r.work != nil
-	r.mu.Unlock()
-	if !connected {
-		return
-	}
-	if s, err := r.uplink.wait(ctx); err == nil {
-		s.Call(ctx, wire.MethodPing, nil, nil)
-	}
 }
 
 // spoolFailed stops the taking of jobs until the spool can be written again: a
@@ -277,8 +222,9 @@ func (r *Runner) adopt(a *attempt) {
 func (r *Runner) release(a *attempt) {
 	r.mu.Lock()
 	delete(r.held, a.job.JobRef)
+	close(r.released)
+	r.released = make(chan struct{})
 	r.mu.Unlock()
-	poke(r.idle)
 	poke(r.counted)
 	if r.cfg.Once {
 		r.tellDrain()

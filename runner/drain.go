@@ -1,0 +1,123 @@
+package runner
+
+import (
+	"context"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// drainFlag is the flag in the state directory that says that this host's
+// people want no jobs here. It outlives the agent.
+const drainFlag = "draining"
+
+// loadDrain takes up the drain of an agent before this one. Where that cannot
+// be known, no jobs are taken: to resume is one command.
+func (r *Runner) loadDrain() {
+	if r.cfg.Tokens.Dir == nil {
+		return
+	}
+	on, err := r.cfg.Tokens.Dir.Flag(drainFlag)
+	if err != nil {
+		r.log.Error("it cannot be known whether this host is drained: no jobs are taken", "err", err, "hint", "waypoint runner resume")
+		on = true
+	}
+	if on {
+		r.log.Warn("this host is drained: no jobs are taken", "hint", "waypoint runner resume")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.drained = on
+}
+
+// drainHost stops the taking of jobs on this host, or lets it go on, durably.
+// Conflict: it is resumed here, and an operator has drained it at the server.
+func (r *Runner) drainHost(on bool) error {
+	if r.cfg.Tokens.Dir == nil {
+		return wire.Errorf(wire.BadUsage, "drain runner: it has no state directory")
+	}
+	r.draining.Lock()
+	defer r.draining.Unlock()
+	if err := r.cfg.Tokens.Dir.SetFlag(drainFlag, on); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	was := r.drained
+	r.drained = on
+	r.mu.Unlock()
+	if was != on {
+		r.log.Info("drain of this host has changed", "draining", on)
+	}
+	r.tellDrain()
+	r.retell()
+	if st, online := r.standing.now(); !on && online && st.Draining {
+		return wire.Errorf(wire.Conflict, "resume runner %q: an operator has drained it at the server as well", r.name()).
+			WithHint("waypoint runner resume %s", r.name())
+	}
+	return nil
+}
+
+// wantsNothing reports whether the server is to give nothing more for now.
+func (r *Runner) wantsNothing() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stopping || r.drained || r.sick || r.cfg.Once && len(r.held) > 0
+}
+
+// tellDrain tells the server whether to give nothing more, where that has changed.
+func (r *Runner) tellDrain() {
+	r.mu.Lock()
+	w := r.work
+	r.mu.Unlock()
+	if w != nil {
+		w.sendDrain(r.wantsNothing)
+	}
+}
+
+// stop takes nothing more and ends the Run once no attempt is left.
+func (r *Runner) stop(why error) {
+	r.log.Info("draining", "why", why)
+	r.mu.Lock()
+	r.stopping = true
+	r.mu.Unlock()
+	r.tellDrain()
+	r.retell()
+	r.passOrders()
+	if r.awaitIdle(r.ctx) == nil {
+		r.end(errDrained)
+	}
+}
+
+// awaitIdle waits until no attempt is held.
+func (r *Runner) awaitIdle(ctx context.Context) error {
+	for {
+		r.mu.Lock()
+		n, released := len(r.held), r.released
+		r.mu.Unlock()
+		if n == 0 {
+			return nil
+		}
+		select {
+		case <-released:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// passOrders gives assignments that were under way when Drain was said the time
+// to arrive and be given back: they come before the answer to a ping. It is a
+// courtesy, so it is bounded; the server's acknowledgement deadline is behind it.
+func (r *Runner) passOrders() {
+	ctx, cancel := context.WithTimeout(r.ctx, time.Second)
+	defer cancel()
+	r.mu.Lock()
+	connected := r.work != nil
+	r.mu.Unlock()
+	if !connected {
+		return
+	}
+	if s, err := r.uplink.wait(ctx); err == nil {
+		s.Call(ctx, wire.MethodPing, nil, nil)
+	}
+}

@@ -1,0 +1,136 @@
+package runner
+
+import (
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+func TestLifeLeft(t *testing.T) {
+	issued := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	expiry := issued.Add(100 * time.Hour)
+	for _, c := range []struct {
+		at, next time.Duration
+		low      int
+	}{
+		{-time.Hour, 76 * time.Hour, 0},
+		{0, 75 * time.Hour, 0},
+		{74 * time.Hour, time.Hour, 0},
+		{75 * time.Hour, 15 * time.Hour, 25},
+		{89 * time.Hour, time.Hour, 25},
+		{90 * time.Hour, 10 * time.Hour, 10},
+		{99 * time.Hour, time.Hour, 10},
+		{100 * time.Hour, 0, 10},
+		{1000 * time.Hour, 0, 10},
+	} {
+		if next, low := lifeLeft(issued, expiry, issued.Add(c.at)); next != c.next || low != c.low {
+			t.Errorf("after %v: %v, %d; want %v, %d", c.at, next, low, c.next, c.low)
+		}
+	}
+	if next, low := lifeLeft(time.Time{}, time.Time{}, issued); next != 0 || low != 0 {
+		t.Errorf("no token: %v, %d", next, low)
+	}
+}
+
+// The life of the token in use is told at a quarter and a tenth, once each,
+// whichever way the clock is set.
+func TestLow(t *testing.T) {
+	issued := time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC)
+	var at atomic.Int64 // hours since it was issued, of 100
+	log := new(lineLog)
+	b := newBench(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(log, nil)) })
+	b.waits = func(w *waits) {
+		w.now = func() time.Time { return issued.Add(time.Duration(at.Load()) * time.Hour) }
+	}
+	st := wire.Standing{State: wire.Adopted, Admitted: true, Source: wire.SourceFile, Issued: issued, Expiry: issued.Add(100 * time.Hour)}
+	b.s.judge = func([]wire.TokenOffer) wire.Standing { return st }
+	at.Store(80)
+	b.start().connected()
+	b.event("it is low at once", func(ev Event) bool { return ev.Low == 25 })
+	set := func(hours int64, low int) {
+		t.Helper()
+		at.Store(hours)
+		b.s.tell()
+		b.event("follows the clock", func(ev Event) bool { return ev.Low == low })
+	}
+	set(10, 0) // the clock was set back
+	set(80, 25)
+	set(95, 10)
+	set(80, 25)
+	set(200, 10) // the host slept: what the server says counts
+	if n := log.count("token expires soon"); n != 2 {
+		t.Errorf("warned %d times, want 2", n)
+	}
+	st.Issued, st.Expiry = st.Issued.Add(200*time.Hour), st.Expiry.Add(200*time.Hour) // renewed
+	set(210, 0)
+	set(295, 10)
+	if n := log.count("token expires soon"); n != 3 {
+		t.Errorf("warned %d times, want 3", n)
+	}
+	st = wire.Standing{State: wire.Adopted, Problem: wire.NoToken}
+	set(300, 0)
+}
+
+// The timer finds it as well.
+func TestLowTimer(t *testing.T) {
+	b := newBench(t, nil)
+	now := time.Now()
+	st := wire.Standing{State: wire.Adopted, Admitted: true, Source: wire.SourceFile, Issued: now, Expiry: now.Add(time.Second)}
+	b.s.judge = func([]wire.TokenOffer) wire.Standing { return st }
+	b.start().connected()
+	b.event("a quarter is left", func(ev Event) bool { return ev.Low == 25 })
+	b.event("a tenth is left", func(ev Event) bool { return ev.Low == 10 })
+}
+
+// A runner without a usable token does nothing but answer: counted by the
+// calls that it makes while heartbeats pass.
+func TestIdle(t *testing.T) {
+	for _, state := range []wire.RunnerState{wire.Pending, wire.Adopted} {
+		b := newTokenBench(t, nil)
+		b.s.heartbeat = 5 * time.Millisecond
+		b.put("garbage")
+		b.s.judge = func([]wire.TokenOffer) wire.Standing { return wire.Standing{State: state, Problem: wire.TokenInvalid} }
+		b.start().connected()
+		for range 20 { // the server may say the same again and again
+			n := b.s.beats
+			b.s.tell()
+			b.s.await("a heartbeat comes", func() bool { return b.s.beats > n })
+		}
+		b.s.mu.Lock()
+		if len(b.s.hellos) != 1 || len(b.s.auths) != 0 || len(b.s.begins) != 1 {
+			t.Errorf("%s: %d hellos, %d authentications, %d work streams", state, len(b.s.hellos), len(b.s.auths), len(b.s.begins))
+		}
+		b.s.mu.Unlock()
+		told := 0
+		for len(b.events) > 0 {
+			<-b.events
+			told++
+		}
+		if told != 1 {
+			t.Errorf("%s: %d events, want 1", state, told)
+		}
+		b.kill()
+		b.wait()
+	}
+}
+
+// What comes on the work stream while a call is made is newer than its answer.
+func TestStandingOrder(t *testing.T) {
+	var s standing
+	asked := s.count()
+	s.put(wire.Standing{State: wire.Rejected}, nil)
+	if _, _, ok := s.put(wire.Standing{State: wire.Adopted}, &asked); ok {
+		t.Error("an answer that is out of date was taken")
+	}
+	asked = s.count()
+	if before, online, ok := s.put(wire.Standing{State: wire.Adopted}, &asked); !ok || !online || before.State != wire.Rejected {
+		t.Errorf("an answer was not taken: %v, %v, %v", before, online, ok)
+	}
+	s.offline()
+	if last, online := s.now(); online || last.State != wire.Adopted {
+		t.Errorf("offline: %v, %v", last, online)
+	}
+}
