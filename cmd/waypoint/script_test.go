@@ -52,8 +52,8 @@ func TestScript(t *testing.T) {
 // prologues set up what a body of testdata/modes runs in.
 var prologues = map[string]string{
 	"local":     "env TOKEN=secret\n", // shown to nobody, so it need not be one
-	"inprocess": "server s\nusertoken TOKEN\n",
-	"remote":    "server s\nusertoken TOKEN\nagent r1\nadopted r1\n",
+	"inprocess": "server s\nexec waypoint user token\nkeep TOKEN\n",
+	"remote":    "server s\nexec waypoint user token\nkeep TOKEN\nagent r1\nadopted r1\n",
 }
 
 // TestModes runs each script of testdata/modes three times, with the same
@@ -409,7 +409,7 @@ func keep(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], text)
 }
 
-// usertoken VAR: a token with the form of a person's.
+// usertoken VAR: a token with the form of a person's, which no server made.
 func userTokenVar(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 1, "usertoken VAR")
 	ts.Setenv(args[0], wire.TokenParts{Kind: wire.UserToken, Claims: []byte(`{"user":"me","expires_at":"2100-01-01T00:00:00Z"}`)}.String())

@@ -32,6 +32,8 @@ func (serverStatus) Run(a *app) error {
 			f.Add("Runners online", strconv.Itoa(s.RunnersOnline))
 			f.Add("Jobs", output.Counts(s.Jobs))
 			f.Add("Queue depth", strconv.Itoa(s.QueueDepth))
+			f.Add("TLS fingerprint", s.Fingerprint)
+			f.Add("Certificate expires", instant(s.CertExpiry))
 			f.Add("Protocol", fmt.Sprintf("%d to %d", s.ProtocolMin, s.ProtocolMax))
 			return f.Write(w)
 		})
