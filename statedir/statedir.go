@@ -61,9 +61,10 @@ type Dir struct {
 	path string
 	note string
 
-	mu    sync.Mutex
-	lock  *os.File // nil while not held
-	token *sight   // what Token has seen last; nil before
+	mu       sync.Mutex
+	lock     *os.File // nil while not held
+	token    *sight   // what Token has seen last; nil before
+	repaired *repair  // of the token file, the last; nil before
 }
 
 // Open makes the directory (0700, parents 0755) where it is missing and checks that it can

@@ -19,13 +19,14 @@ const tokenFile = "token"
 // Token is what the token file holds.
 type Token struct {
 	Text string // "" where there is no token
-	Note string // for the log: what is wrong with the file and what was done about it; "" where nothing is
+	Note string // for the log: what is or was wrong with the file, and what was done about it; "" where nothing is
 }
 
 // Token reads the token file: what is in it less the white space around it. A
 // file that is absent or empty, also a symbolic link to nothing, is no token
-// and no error. One that other users can reach is used, noted, and repaired
-// where it is this process's own. What cannot be read, is no regular file, or
+// and no error. One whose mode is beyond 0600 is used, noted, and repaired
+// where it is this process's own; the note stays until the file is changed, so
+// that it reaches whoever logs it. What cannot be read, is no regular file, or
 // is longer than wire.MaxToken is an error; no error shows what is in the file.
 func (d *Dir) Token() (Token, error) {
 	t, s, err := d.readToken(true)
@@ -101,7 +102,10 @@ func (d *Dir) lookAtToken(repair bool) (t Token, loose bool, err error) {
 		t.Note = fmt.Sprintf("token file %s has mode %04o, more than 0600", path, mode)
 		if repair {
 			t.Note += ": " + setRight(f, fi)
+			d.remember(f, t.Note)
 		}
+	} else {
+		t.Note = d.remembered(fi)
 	}
 	return t, loose, nil
 }
@@ -117,6 +121,34 @@ func setRight(f *os.File, fi fs.FileInfo) string {
 	}
 	return fmt.Sprintf("it has been repaired, the mode is %04o", fi.Mode().Perm()&0o600)
 }
+
+// repair is a token file as it was left after it had been set right.
+type repair struct {
+	file fs.FileInfo
+	note string
+}
+
+func (d *Dir) remember(f *os.File, note string) {
+	fi, err := f.Stat()
+	if err != nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.repaired = &repair{fi, note}
+}
+
+// remembered is the note of the file's repair, if nobody has touched it since.
+func (d *Dir) remembered(fi fs.FileInfo) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.repaired == nil || !os.SameFile(fi, d.repaired.file) || changeTime(fi) != changeTime(d.repaired.file) {
+		return ""
+	}
+	return d.repaired.note
+}
+
+func changeTime(fi fs.FileInfo) syscall.Timespec { return fi.Sys().(*syscall.Stat_t).Ctim }
 
 // explainToken turns an error of the file system into one that says what to
 // do about the token file.
