@@ -14,11 +14,10 @@ type credentials struct {
 
 	mu      sync.Mutex
 	said    map[wire.TokenSource]string // what was logged as wrong with the sources; guarded by mu
-	seen    []wire.TokenOffer           // what the sources held when they were shown last; guarded by mu
+	seen    []wire.TokenOffer           // what the sources held when they were looked at to show them; guarded by mu
 	offered []wire.TokenOffer           // what was shown last; guarded by mu
 	using   wire.TokenOffer             // what the server uses, or used last; guarded by mu
 	owed    bool                        // they must be shown again, changed or not; guarded by mu
-	lapsed  string                      // the token at whose end the others were shown again; guarded by mu
 	grant   grant                       // guarded by mu
 }
 
@@ -80,15 +79,19 @@ func (c *credentials) hello(s sighting) []wire.TokenOffer {
 	return c.show(s)
 }
 
-// fresh reports whether a source has a token that was not there when they
-// were shown last. That one is gone is no news: the session goes on.
+// fresh reports whether a source has a token that was not there before, once:
+// what it is asked about has been seen.
 func (c *credentials) fresh(s sighting) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.news(s)
+	news := c.news(s)
+	c.seen = s.offers
+	return news
 }
 
-// news is fresh; mu is held.
+// news reports whether a source has a token that was not there when they were
+// looked at last to show them. That one is gone is no news: the session goes
+// on. mu is held.
 func (c *credentials) news(s sighting) bool {
 	for _, o := range s.offers {
 		if !slices.ContainsFunc(c.seen, func(x wire.TokenOffer) bool { return x.Token == o.Token }) {
@@ -140,19 +143,6 @@ func (c *credentials) judged(st wire.Standing) {
 			return
 		}
 	}
-}
-
-// lapse says that the token in use is usable no more. True means that others
-// were shown with it, which the server may not have looked at: they are to be
-// shown again, once.
-func (c *credentials) lapse() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.offered) < 2 || c.lapsed == c.using.Token {
-		return false
-	}
-	c.lapsed, c.owed = c.using.Token, true
-	return true
 }
 
 // granted takes a grant, also the same one again.

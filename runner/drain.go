@@ -41,11 +41,7 @@ func (r *Runner) drainHost(on bool) error {
 	if err := r.cfg.Tokens.Dir.SetFlag(drainFlag, on); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	was := r.drained
-	r.drained = on
-	r.mu.Unlock()
-	if was != on {
+	if r.setDrain(&r.drained, on) {
 		r.log.Info("drain of this host has changed", "draining", on)
 	}
 	r.tellDrain()
@@ -55,6 +51,18 @@ func (r *Runner) drainHost(on bool) error {
 			WithHint("waypoint runner resume %s", r.name())
 	}
 	return nil
+}
+
+// setDrain sets one of the marks that keep jobs away, and reports whether that
+// changed it. When it returns, no job is being taken that the mark forbids.
+func (r *Runner) setDrain(mark *bool, on bool) bool {
+	r.intake.Lock()
+	defer r.intake.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := *mark
+	*mark = on
+	return was != on
 }
 
 // wantsNothing reports whether the server is to give nothing more for now.
@@ -77,9 +85,7 @@ func (r *Runner) tellDrain() {
 // stop takes nothing more and ends the Run once no attempt is left.
 func (r *Runner) stop(why error) {
 	r.log.Info("draining", "why", why)
-	r.mu.Lock()
-	r.stopping = true
-	r.mu.Unlock()
+	r.setDrain(&r.stopping, true)
 	r.tellDrain()
 	r.retell()
 	r.passOrders()

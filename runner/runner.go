@@ -26,13 +26,14 @@
 //
 // # Tokens
 //
-// At each hello a runner shows what its sources hold: the file "token" in its
-// state directory, its environment, the service manager's credential; and
-// last the token that the server used before, unless its source has been
-// emptied. The server uses the first that is usable. From then on the file is
+// At each hello a runner shows what its sources hold (tokens.go): the file
+// "token" in its state directory, its environment, the service manager's
+// credential; and last the token that the server used before, unless its
+// source has been emptied (credentials.go). The server uses the first that is
+// usable and says so in a Standing (standing.go). From then on the file is
 // watched: what is new in it is shown over the living session, the token in
 // use last, so that a bad new one changes nothing; without a session it ends
-// the pause before the next.
+// the pause before the next (authenticate.go).
 //
 // A Grant is stored (fsync), then shown and confirmed. The server grants it
 // again until it has been told so, and the same grant twice does no harm: so
@@ -40,13 +41,15 @@
 // memory, and storing it is tried again.
 //
 // A runner without a usable token stays connected and idle. One that is
-// refused at the hello asks again, quietly, at most once a minute in the end.
+// refused at the hello asks again, quietly, at most once a minute in the end
+// (session.go).
 //
 // # Drains
 //
 // This host's drain is a flag in the state directory, set through the control
-// socket and said to the server; the operator's is the server's to keep, and
-// stands in Standing. Neither changes the other. To be stopped is a third.
+// socket (control.go) and said to the server (drain.go); the operator's is the
+// server's to keep, and is in Standing. Neither changes the other. To be
+// stopped is a third.
 //
 // # Goroutines
 //
@@ -64,8 +67,9 @@
 // # Locks
 //
 // Runner.mu, attempt.mu, credentials.mu and standing.mu are leaves; none is
-// held while anything is sent, called or waited for. standing.order comes
-// before news.mu, which is held while Notify is called.
+// held while anything is sent, called or waited for. In this order come before
+// them: standing.order and draining, intake, news.mu. The last is held while
+// Notify is called.
 package runner
 
 import (
@@ -160,6 +164,7 @@ type Runner struct {
 	tokens   credentials
 	standing standing
 	draining sync.Mutex // held while this host's drain is changed
+	intake   sync.Mutex // held while an assignment is taken, and while that is forbidden
 
 	ctx      context.Context         // of Run; set before anything else starts
 	end      context.CancelCauseFunc // ends it

@@ -41,6 +41,7 @@ func (r *Runner) connect(ctx context.Context) {
 	lost := backoff{min: r.waits.connectMin, max: r.waits.connectMax}
 	refused := backoff{min: r.waits.refusedMin, max: r.waits.refusedMax, whole: true}
 	said := ""
+	r.tokens.fresh(r.look())
 	for {
 		at, lasted, err := r.session(ctx)
 		if ctx.Err() != nil {

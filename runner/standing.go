@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -72,8 +73,8 @@ func (r *Runner) stand(st wire.Standing, asked *int) {
 	r.sayStanding(before, st)
 	poke(r.standing.fresh)
 	r.notify(Event{State: st.State})
-	if before != nil && before.Admitted && !st.Admitted && st.Problem != "" && r.tokens.lapse() {
-		poke(r.tokens.stir)
+	if before != nil && before.Admitted && !st.Admitted {
+		r.Reload() // a source that is not watched may have a new one
 	}
 	if st.State == wire.Rejected && r.cfg.Once && r.count() == 0 {
 		r.end(wire.Errorf(wire.Denied, "runner %q was rejected by an operator", r.name()))
@@ -99,7 +100,8 @@ func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 			r.log.Info("token in use", "source", st.Source, "expires", st.Expiry)
 		}
 	case st.Problem != before.Problem || st.Detail != before.Detail || before.Admitted:
-		r.log.Warn("no jobs are given to this runner", "state", st.State, "problem", st.Problem, "detail", st.Detail)
+		r.log.Warn("no jobs are given to this runner", "state", st.State, "problem", st.Problem, "detail", st.Detail,
+			"hint", fmt.Sprintf("on the server `waypoint runner adopt %s`, or here a new token in %s", r.name(), r.cfg.Tokens.file()))
 	}
 	if st.Draining != before.Draining {
 		r.log.Info("operator's drain has changed", "draining", st.Draining)
@@ -141,7 +143,7 @@ func (r *Runner) watchLife(ctx context.Context) {
 		if level != 0 && (low == 0 || level < low) {
 			low = level
 			r.log.Warn("token expires soon", "source", last.Source, "expires", last.Expiry,
-				"left", last.Expiry.Sub(now).Round(time.Second), "hint", "make a new one with `waypoint runner token` and put it into the token file")
+				"left", last.Expiry.Sub(now).Round(time.Second), "hint", "make a new one with `waypoint runner token` and put it into "+r.cfg.Tokens.file())
 		}
 		r.standing.mu.Lock()
 		r.standing.low = level

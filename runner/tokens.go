@@ -99,6 +99,14 @@ func (s *sighting) say(log *slog.Logger, said map[wire.TokenSource]string) map[w
 	return now
 }
 
+// file names the token file, for people.
+func (t Tokens) file() string {
+	if t.Dir == nil {
+		return "its token file"
+	}
+	return t.Dir.Path("token")
+}
+
 func (t Tokens) readFile() (statedir.Token, error) {
 	if t.Dir == nil {
 		return statedir.Token{}, nil

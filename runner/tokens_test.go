@@ -343,33 +343,36 @@ func TestBadToken(t *testing.T) {
 	b.event("it is admitted again", func(ev Event) bool { return ev.Standing.Admitted })
 }
 
-// When the token in use lapses, what else was shown is shown again, once; then
-// a new file heals.
+// When the token in use lapses, a source that is not watched may have another;
+// where it has none, nothing is said. Then a new file heals.
 func TestLapse(t *testing.T) {
-	a, env, next := token(1, time.Hour), token(2, time.Hour), token(3, time.Hour)
-	names := map[string]string{a: "a", env: "env", next: "b"}
-	b := newTokenBench(t, func(c *Config) { c.Tokens.Environment = env })
+	a, other, next := token(1, time.Hour), token(2, time.Hour), token(3, time.Hour)
+	names := map[string]string{a: "a", other: "other", next: "b"}
+	credential := filepath.Join(t.TempDir(), "credential")
+	b := newTokenBench(t, func(c *Config) { c.Tokens.CredentialFile = credential })
 	b.s.accept(a)
 	b.put(a)
 	b.start().connected()
-	b.s.accept(env)
-	b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Adopted, Problem: wire.TokenExpired}})
-	if got := b.shows(b.auth(1).Offers, names); got != "file=a environment=env" {
+	if err := os.WriteFile(credential, []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.s.accept(other)
+	lapsed := wire.WorkOrder{Standing: &wire.Standing{State: wire.Adopted, Problem: wire.TokenExpired}}
+	b.s.order(lapsed)
+	if got := b.shows(b.auth(1).Offers, names); got != "file=a credential=other" {
 		t.Errorf("shows %q", got)
 	}
-	b.event("the other is in use", func(ev Event) bool { return ev.Standing.Source == wire.SourceEnvironment })
+	b.event("the other is in use", func(ev Event) bool { return ev.Standing.Source == wire.SourceCredential })
 	b.s.accept(next)
-	for range 3 { // also said again and again
-		b.s.tell()
-		b.event("none is usable", func(ev Event) bool { return !ev.Standing.Admitted })
-		b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Adopted, Admitted: true, Source: wire.SourceEnvironment}})
-		b.event("one is", func(ev Event) bool { return ev.Standing.Admitted })
-	}
-	b.s.tell()
+	b.s.order(lapsed)
+	b.event("none is usable", func(ev Event) bool { return !ev.Standing.Admitted })
 	b.put(next)
+	if got := b.shows(b.auth(2).Offers, names); got != "file=b credential=other" {
+		t.Errorf("shows %q", got)
+	}
 	b.event("the new one is in use", func(ev Event) bool { return ev.Standing.Expiry.Equal(expiry(next)) })
-	if n := len(b.s.auths); n != 3 || len(b.s.hellos) != 1 {
-		t.Errorf("%d authentications in %d sessions, want 3 in 1", n, len(b.s.hellos))
+	if n := len(b.s.auths); n != 2 || len(b.s.hellos) != 1 {
+		t.Errorf("%d authentications in %d sessions, want 2 in 1", n, len(b.s.hellos))
 	}
 }
 

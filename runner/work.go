@@ -102,25 +102,37 @@ func (r *Runner) assign(w *workStream, job wire.Assignment) {
 		}
 		return
 	}
-	refusal := r.refusal()
-	var a *attempt
-	if refusal == "" {
-		var err error
-		if a, err = r.record(job); err != nil {
-			r.spoolFailed(err)
-			refusal = err.Error()
-		}
+	refusal, err := r.take(job)
+	if err != nil {
+		r.spoolFailed(err)
+		refusal = err.Error()
 	}
 	if refusal != "" {
 		r.log.Warn("job refused", "job", job.Job, "attempt", job.Attempt, "why", refusal)
 		w.send(wire.WorkEvent{Nack: &wire.Nack{JobRef: job.JobRef, Error: refusal}})
 		return
 	}
-	r.adopt(a)
 	w.send(wire.WorkEvent{Ack: &job.JobRef})
 	if r.cfg.Once {
 		r.tellDrain()
 	}
+}
+
+// take records an assignment and holds it, or says why it does not; an error
+// is the spool's. Whoever has drained the runner and finds it idle can rely on
+// it.
+func (r *Runner) take(job wire.Assignment) (refusal string, err error) {
+	r.intake.Lock()
+	defer r.intake.Unlock()
+	if refusal = r.refusal(); refusal != "" {
+		return refusal, nil
+	}
+	a, err := r.record(job)
+	if err != nil {
+		return "", err
+	}
+	r.adopt(a)
+	return "", nil
 }
 
 // refusal is why no further job can be taken, "" when one can.
