@@ -66,6 +66,9 @@ func branches() []branch {
 			Reject     runnerReject     `cmd:"" help:"Refuse runners: no further job is given to them."`
 			Forget     runnerForget     `cmd:"" help:"Remove what is known of runners."`
 			Token      runnerToken      `cmd:"" help:"Make a token that admits a runner beforehand."`
+			Drain      runnerDrain      `cmd:"" help:"Give a runner no more jobs."`
+			Resume     runnerResume     `cmd:"" help:"Give jobs to a runner again."`
+			Status     runnerStatus     `cmd:"" help:"How the agent on this host fares, also without a server."`
 			Supervisor runnerSupervisor `cmd:"" hidden:"" help:"The parent of a runner's jobs; started by the runner."`
 		})},
 		{"run", "Run one command as a job: waypoint run [flags] -- CMD [ARG...]", new(runCommand)},

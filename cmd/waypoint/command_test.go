@@ -17,8 +17,8 @@ func TestCommands(t *testing.T) {
 		"deploy", "deployment list", "init",
 		"job cancel", "job inspect", "job list", "job retry", "job stream", "job wait", "job why",
 		"login", "release list", "release release", "run",
-		"runner adopt", "runner agent", "runner forget", "runner inspect", "runner list", "runner reject",
-		"runner supervisor", "runner token",
+		"runner adopt", "runner agent", "runner drain", "runner forget", "runner inspect", "runner list", "runner reject",
+		"runner resume", "runner status", "runner supervisor", "runner token",
 		"server bootstrap", "server run", "server status", "server token-key rotate", "status", "up", "user token", "version",
 	}
 	var got []string

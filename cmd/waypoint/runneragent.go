@@ -8,11 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime"
-	"strings"
 	"sync"
+	"syscall"
 
-	"github.com/waypointd/waypoint/cmd/internal/output"
 	"github.com/waypointd/waypoint/cmd/internal/systemd"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -20,9 +18,6 @@ import (
 	"github.com/waypointd/waypoint/runner/supervisor"
 	"github.com/waypointd/waypoint/statedir"
 )
-
-// runnerConfigFile is read when no other is named, if it is there.
-const runnerConfigFile = "/etc/waypoint/runner.toml"
 
 // runnerAgent is `waypoint runner agent`.
 type runnerAgent struct {
@@ -37,25 +32,13 @@ type runnerAgent struct {
 }
 
 func (*runnerAgent) Help() string {
-	return `Without --server-addr it connects to /run/waypoint/runner.sock. The first SIGTERM or SIGINT takes no more
-jobs and ends when the running ones have ended; the second stops those.
+	return `Without --server-addr it connects to /run/waypoint/runner.sock. Its token is the first usable one of: the file "token" in
+its state directory; --token-file, --token or $WAYPOINT_SERVER_TOKEN; the credential waypoint_token of the service
+manager. Without one it waits to be adopted. A new token in the file is taken up at once, by SIGHUP too.
+
+The first SIGTERM or SIGINT takes no more jobs and ends when the running ones have ended; the second stops those.
 Exit codes: 0 stopped on request or --once done, 2 wrong usage or configuration, 4 rejected (--once only),
 6 state directory in use, 1 anything else.`
-}
-
-// maxConcurrency is more than a host can do, and few enough to be counted by
-// everybody.
-const maxConcurrency = 10000
-
-// runnerConfig is runner.toml: a key for every flag.
-type runnerConfig struct {
-	ServerAddr  string            `toml:"server_addr"`
-	ID          string            `toml:"id"`
-	Labels      map[string]string `toml:"labels"`
-	Concurrency int               `toml:"concurrency"`
-	StateDir    string            `toml:"state_dir"`
-	LogLevel    string            `toml:"log_level"`
-	LogFormat   string            `toml:"log_format"`
 }
 
 func (c *runnerAgent) Run(a *app) error {
@@ -63,14 +46,14 @@ func (c *runnerAgent) Run(a *app) error {
 	if err == nil || context.Cause(a.ctx) != nil {
 		return err
 	}
-	if _, ok := errors.AsType[status](err); ok {
+	if _, ok := errors.AsType[withCode](err); ok {
 		return err
 	}
-	// Only these say something to whoever started it; see adoption.md's list in Help.
-	switch code := kindCode(wire.KindOf(err)); code {
-	case exitUsage, exitConflict:
+	// Only these say something to whoever started it; see Help.
+	switch wire.KindOf(err) {
+	case wire.BadUsage:
 		return err
-	case exitDenied:
+	case wire.Denied:
 		if c.Once {
 			return err
 		}
@@ -79,9 +62,15 @@ func (c *runnerAgent) Run(a *app) error {
 }
 
 func (c *runnerAgent) run(a *app) error {
-	cfg, addr, err := c.config(a)
+	cfg, err := c.config(a)
 	if err != nil {
 		return err
+	}
+	// Whatever it starts has no business with its token.
+	for _, name := range secrets {
+		if err := os.Unsetenv(name); err != nil {
+			return fmt.Errorf("start runner: %w", err)
+		}
 	}
 	log, err := programLog(a, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
@@ -93,7 +82,11 @@ func (c *runnerAgent) run(a *app) error {
 	}
 	defer dir.Close()
 	if err := dir.Lock("runner agent"); err != nil {
-		return fmt.Errorf("start runner: %w", err)
+		err = fmt.Errorf("start runner: %w", err)
+		if wire.KindOf(err) == wire.Conflict {
+			return withCode{err, exitConflict}
+		}
+		return err
 	}
 	key, err := dir.Identity()
 	if err != nil {
@@ -108,22 +101,31 @@ func (c *runnerAgent) run(a *app) error {
 		return fmt.Errorf("start supervisor: %w", err)
 	}
 	defer jobs.Close()
-	says := &agentSays{a: a, log: log, addr: addr.String(), fingerprint: statedir.Fingerprint(key.Public().(ed25519.PublicKey))}
+	says := &agentSays{
+		a: a, addr: cfg.addr.String(), tokenFile: dir.Path("token"),
+		fingerprint: statedir.Fingerprint(key.Public().(ed25519.PublicKey)),
+	}
+	tokens := runner.Tokens{Dir: dir, Environment: cfg.token, CredentialFile: a.credentialFile()}
+	a.warn(cfg.addr, cfg.trust)
 	r, err := runner.New(runner.Config{
-		Dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, addr, mux.Trust{Plain: true}) },
+		Dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, cfg.addr, pinned(cfg.trust, tokens)) },
 		ID:   id, Kind: wire.KindRemote, Key: key, Labels: cfg.Labels, Concurrency: cfg.Concurrency,
-		Dir: dir.Path(), Supervisor: jobs,
+		Dir: dir.Path(), Supervisor: jobs, Tokens: tokens,
 		Resupervise: func(ctx context.Context) (supervisor.Jobs, error) { return ensureSupervisor(ctx, dir) },
-		Once:        c.Once, Software: software(), Logger: log, Notify: says.notify,
+		Once:        c.Once, Software: software(), Server: cfg.addr.String(), Logger: log, Notify: says.notify,
 	})
 	if err != nil {
 		return fmt.Errorf("start runner: %w", err)
 	}
-	log.Info("runner started", "runner", id, "server", addr.String(), "version", number)
+	control, err := runner.ListenControl(dir.Path())
+	if err != nil {
+		return fmt.Errorf("start runner: %w", err)
+	}
+	log.Info("runner started", "runner", id, "server", cfg.addr.String(), "version", number)
 	if err := systemd.Ready(); err != nil {
 		log.Warn("service manager does not listen", "error", err)
 	}
-	err = c.serve(a, r, log)
+	err = c.serve(a, r, control, log)
 	systemd.Stopping()
 	if err != nil {
 		return fmt.Errorf("run runner: %w", err)
@@ -132,9 +134,23 @@ func (c *runnerAgent) run(a *app) error {
 	return nil
 }
 
-// serve runs the runner: the first signal drains it, the second stops its
-// jobs.
-func (c *runnerAgent) serve(a *app, r *runner.Runner, log *slog.Logger) error {
+// pinned is the trust of the configuration and of all tokens there are: each
+// carries the fingerprint of its server. They change, so it is asked anew for
+// each connection.
+func pinned(trust mux.Trust, tokens runner.Tokens) mux.Trust {
+	trust.Pins = trust.Pins[:len(trust.Pins):len(trust.Pins)]
+	for _, offer := range tokens.Read(nil) {
+		if claims, err := wire.ReadToken(offer.Token); err == nil && isFingerprint(claims.Pin) {
+			trust.Pins = append(trust.Pins, claims.Pin)
+		}
+	}
+	return trust
+}
+
+// serve runs the runner, and answers the command lines of this host: the
+// first signal drains it, the second stops its jobs, SIGHUP has it look at
+// its tokens.
+func (c *runnerAgent) serve(a *app, r *runner.Runner, control net.Listener, log *slog.Logger) error {
 	ctx, halt := context.WithCancel(a.ctx)
 	defer halt()
 	stop, drain := context.WithCancel(ctx)
@@ -148,14 +164,18 @@ func (c *runnerAgent) serve(a *app, r *runner.Runner, log *slog.Logger) error {
 	})()
 	var listen sync.WaitGroup
 	listen.Go(func() {
-		for n := 1; ; n++ {
+		for n := 0; ; {
 			select {
 			case <-ctx.Done():
 				return
 			case s := <-signals:
-				if n == 1 {
+				if s == syscall.SIGHUP {
+					log.Info("looking at the tokens", "signal", s.String())
+					r.Reload()
+					continue
+				}
+				if n++; n == 1 {
 					log.Info("draining: no more jobs are taken; once more stops the running ones", "signal", s.String())
-					systemd.Status("Draining.")
 					drain()
 					continue
 				}
@@ -164,124 +184,13 @@ func (c *runnerAgent) serve(a *app, r *runner.Runner, log *slog.Logger) error {
 			}
 		}
 	})
+	listen.Go(func() {
+		if err := r.ServeControl(ctx, control); err != nil && ctx.Err() == nil {
+			log.Error("command lines of this host are not answered any more", "error", err)
+		}
+	})
 	err := r.Run(ctx, stop)
 	halt()
 	listen.Wait()
 	return err
-}
-
-// config is the configuration and the server's address: flags over
-// environment over file over defaults.
-func (c *runnerAgent) config(a *app) (*runnerConfig, mux.Address, error) {
-	cfg := new(runnerConfig)
-	fail := func(err error) (*runnerConfig, mux.Address, error) { return nil, mux.Address{}, err }
-	if a.NoServer {
-		return fail(wire.Errorf(wire.BadUsage, "choose server: a runner without a server has nothing to do").WithHint("leave out --no-server"))
-	}
-	if err := loadConfig(c.Config, runnerConfigFile, cfg); err != nil {
-		return fail(err)
-	}
-	override(&cfg.ID, c.ID)
-	override(&cfg.LogLevel, c.LogLevel)
-	override(&cfg.LogFormat, c.LogFormat)
-	override(&cfg.StateDir, c.StateDir)
-	if err := c.labels(a, cfg); err != nil {
-		return fail(err)
-	}
-	if c.Concurrency != 0 {
-		cfg.Concurrency = c.Concurrency
-	}
-	if cfg.Concurrency < 0 {
-		return fail(wire.Errorf(wire.BadUsage, "read concurrency: %d jobs at once cannot be", cfg.Concurrency))
-	}
-	if cfg.Concurrency > maxConcurrency {
-		return fail(wire.Errorf(wire.BadUsage, "read concurrency: %d jobs at once are over the limit of %d", cfg.Concurrency, maxConcurrency))
-	}
-	if cfg.Concurrency == 0 {
-		cfg.Concurrency = runtime.NumCPU()
-	}
-	from := "server_addr"
-	if env := a.env.get("WAYPOINT_SERVER_ADDR"); env != "" {
-		cfg.ServerAddr, from = env, "WAYPOINT_SERVER_ADDR"
-	}
-	if a.ServerAddr != "" {
-		cfg.ServerAddr, from = a.ServerAddr, "--server-addr"
-	}
-	if cfg.ServerAddr == "" {
-		cfg.ServerAddr = "unix://" + runnerSocket
-	}
-	addr, err := parseAddress(cfg.ServerAddr, from)
-	if err != nil {
-		return fail(err)
-	}
-	cfg.StateDir, err = a.stateDir(cfg.StateDir, "/var/lib/waypoint-runner", "waypoint-runner")
-	return cfg, addr, err
-}
-
-// labels takes the labels of the flags, else of the environment, else of the
-// file.
-func (c *runnerAgent) labels(a *app, cfg *runnerConfig) error {
-	given, name := c.Label, "--label"
-	if len(given) == 0 {
-		given, name = splitList(a.env.get("WAYPOINT_RUNNER_LABELS")), "WAYPOINT_RUNNER_LABELS"
-	}
-	if len(given) == 0 {
-		return nil
-	}
-	labels, err := pairs(name, given)
-	cfg.Labels = labels
-	return err
-}
-
-// agentSays tells a person and the service manager how the runner fares.
-type agentSays struct {
-	a           *app
-	log         *slog.Logger
-	addr        string
-	fingerprint string
-
-	mu      sync.Mutex
-	pending bool   // said that it waits to be adopted
-	last    string // STATUS, guarded by mu
-}
-
-func (s *agentSays) notify(e runner.Event) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	line := ""
-	switch {
-	case e.Err != nil || e.State == "":
-		line = "Not connected to " + s.addr + "."
-		if e.Err != nil {
-			line = fmt.Sprintf("Not connected to %s: %s.", s.addr, oneLine(e.Err.Error()))
-		}
-	case e.State == wire.Pending:
-		line = fmt.Sprintf("Waiting for: waypoint runner adopt %s", e.ID)
-		if !s.pending {
-			s.a.note("runner %s is pending: it gets no jobs until it is adopted; its key is %s", e.ID, s.fingerprint)
-			s.a.hint("waypoint runner adopt %s", e.ID)
-		}
-	case e.State == wire.Rejected:
-		line = "Rejected by an operator; waiting."
-	default:
-		line = fmt.Sprintf("Connected (%s), %s running.", e.State, output.Count(e.Jobs, "job"))
-	}
-	if e.State != "" {
-		s.pending = e.State == wire.Pending
-	}
-	if line != s.last {
-		s.last = line
-		systemd.Status(line)
-	}
-}
-
-// splitList splits at commas, leaving out what is empty.
-func splitList(s string) []string {
-	var list []string
-	for part := range strings.SplitSeq(s, ",") {
-		if part = strings.TrimSpace(part); part != "" {
-			list = append(list, part)
-		}
-	}
-	return list
 }

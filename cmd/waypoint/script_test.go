@@ -81,6 +81,7 @@ func TestModes(t *testing.T) {
 }
 
 func params(t *testing.T, dir string) testscript.Params {
+	checkNoStop(t, dir)
 	if systemSocketExists() {
 		t.Skip("a packaged server runs on this machine")
 	}
@@ -101,7 +102,7 @@ func params(t *testing.T, dir string) testscript.Params {
 			"agent":     startAgent,
 			"adopted":   adopt,
 			"start":     start,
-			"stop":      stop,
+			"halt":      halt,
 			"signal":    signalTo,
 			"ended":     ended,
 			"until":     until,
@@ -115,6 +116,25 @@ func params(t *testing.T, dir string) testscript.Params {
 			"notify":    notifySocket,
 			"usertoken": userTokenVar,
 		},
+	}
+}
+
+// checkNoStop finds scripts that would end half-way and pass: "stop" is
+// testscript's own command for that.
+func checkNoStop(t *testing.T, dir string) {
+	t.Helper()
+	scripts, err := filepath.Glob(filepath.Join(dir, "*.txtar"))
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("no scripts in %s: %v", dir, err)
+	}
+	for _, script := range scripts {
+		text, err := os.ReadFile(script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if regexp.MustCompile(`(?m)^(\[[^]]*\] *)*stop\b`).Match(text) {
+			t.Errorf("%s uses stop, behind which nothing is run; halt ends a program", script)
+		}
 	}
 }
 
@@ -288,9 +308,10 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	of(ts).spawn(ts, args[0], args[1:]...)
 }
 
-// stop NAME [CODE]: SIGTERM, and waits for the end with that exit code.
-func stop(ts *testscript.TestScript, neg bool, args []string) {
-	need(ts, neg, args, 1, "stop NAME [CODE]")
+// halt NAME [CODE]: SIGTERM, and waits for the end with that exit code. It is
+// not called stop: that is testscript's own, and ends the script there.
+func halt(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "halt NAME [CODE]")
 	signalTo(ts, false, []string{args[0], "TERM"})
 	ended(ts, false, args)
 }

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/waypointd/waypoint/cmd/internal/output"
+	"github.com/waypointd/waypoint/cmd/internal/systemd"
+	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/runner"
+)
+
+// agentSays tells a person, on stderr, and the service manager how the runner
+// fares. What calls for somebody is said once, with what to type; STATUS
+// always says how things are now; the rest is in the log. No token is ever
+// said.
+type agentSays struct {
+	a           *app
+	addr        string
+	fingerprint string
+	tokenFile   string
+
+	mu       sync.Mutex
+	state    string // what was said last of whether it gets jobs; guarded by mu
+	refusal  string // and of the server's refusal, "" while it is not refused; guarded by mu
+	rejected bool   // by an operator; guarded by mu
+	low      int    // the mark below which the token's life was said to be; guarded by mu
+	line     string // STATUS; guarded by mu
+}
+
+// notify is told of each change by the runner.
+func (s *agentSays) notify(e runner.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case e.Err != nil:
+		s.tellRefusal(e.ID, e.Err)
+	case e.State != "" && e.Standing != nil:
+		s.refusal, s.rejected = "", e.State == wire.Rejected
+		s.tellState(e.ID, e.Standing)
+		s.tellLife(e)
+	}
+	if line := s.status(e); line != s.line {
+		s.line = line
+		systemd.Status(line) // whether anybody listens was seen at the start
+	}
+}
+
+// why is a problem with its detail.
+func why(p wire.Problem, detail string) string {
+	return strings.TrimSuffix(problemWords(p)+": "+detail, ": ")
+}
+
+// tellState says whether jobs are given, and what to do if not.
+func (s *agentSays) tellState(id string, st *wire.Standing) {
+	what := string(st.State)
+	if !st.Admitted {
+		what += " " + why(st.Problem, st.Detail)
+	}
+	if s.state == what {
+		return
+	}
+	s.state = what
+	switch {
+	case st.State == wire.Rejected:
+		s.a.note("runner %s was rejected by an operator: it gets no jobs", id)
+		s.a.hint("waypoint runner adopt %s, or put a token that is made from now on with waypoint runner token --id %s into %s", id, id, s.tokenFile)
+	case st.State == wire.Pending && (st.Problem == wire.NoToken || st.Problem == ""):
+		s.a.note("runner %s is pending: it gets no jobs until it is adopted; its key is %s", id, s.fingerprint)
+		s.a.hint("waypoint runner adopt %s --fingerprint %s", id, s.fingerprint)
+	case st.State == wire.Pending:
+		s.a.note("runner %s is pending: it gets no jobs until it is adopted (%s); its key is %s", id, why(st.Problem, st.Detail), s.fingerprint)
+		s.a.hint("waypoint runner adopt %s --fingerprint %s, or put a new token into %s", id, s.fingerprint, s.tokenFile)
+	case !st.Admitted:
+		s.a.note("runner %s is %s, but gets no jobs: %s", id, st.State, why(st.Problem, st.Detail))
+		s.a.hint("%s", s.heal(id))
+	default:
+		s.a.note("runner %s is %s: it gets jobs", id, st.State)
+	}
+}
+
+// heal is what helps a runner without a usable token.
+func (s *agentSays) heal(id string) string {
+	return fmt.Sprintf("put a new token into %s, or: waypoint runner adopt %s", s.tokenFile, id)
+}
+
+// tellLife says what to do about a token that has not long to live; that it
+// has not is in the log.
+func (s *agentSays) tellLife(e runner.Event) {
+	low := e.Low
+	if !e.Standing.Admitted {
+		low = 0
+	}
+	if low != 0 && low != s.low {
+		s.a.note("the token of runner %s expires at %s: below %d %% of its life", e.ID, instant(e.Standing.Expiry), low)
+		s.a.hint("%s", s.heal(e.ID))
+	}
+	s.low = low
+}
+
+// tellRefusal says why a server that is there does not take the runner.
+func (s *agentSays) tellRefusal(id string, err error) {
+	kind := wire.KindOf(err)
+	switch kind {
+	case wire.Denied, wire.Unauthenticated, wire.Expired, wire.BadUsage, wire.Conflict, wire.Unimplemented:
+	default:
+		return // nobody is there; the log has it
+	}
+	if s.refusal == err.Error() || kind == wire.Denied && s.rejected {
+		return
+	}
+	s.refusal, s.state = err.Error(), ""
+	s.a.note("runner %s is refused: %v; it goes on asking", id, err)
+	if e, ok := errors.AsType[*wire.Error](err); ok && e.Hint != "" {
+		s.a.hint("%s", e.Hint)
+	}
+}
+
+// status is the line for the service manager.
+func (s *agentSays) status(e runner.Event) string {
+	jobs := output.Count(e.Jobs, "job") + " running"
+	st := e.Standing
+	switch {
+	case e.Stopping:
+		return fmt.Sprintf("Stopping, %s.", jobs)
+	case e.Err != nil:
+		return fmt.Sprintf("Not connected to %s: %s.", s.addr, oneLine(e.Err.Error()))
+	case e.State == "" || st == nil:
+		return fmt.Sprintf("Not connected to %s.", s.addr)
+	case st.State == wire.Pending:
+		return fmt.Sprintf("Waiting for: waypoint runner adopt %s --fingerprint %s", e.ID, s.fingerprint)
+	case st.State == wire.Rejected:
+		return "Rejected by an operator; waiting."
+	case !st.Admitted:
+		return fmt.Sprintf("Connected (%s), %s, gets no jobs: %s; %s", st.State, jobs, why(st.Problem, st.Detail), s.heal(e.ID))
+	}
+	line := fmt.Sprintf("Connected (%s), %s, token from the %s until %s", st.State, jobs, sourceWords(st.Source), instant(st.Expiry))
+	if e.Low != 0 {
+		line += fmt.Sprintf(" (below %d %% of its life)", e.Low)
+	}
+	switch {
+	case e.Draining:
+		line += ", drained on this host"
+	case st.Draining:
+		line += ", drained at the server"
+	}
+	return line + "."
+}
