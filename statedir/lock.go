@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,7 +18,9 @@ const lockFile = "lock"
 
 // Lock takes the directory for this process ("what" and pid are written into the lock file, so that a second one
 // can name the first). A held lock is a *wire.Error of kind Conflict naming
-// the holder. It is released by Close and by the process's death.
+// the holder. It is released by Close and by the process's death: not at once
+// if that was just starting another program, which has the lock as well until
+// it is that program. For a holder that is dead Lock waits, up to 2 s.
 func (d *Dir) Lock(what string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -27,7 +31,11 @@ func (d *Dir) Lock(what string) error {
 	if err != nil {
 		return d.explain("lock", err)
 	}
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
+	if err == unix.EWOULDBLOCK {
+		err = inherit(f)
+	}
+	if err != nil {
 		defer f.Close()
 		if err != unix.EWOULDBLOCK {
 			return d.explain("lock", &os.PathError{Op: "flock", Path: f.Name(), Err: err})
@@ -49,9 +57,34 @@ func (d *Dir) Lock(what string) error {
 	return nil
 }
 
+// deadHolder is for how long Lock waits for the lock of a dead process.
+const deadHolder = 2 * time.Second
+
+// inherit takes the lock of a process that is dead; EWOULDBLOCK where that
+// one lives, or cannot be told, or something of it still holds the lock.
+func inherit(f *os.File) error {
+	tick := time.NewTicker(5 * time.Millisecond) // the kernel has no wait with an end
+	defer tick.Stop()
+	for limit := time.Now().Add(deadHolder); time.Now().Before(limit); <-tick.C {
+		m := holderPID.FindStringSubmatch(holder(f))
+		if m == nil {
+			return unix.EWOULDBLOCK
+		}
+		if pid, err := strconv.Atoi(m[1]); err != nil || unix.Kill(pid, 0) != unix.ESRCH {
+			return unix.EWOULDBLOCK
+		}
+		if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+			return err
+		}
+	}
+	return unix.EWOULDBLOCK
+}
+
+var holderPID = regexp.MustCompile(`, pid ([1-9][0-9]*), since `)
+
 // holder is what the lock file says of the process that has the lock.
 func holder(f *os.File) string {
-	b, err := io.ReadAll(io.LimitReader(f, 512))
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, 512))
 	if s := oneLine(string(b)); err == nil && s != "" {
 		return s
 	}

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +62,20 @@ func child(what, dir string, args ...string) int {
 		}
 		fmt.Println(err)
 		bufio.NewReader(os.Stdin).ReadString('\n')
+	case "bequeath":
+		// Hands the lock on to a program that ends with its input, as every
+		// program has it between fork and exec.
+		d, err := Open(dir)
+		if err == nil {
+			err = d.Lock("the dead one")
+		}
+		if err == nil {
+			cmd := exec.Command("cat")
+			cmd.Stdin, cmd.ExtraFiles = os.Stdin, []*os.File{d.lock}
+			err = cmd.Start()
+		}
+		fmt.Println(err)
+		select {}
 	case "write":
 		// Writes alternating contents until it is killed.
 		d, err := Open(dir)
@@ -310,6 +325,44 @@ func TestLockNamesHolder(t *testing.T) {
 		t.Error(err)
 	}
 	second.Close()
+}
+
+// TestLockOfTheDead holds that a lock is waited for which only what the dead
+// one had begun to start still holds, and that the wait ends.
+func TestLockOfTheDead(t *testing.T) {
+	d := open(t)
+	cmd := self(t, "bequeath", d.Path())
+	stdin, stdinWriter, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	defer stdinWriter.Close()
+	cmd.Stdin = stdin
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "<nil>\n" {
+		t.Fatalf("child: %q %v", line, err)
+	}
+	begin := time.Now()
+	wantError(t, d.Lock("us"), wire.Conflict, "the dead one, pid "+strconv.Itoa(cmd.Process.Pid))
+	if took := time.Since(begin); took >= deadHolder {
+		t.Errorf("the lock of one who lives was waited for, for %s", took)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	if !testing.Short() {
+		wantError(t, d.Lock("us"), wire.Conflict, "the dead one, pid "+strconv.Itoa(cmd.Process.Pid))
+	}
+	go stdinWriter.Close()
+	if err := d.Lock("us"); err != nil {
+		t.Errorf("a dead one's lock is not taken: %v", err)
+	}
 }
 
 func TestWriteFile(t *testing.T) {
