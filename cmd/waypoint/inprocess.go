@@ -54,6 +54,7 @@ func (a *app) startInProcess(conn *connection, root string) (*inProcess, error) 
 		Dial:        conn.dial,
 		Kind:        wire.KindLocal,
 		Key:         key,
+		Login:       conn.login,
 		Concurrency: 1,
 		Dir:         dir,
 		Supervisor:  p.supervisor,

@@ -45,7 +45,7 @@ const (
 // localLease is how long a local server waits for the runner of a job. The
 // runner lives in the same process and is never out of contact: a job that a
 // new server finds running was that of a command that has been killed.
-const localLease = 10 * time.Millisecond
+const localLease = time.Millisecond
 
 // startLocalServer opens the user's store. Commands in local mode use it one
 // after the other: a second one says for whom it waits. Only a command that a
