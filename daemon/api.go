@@ -48,9 +48,14 @@ func (s *Server) api() []method {
 		{wire.MethodRunnerList, client, mux.Unary(s.runnerList)},
 		{wire.MethodRunnerInspect, client, mux.Unary(s.runnerInspect)},
 		{wire.MethodRunnerAdopt, client, mux.Unary(s.runnerAdopt)},
+		{wire.MethodRunnerReject, client, mux.Unary(s.runnerReject)},
+		{wire.MethodRunnerForget, client, mux.Unary(s.runnerForget)},
+		{wire.MethodRunnerDrain, client, mux.Unary(s.runnerDrain)},
+		{wire.MethodRunnerWait, client, mux.Unary(s.runnerWait)},
 		{wire.MethodRunnerToken, client, mux.Unary(s.runnerToken)},
 		{wire.MethodRunnerMatch, client, mux.Unary(s.runnerMatch)},
 
+		{wire.MethodAuthenticate, runner, mux.Unary(s.authenticate)},
 		{wire.MethodWork, runner, s.runnerWork},
 		{wire.MethodReport, runner, s.runnerReport}, // for jobs the runner was given: the attempt is the permission
 	}

@@ -5,13 +5,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/adoption"
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
+// newcomer is a runner whose work stream is about to begin.
+func newcomer(id string, state wire.RunnerState) *member {
+	standing := wire.Standing{State: state, Admitted: state == wire.Adopted}
+	return &member{visitor: &visitor{id: id, standing: standing, forgotten: make(chan struct{})}, orders: newOrders()}
+}
+
 // working is a runner with a work stream.
 func working(f *fleet, id string) *member {
-	m := &member{id: id, state: wire.Adopted, concurrency: 1, orders: newOrders()}
+	m := newcomer(id, wire.Adopted)
 	f.join(m)
 	f.reconcile(m, wire.WorkBegin{Concurrency: 1}, time.Second, time.Now())
 	m.orders.take()
@@ -38,15 +45,16 @@ func TestLateAcknowledgement(t *testing.T) {
 	if d := f.due(late); !slices.Contains(d.requeue, ref) {
 		t.Fatalf("not due in time: %v", d.requeue)
 	}
-	if ok, _ := f.ack(ref, "one", late); ok {
+	if start, drop, _ := f.ack(f.members["one"], ref, late); start || !drop {
 		t.Error("the start of what is taken back was confirmed")
 	}
 	// Nor is it kept by a runner that comes back now.
-	again := &member{id: "one", state: wire.Adopted, orders: newOrders()}
+	again := newcomer("one", wire.Adopted)
 	f.leave(f.members["one"], late)
 	f.join(again)
 	d := f.reconcile(again, wire.WorkBegin{Held: []wire.Held{{JobRef: ref}}}, time.Second, late)
-	if begun := again.orders.take()[1].Begun; len(begun.Keep) != 0 || !slices.Contains(begun.Drop, ref) {
+	orders, _ := again.orders.take()
+	if begun := orders[1].Begun; len(begun.Keep) != 0 || !slices.Contains(begun.Drop, ref) {
 		t.Errorf("told %+v, want to drop it", begun)
 	}
 	if !slices.Contains(d.requeue, ref) {
@@ -62,14 +70,13 @@ func TestLateAcknowledgement(t *testing.T) {
 // state; reconcile says it instead.
 func TestNothingIsSaidBeforeTheState(t *testing.T) {
 	f := newFleet(time.Hour, time.Hour)
-	m := &member{id: "one", state: wire.Pending, orders: newOrders()}
+	m := newcomer("one", wire.Pending)
 	f.join(m)
-	f.setState("one", wire.Adopted)
+	f.stand(m.visitor, adoption.Outcome{Standing: wire.Standing{State: wire.Adopted, Admitted: true}}, nil, nil, time.Now())
 	ref := assigned(f, "job", "one", time.Now()) // committed while it came back
 	f.cancel("job", false)
-	f.recallState(m, wire.Pending) // read before it was adopted
 	d := f.reconcile(m, wire.WorkBegin{Concurrency: 1}, time.Second, time.Now())
-	orders := m.orders.take()
+	orders, _ := m.orders.take()
 	if len(orders) != 2 || !orders[0].Admits() || orders[1].Begun == nil {
 		t.Errorf("told %+v, want the state and what it holds", orders)
 	}
@@ -84,7 +91,7 @@ func TestAbsenceIsForgottenOnce(t *testing.T) {
 	f := newFleet(time.Hour, time.Second)
 	now := time.Now()
 	m := working(f, "one")
-	f.ack(assigned(f, "job", "one", now), "one", now)
+	f.ack(m, assigned(f, "job", "one", now), now)
 	f.leave(m, now)
 	d := f.due(now.Add(time.Second))
 	if len(d.gone) != 1 || len(d.lost) != 1 {
@@ -118,7 +125,7 @@ func TestExpectedRunnerHasTimeToBegin(t *testing.T) {
 // A runner that talks and never reads is not given memory without end.
 func TestConcurrencyIsBounded(t *testing.T) {
 	f := newFleet(time.Hour, time.Hour)
-	m := &member{id: "one", state: wire.Adopted, orders: newOrders()}
+	m := newcomer("one", wire.Adopted)
 	f.join(m)
 	for concurrency, want := range map[int]int{-1: 0, 7: 7, 1 << 40: maxConcurrency} {
 		f.reconcile(m, wire.WorkBegin{Concurrency: concurrency}, time.Second, time.Now())

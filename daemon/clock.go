@@ -4,7 +4,6 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -60,6 +59,8 @@ func (s *Server) tick(now time.Time) (time.Time, error) {
 		s.requeue(d.requeue, "not acknowledged"),
 		s.lose(d.lost, "its runner was out of contact for longer than "+s.cfg.Lease.String()),
 		s.abandon(d.gone, now),
+		s.lapse(d.lapsed),
+		s.renew(d.renew),
 	); err != nil {
 		return time.Time{}, err
 	}
@@ -120,30 +121,24 @@ func (s *Server) lose(refs []wire.JobRef, why string) error {
 // give takes attempts from their runners: f in the store, then here. An
 // attempt that is not live in the store either is only forgotten here.
 func (s *Server) give(refs []wire.JobRef, why string, level slog.Level, what string, f func(*store.Tx, wire.JobRef) error) error {
-	errs := make([]error, len(refs))
-	var all sync.WaitGroup
-	turn := make(chan struct{}, giveAtOnce)
-	for i, ref := range refs {
-		turn <- struct{}{}
-		all.Go(func() {
-			defer func() { <-turn }()
-			err := s.store.Update(s.ctx, func(tx *store.Tx) error { return f(tx, ref) })
-			switch wire.KindOf(err) {
-			case "":
-				s.log.Log(s.ctx, level, what, "job", ref.Job, "attempt", ref.Attempt, "why", why)
-			case wire.Conflict, wire.NotFound:
-			default:
-				errs[i] = err
-				return
-			}
-			s.fleet.end(ref, true)
-		})
-	}
-	all.Wait()
+	err := together(refs, func(ref wire.JobRef) error {
+		runner := s.fleet.runnerOf(ref)
+		err := s.store.Update(s.ctx, func(tx *store.Tx) error { return f(tx, ref) })
+		switch wire.KindOf(err) {
+		case "":
+			s.log.Log(s.ctx, level, what, "job", ref.Job, "attempt", ref.Attempt, "why", why)
+		case wire.Conflict, wire.NotFound:
+		default:
+			return err
+		}
+		s.fleet.end(ref, true)
+		s.fleet.settleRejected(runner)
+		return nil
+	})
 	if len(refs) > 0 {
 		s.store.Kick()
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // giveAtOnce is how many attempts are taken from their runners at a time, so
@@ -166,35 +161,4 @@ func (s *Server) abandon(gone []absence, now time.Time) error {
 		s.fleet.forget(g)
 	}
 	return nil
-}
-
-// Retention runs a while after start, so that a restart is quick, and then
-// regularly.
-const (
-	firstPrune = time.Minute
-	pruneEvery = 10 * time.Minute
-)
-
-// janitor removes what need not be kept.
-func (s *Server) janitor() {
-	timer := time.NewTimer(firstPrune)
-	defer timer.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-timer.C:
-		}
-		n, err := s.store.Prune(s.ctx, s.cfg.RetainFor, s.cfg.RetainJobs, time.Now())
-		if err != nil && s.ctx.Err() == nil {
-			s.log.Warn("retention failed, trying again later", "err", err)
-		}
-		if n > 0 {
-			s.log.Info("old jobs removed", "count", n)
-		}
-		if err := s.dropTokenKeys(s.ctx, time.Now()); err != nil && s.ctx.Err() == nil {
-			s.log.Warn("old token keys could not be removed, trying again later", "err", err)
-		}
-		timer.Reset(pruneEvery)
-	}
 }

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,7 +54,12 @@ type Config struct {
 	RetainJobs int           // ended jobs; 100,000
 
 	MaxSessions int // connections at once; 20,000
-	MaxPending  int // runners waiting for adoption; 1,000
+
+	MaxPending        int           // runners waiting for adoption; 1,000
+	MaxPendingPerPeer int           // those of one address (of IPv6, one /64) or user; 16
+	PendingFor        time.Duration // a runner waiting for adoption is kept so long after it was last seen; 24 h
+	GrantLife         time.Duration // of the tokens of adopted runners; 30 days
+	NoTokenRenew      bool          // tokens of adopted runners are not renewed
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -66,6 +72,8 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.Lease, 2*time.Minute)
 	def(&c.Heartbeat, 10*time.Second)
 	def(&c.RetainFor, 30*24*time.Hour)
+	def(&c.PendingFor, 24*time.Hour)
+	def(&c.GrantLife, wire.DefaultTokenLife)
 	if c.LogLimit == 0 {
 		c.LogLimit = 1 << 30
 	}
@@ -78,6 +86,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.MaxPending == 0 {
 		c.MaxPending = 1_000
 	}
+	if c.MaxPendingPerPeer == 0 {
+		c.MaxPendingPerPeer = 16
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -85,6 +96,8 @@ func (c Config) withDefaults() (Config, error) {
 		"ack timeout": int64(c.AckTimeout), "lease": int64(c.Lease), "heartbeat": int64(c.Heartbeat),
 		"log limit": c.LogLimit, "retention time": int64(c.RetainFor), "retained jobs": int64(c.RetainJobs),
 		"sessions": int64(c.MaxSessions), "pending runners": int64(c.MaxPending),
+		"pending runners of one peer": int64(c.MaxPendingPerPeer), "time of a pending runner": int64(c.PendingFor),
+		"life of a granted token": int64(c.GrantLife),
 	} {
 		if v < 0 {
 			return c, wire.Errorf(wire.BadUsage, "%s must be positive", name)
@@ -103,6 +116,7 @@ type Server struct {
 	started time.Time
 
 	fleet    *fleet
+	turns    *turns
 	watchers *watchers
 	keys     *keyring
 	roster   roster
@@ -145,6 +159,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, dir: dir, started: time.Now(),
 		watchers: newWatchers(),
+		turns:    newTurns(),
 		fatal:    make(chan error, 1),
 		alarm:    make(chan struct{}, 1),
 		slots:    make(chan struct{}, cfg.MaxSessions),
@@ -193,8 +208,29 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.fleet.restore(active, awaited, time.Now())
+	orphaned, err := s.orphaned(ctx, active)
+	if err != nil {
+		return err
+	}
+	s.fleet.restore(active, awaited, orphaned, time.Now())
 	return nil
+}
+
+// orphaned are the runners with active jobs that have been forgotten, and not
+// admitted again since: their record, if there is one, has never had a token.
+func (s *Server) orphaned(ctx context.Context, active []store.Active) (map[string]bool, error) {
+	orphaned := map[string]bool{}
+	for _, a := range active {
+		if _, ok := orphaned[a.RunnerID]; ok || strings.HasPrefix(a.RunnerID, localPrefix) {
+			continue
+		}
+		r, err := s.store.Runner(ctx, a.RunnerID)
+		if err != nil && wire.KindOf(err) != wire.NotFound {
+			return nil, fmt.Errorf("read the runner of an active job: %w", err)
+		}
+		orphaned[a.RunnerID] = r.TokenExpiry.IsZero()
+	}
+	return orphaned, nil
 }
 
 // serverID is kept in the store, so that several servers over one are one.

@@ -19,6 +19,7 @@ type fleet struct {
 	members map[string]*member             // by runner id; those with a session
 	active  map[string]*attempt            // by job id; assigned or running
 	held    map[string]map[string]*attempt // runner id -> its part of active
+	waiters map[string]chan struct{}       // by runner id; closed when it has no active attempt any more
 	away    map[string]time.Time           // runner id -> since when, for runners with active attempts or kind local
 }
 
@@ -35,6 +36,7 @@ type attempt struct {
 	reported   bool // a report has been opened
 	absent     bool // its runner has said that it does not have it
 	recalled   bool // it goes back to the queue: its start is confirmed no more
+	orphan     bool // its runner has been forgotten, and not admitted since
 }
 
 // maxConcurrency bounds the jobs of one runner: each needs a stream of its session.
@@ -46,13 +48,15 @@ func newFleet(ackTimeout, lease time.Duration) *fleet {
 		members: map[string]*member{},
 		active:  map[string]*attempt{},
 		held:    map[string]map[string]*attempt{},
+		waiters: map[string]chan struct{}{},
 		away:    map[string]time.Time{},
 	}
 }
 
 // restore takes up what the store says was going on before this process, and
 // the local runners that jobs are queued for.
-func (f *fleet) restore(active []store.Active, awaited []string, now time.Time) {
+// Of the orphaned runners there is no record from before.
+func (f *fleet) restore(active []store.Active, awaited []string, orphaned map[string]bool, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, id := range awaited {
@@ -64,7 +68,7 @@ func (f *fleet) restore(active []store.Active, awaited []string, now time.Time) 
 		f.put(&attempt{
 			JobRef: a.JobRef, runner: a.RunnerID,
 			running: a.State == wire.Running, durable: a.State == wire.Running,
-			cancelSent: a.CancelRequested,
+			cancelSent: a.CancelRequested, orphan: orphaned[a.RunnerID],
 		})
 		f.away[a.RunnerID] = now
 	}
@@ -91,6 +95,10 @@ func (f *fleet) remove(a *attempt) {
 	delete(f.held[a.runner], a.Job)
 	if len(f.held[a.runner]) == 0 {
 		delete(f.held, a.runner)
+		if c := f.waiters[a.runner]; c != nil {
+			delete(f.waiters, a.runner)
+			close(c)
+		}
 	}
 }
 
@@ -120,7 +128,7 @@ func (f *fleet) end(ref wire.JobRef, tell bool) {
 
 // tellDrop has a runner forget an attempt that it may have.
 func (f *fleet) tellDrop(a *attempt) {
-	if !a.absent {
+	if !a.absent && !a.orphan {
 		f.tell(a.runner, wire.WorkOrder{Drop: &a.JobRef})
 	}
 }
@@ -139,27 +147,34 @@ func (f *fleet) assign(made []store.Assigned, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, as := range made {
-		f.put(&attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, ackBy: now.Add(f.ackTimeout)})
+		a := &attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, ackBy: now.Add(f.ackTimeout)}
+		f.put(a)
+		if m := f.members[as.RunnerID]; m == nil || !m.admitted(now) {
+			a.recalled = true // decided while this was being committed
+			continue
+		}
 		f.tell(as.RunnerID, wire.WorkOrder{Assign: &as.Assignment})
 	}
 }
 
-// ack confirms the start of an assigned attempt; false means that it is not
-// this runner's to start.
-func (f *fleet) ack(ref wire.JobRef, runner string, now time.Time) (ok, durable bool) {
+// ack confirms the start of an assigned attempt. Of one that is not the
+// runner's to start it is told drop; of an orphan nothing, until the runner is
+// admitted again.
+func (f *fleet) ack(m *member, ref wire.JobRef, now time.Time) (start, drop, durable bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a := f.find(ref, runner)
-	if a == nil || a.recalled {
-		return false, false
+	a := f.find(ref, m.id)
+	switch {
+	case a != nil && a.orphan:
+		return false, false, false
+	case a == nil || a.recalled:
+		return false, true, false
 	}
 	if !a.running {
 		a.running, a.startedAt = true, now
 	}
-	if m := f.members[runner]; m != nil {
-		m.refusals = 0
-	}
-	return true, a.durable
+	m.refusals = 0
+	return true, false, a.durable
 }
 
 // started is when a running attempt was confirmed, zero when the store knows.
@@ -191,7 +206,9 @@ func (f *fleet) cancel(job string, force bool) {
 		return
 	}
 	a.cancelSent = true
-	f.tell(a.runner, wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: a.JobRef, Force: force}})
+	if !a.orphan {
+		f.tell(a.runner, wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: a.JobRef, Force: force}})
+	}
 }
 
 // runnerOf is whose a live attempt is; "" when it is not live.
@@ -204,16 +221,32 @@ func (f *fleet) runnerOf(ref wire.JobRef) string {
 	return ""
 }
 
-// report reports whether ref is a live attempt of this runner, running, so that
-// it may report; fresh, that nothing of its output can be stored yet.
-func (f *fleet) report(ref wire.JobRef, runner string) (ok, fresh bool) {
+// report opens the report of an attempt; fresh says that nothing of its output
+// can be stored yet. The error is Conflict for what is no running attempt of
+// this runner, and Unavailable where the runner has to be admitted first, or
+// to begin its work stream.
+func (f *fleet) report(ref wire.JobRef, v *visitor) (fresh bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	a := f.find(ref, runner)
-	if a == nil || !a.running {
-		return false, false
+	a := f.find(ref, v.id)
+	switch m := f.members[v.id]; {
+	case a == nil:
+	case a.orphan:
+		return false, wire.Errorf(wire.Unavailable, "runner %q was forgotten: job %s is kept for it until it is admitted again", v.id, ref.Job)
+	case m == nil || m.visitor != v:
+		return false, wire.Errorf(wire.Unavailable, "runner %q has to begin its work stream first", v.id)
+	case a.running:
+		fresh = a.sure && !a.reported
+		a.reported = true
+		return fresh, nil
 	}
-	fresh = a.sure && !a.reported
-	a.reported = true
-	return true, fresh
+	return false, wire.Errorf(wire.Conflict, "attempt %d of job %s is not this runner's", ref.Attempt, ref.Job)
+}
+
+// holds reports whether an attempt is the member's to decide about.
+func (f *fleet) holds(m *member, ref wire.JobRef) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := f.find(ref, m.id)
+	return a != nil && !a.orphan && f.members[m.id] == m
 }

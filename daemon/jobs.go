@@ -109,6 +109,7 @@ func (s *Server) jobCancel(_ context.Context, _ *mux.Peer, req wire.CancelReques
 	if job.State.Ended() {
 		if job.Attempt > 0 {
 			s.fleet.end(wire.JobRef{Job: job.ID, Attempt: job.Attempt}, true)
+			s.fleet.settleRejected(job.RunnerID)
 			s.store.Kick()
 		}
 		return job, nil

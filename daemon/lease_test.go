@@ -234,10 +234,8 @@ func TestSilentRunner(t *testing.T) {
 	s := daemontest.Start(t, daemon.Config{Heartbeat: 100 * time.Millisecond, Lease: 50 * time.Millisecond})
 	c := s.Client(t)
 	r := s.Runner(t, "r1", nil)
+	r.Show(s.Token(t, wire.RunnerTokenRequest{}))
 	r.MustConnect()
-	if _, err := c.Adopt(t.Context(), "r1", ""); err != nil {
-		t.Fatal(err)
-	}
 	job := submit(t, c, run())[0]
 	r.MustBegin() // its silence counts from here on
 	r.MustStart()

@@ -127,7 +127,7 @@ func TestLongLists(t *testing.T) {
 		}
 	}
 	labels := map[string]string{}
-	for i := range 35 {
+	for i := range wire.MaxLabels {
 		labels[fmt.Sprintf("%063d", i)] = strings.Repeat("v", 63)
 	}
 	for i := range 260 {

@@ -207,11 +207,17 @@ func (s *Server) attend(ctx context.Context, session *mux.Session, began time.Ti
 		defer timer.Stop()
 		expiry, over = timer.C, l.over
 	}
+	var forgotten <-chan struct{}
+	if v, ok := session.Peer().Data.(*visitor); ok {
+		forgotten = v.forgotten
+	}
 	for {
 		select {
 		case <-session.Done():
 		case <-ctx.Done():
 		case <-s.ctx.Done():
+		case <-forgotten:
+			session.Abort(errForgotten)
 		case <-over:
 			session.Abort(errLoginOver)
 		case <-expiry:

@@ -3,41 +3,28 @@ package daemon
 import (
 	"cmp"
 	"context"
-	"maps"
 	"slices"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/queue"
-	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// member is a runner's session. Its fields are guarded by fleet.mu, but for
+// member is a runner's work stream. Its fields are guarded by fleet.mu, but for
 // those that never change.
 type member struct {
-	id      string
-	kind    wire.RunnerKind
-	labels  map[string]string
-	hello   wire.RunnerHello
-	peer    *mux.Peer
-	login   *login // of the command line that a local one belongs to; else nil
-	version string
+	*visitor
 
 	heard    heardAt                 // when it last said something; atomic
 	replaced context.CancelCauseFunc // ends its work stream
 
-	state       wire.RunnerState
-	decided     bool // state was changed since it joined
 	working     bool // its work stream has begun: it can be given jobs
 	concurrency int
-	draining    bool
+	draining    bool // on its host; see standing for the operator's
 	orders      *orders
 	refusals    int       // in a row
 	restUntil   time.Time // after a refusal
 }
-
-// whose is the login that the session depends on.
-func (m *member) whose() *login { return m.login }
 
 // join adds a session, unless its id has one already, which is returned.
 func (f *fleet) join(m *member) (other *member) {
@@ -46,8 +33,14 @@ func (f *fleet) join(m *member) (other *member) {
 	if o := f.members[m.id]; o != nil {
 		return o
 	}
+	if m.over {
+		m.replaced(errForgotten)
+		return nil
+	}
 	f.members[m.id] = m
-	delete(f.away, m.id)
+	if !f.orphaned(m.id) {
+		delete(f.away, m.id)
+	}
 	return nil
 }
 
@@ -60,7 +53,7 @@ func (f *fleet) leave(m *member, now time.Time) {
 		return
 	}
 	delete(f.members, m.id)
-	if len(f.held[m.id]) > 0 || m.kind == wire.KindLocal {
+	if len(f.held[m.id]) > 0 && !f.orphaned(m.id) || m.kind == wire.KindLocal {
 		f.away[m.id] = now
 	}
 }
@@ -72,7 +65,7 @@ func (f *fleet) candidates(held map[string]int, now time.Time) []queue.Runner {
 	defer f.mu.Unlock()
 	rs := make([]queue.Runner, 0, len(f.members))
 	for _, m := range f.members {
-		if m.working && !m.draining && m.admitted() && !now.Before(m.restUntil) {
+		if m.takes(now) && !now.Before(m.restUntil) {
 			rs = append(rs, queue.Runner{
 				ID: m.id, Labels: m.labels, ByIDOnly: m.kind == wire.KindLocal,
 				Free: m.concurrency - held[m.id],
@@ -82,13 +75,10 @@ func (f *fleet) candidates(held map[string]int, now time.Time) []queue.Runner {
 	return rs
 }
 
-// standing is what the runner is told of itself.
-func (m *member) standing() *wire.Standing {
-	return &wire.Standing{State: m.state, Admitted: m.admitted()}
+// takes reports whether the runner takes jobs, be it busy or not.
+func (m *member) takes(now time.Time) bool {
+	return m.working && !m.draining && !m.standing.Draining && m.admitted(now)
 }
-
-// admitted reports whether the runner may have jobs.
-func (m *member) admitted() bool { return m.state == wire.Adopted || m.state == wire.Preadopted }
 
 // restMax bounds the rest of a runner that refuses again and again.
 const restMax = time.Minute
@@ -117,20 +107,27 @@ func (f *fleet) online() []memberView {
 type memberView struct {
 	id          string
 	kind        wire.RunnerKind
-	state       wire.RunnerState
-	labels      map[string]string
+	standing    wire.Standing
+	admitted    bool
+	available   bool         // it takes jobs, be it busy or not
+	problem     wire.Problem // the record's
+	detail      string
+	labels      map[string]string // never changed
 	hello       wire.RunnerHello
 	version     string
-	working     bool
-	draining    bool
+	peer        string
+	draining    bool // by an operator, or on its host
+	onHost      bool // on its host
 	concurrency int
 	held        int
 }
 
 func (f *fleet) view(m *member) memberView {
+	now := time.Now()
 	return memberView{
-		id: m.id, kind: m.kind, state: m.state, labels: maps.Clone(m.labels), hello: m.hello, version: m.version,
-		working: m.working, draining: m.draining, concurrency: m.concurrency, held: len(f.held[m.id]),
+		id: m.id, kind: m.kind, standing: m.standing, admitted: m.admitted(now), available: m.takes(now),
+		problem: m.problem, detail: m.detail, labels: m.labels, hello: m.hello, version: m.version, peer: m.peerName,
+		draining: m.draining || m.standing.Draining, onHost: m.draining, concurrency: m.concurrency, held: len(f.held[m.id]),
 	}
 }
 
@@ -145,31 +142,6 @@ func (f *fleet) get(id string) (memberView, bool) {
 	return f.view(m), true
 }
 
-// setState changes a connected runner's adoption and tells it.
-func (f *fleet) setState(id string, state wire.RunnerState) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	m := f.members[id]
-	if m == nil {
-		return
-	}
-	m.decided = true
-	if m.state != state {
-		m.state = state
-		f.tell(id, wire.WorkOrder{Standing: m.standing()})
-	}
-}
-
-// recallState is the adoption that was on record after the runner had joined;
-// what was decided meanwhile is newer.
-func (f *fleet) recallState(m *member, state wire.RunnerState) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !m.decided {
-		m.state = state
-	}
-}
-
 // drain sets whether a runner is given nothing more.
 func (f *fleet) drain(m *member, on bool) {
 	f.mu.Lock()
@@ -177,10 +149,23 @@ func (f *fleet) drain(m *member, on bool) {
 	m.draining = on
 }
 
-// permitted reports whether the runner is connected and may have jobs.
-func (f *fleet) permitted(id string) bool {
+// permitted reports whether a runner may use what jobs need: it may have jobs,
+// or it still has some.
+func (f *fleet) permitted(v *visitor) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	m := f.members[id]
-	return m != nil && m.admitted()
+	if v.over {
+		return false
+	}
+	m := f.members[v.id]
+	return v.admitted(time.Now()) || m != nil && m.visitor == v && f.reports(v.id)
 }
+
+// mayReport reports whether a runner that gets no jobs has some to report.
+func (f *fleet) mayReport(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reports(id)
+}
+
+func (f *fleet) reports(id string) bool { return len(f.held[id]) > 0 && !f.orphaned(id) }

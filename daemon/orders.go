@@ -14,6 +14,7 @@ type orders struct {
 
 	mu    sync.Mutex
 	queue []wire.WorkOrder // guarded by mu
+	over  error            // ends the stream behind the queue; guarded by mu
 }
 
 // maxOrders is when a runner that goes on talking and reads nothing is given up.
@@ -31,6 +32,19 @@ func (o *orders) put(w wire.WorkOrder) {
 	}
 }
 
+// end ends the work stream with an error, once all before it has been said.
+func (o *orders) end(err error) {
+	o.mu.Lock()
+	if o.over == nil {
+		o.over = err
+	}
+	o.mu.Unlock()
+	select {
+	case o.ready <- struct{}{}:
+	default:
+	}
+}
+
 // waiting is how many have not been taken.
 func (o *orders) waiting() int {
 	o.mu.Lock()
@@ -38,11 +52,11 @@ func (o *orders) waiting() int {
 	return len(o.queue)
 }
 
-// take returns all there is, after ready.
-func (o *orders) take() []wire.WorkOrder {
+// take returns all there is, after ready; with an error nothing comes behind it.
+func (o *orders) take() ([]wire.WorkOrder, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	q := o.queue
 	o.queue = nil
-	return q
+	return q, o.over
 }

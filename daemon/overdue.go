@@ -13,6 +13,8 @@ type overdue struct {
 	lost    []wire.JobRef // their runner's lease is over
 	gone    []absence     // those runners
 	rested  bool          // a runner can be given jobs again
+	lapsed  []*visitor    // their token has expired
+	renew   []*visitor    // their token is to be renewed
 	next    time.Time     // when to look again; zero: when something happens
 }
 
@@ -38,7 +40,7 @@ func (f *fleet) due(now time.Time) (d overdue) {
 		return false
 	}
 	for _, a := range f.active {
-		if a.sure && !a.running && (a.recalled || f.members[a.runner] == nil || at(a.ackBy)) {
+		if a.sure && !a.running && (a.recalled || a.orphan || f.members[a.runner] == nil || at(a.ackBy)) {
 			a.recalled = true
 			d.requeue = append(d.requeue, a.JobRef)
 		}
@@ -46,6 +48,14 @@ func (f *fleet) due(now time.Time) (d overdue) {
 	for _, m := range f.members {
 		if !m.restUntil.IsZero() && at(m.restUntil) {
 			m.restUntil, d.rested = time.Time{}, true
+		}
+		if st := m.standing; st.Admitted && !st.Expiry.IsZero() && !m.expired && at(st.Expiry) {
+			m.expired = true
+			d.lapsed = append(d.lapsed, m.visitor)
+		}
+		if !m.renewAt.IsZero() && at(m.renewAt) {
+			m.renewAt = time.Time{}
+			d.renew = append(d.renew, m.visitor)
 		}
 	}
 	for id, since := range f.away {

@@ -15,11 +15,16 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 	defer f.mu.Unlock()
 	begun := wire.WorkBegun{HeartbeatEvery: wire.Duration(heartbeat)}
 	kept := map[string]bool{}
+	orphaned := f.orphaned(m.id) // its attempts are none of its business until it is admitted
 	var cancels []wire.WorkOrder
 	for _, h := range b.Held {
 		a := f.find(h.JobRef, m.id)
 		if a == nil || a.recalled {
 			begun.Drop = append(begun.Drop, h.JobRef)
+			continue
+		}
+		if orphaned {
+			begun.Keep = append(begun.Keep, h.JobRef)
 			continue
 		}
 		kept[a.Job] = true
@@ -36,6 +41,9 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 		}
 	}
 	for _, a := range f.held[m.id] {
+		if orphaned {
+			break
+		}
 		a.absent = !kept[a.Job]
 		switch {
 		case kept[a.Job]:
@@ -46,8 +54,11 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 			d.requeue = append(d.requeue, a.JobRef)
 		}
 	}
-	m.concurrency, m.draining, m.working = min(max(b.Concurrency, 0), maxConcurrency), b.Draining, true
-	m.orders.put(wire.WorkOrder{Standing: m.standing()})
+	m.concurrency, m.draining = min(max(b.Concurrency, 0), maxConcurrency), b.Draining
+	if f.members[m.id] == m {
+		m.working = true
+	}
+	f.tellStanding(m)
 	m.orders.put(wire.WorkOrder{Begun: &begun})
 	for _, c := range cancels {
 		m.orders.put(c)
@@ -68,7 +79,7 @@ func (f *fleet) missing(m *member, has []wire.JobRef) (lost []wire.JobRef) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, a := range f.held[m.id] {
-		if a.running && !slices.Contains(has, a.JobRef) {
+		if a.running && !a.orphan && !slices.Contains(has, a.JobRef) {
 			a.absent = true
 			lost = append(lost, a.JobRef)
 		}

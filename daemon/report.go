@@ -31,14 +31,13 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 	if err := st.Body(&req); err != nil {
 		return err
 	}
-	m := st.Peer().Data.(*member)
-	ok, fresh := s.fleet.report(req.JobRef, m.id)
-	if !ok {
-		return wire.Errorf(wire.Conflict, "attempt %d of job %s is not this runner's", req.Attempt, req.Job)
+	m := st.Peer().Data.(*visitor)
+	fresh, err := s.fleet.report(req.JobRef, m)
+	if err != nil {
+		return err
 	}
 	var length int64
 	if !fresh {
-		var err error
 		if _, length, err = s.store.Log(ctx, req.Job, req.Attempt, 0, 0); err != nil {
 			return err
 		}
@@ -62,6 +61,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 			s.fleet.end(req.JobRef, false) // its place was given away in the commit
 			s.log.Info("job ended", "job", req.Job, "attempt", req.Attempt, "runner", m.id,
 				"state", result.State, "reason", result.Reason)
+			defer s.fleet.settleRejected(m.id) // once it knows that its last job is safe
 			return st.Send(wire.ReportOrder{Offset: length, Ended: true})
 		}
 		if err := st.Send(wire.ReportOrder{Offset: length}); err != nil {

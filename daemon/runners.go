@@ -5,16 +5,16 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/queue"
-	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// ifAdmitted keeps a method from runners that may not have jobs.
+// ifAdmitted keeps a method from runners that may not have jobs, and have none
+// left.
 func (s *Server) ifAdmitted(h mux.Handler) mux.Handler {
 	return func(ctx context.Context, st *mux.Stream) error {
-		if m, ok := st.Peer().Data.(*member); ok && !s.fleet.permitted(m.id) {
-			return wire.Errorf(wire.Denied, "runner %q is not adopted", m.id)
+		if v, ok := st.Peer().Data.(*visitor); ok && !s.fleet.permitted(v) {
+			return wire.Errorf(wire.Denied, "runner %q is not adopted", v.id)
 		}
 		return h(ctx, st)
 	}
@@ -58,6 +58,7 @@ func matches(f wire.RunnerFilter, r wire.Runner) bool {
 
 // withSession adds to a record what only its session knows.
 func (s *Server) withSession(r wire.Runner) wire.Runner {
+	r.RunningJobs = s.fleet.count(r.ID)
 	if v, ok := s.fleet.get(r.ID); ok {
 		return v.runner(r)
 	}
@@ -69,13 +70,15 @@ func (v memberView) runner(r wire.Runner) wire.Runner {
 	now := time.Now().UTC()
 	if r.ID == "" { // a command line's own
 		r = wire.Runner{
-			ID: v.id, Kind: v.kind, State: v.state, Labels: v.labels, Version: v.version,
+			ID: v.id, Kind: v.kind, State: v.standing.State, Labels: v.labels, Version: v.version, Peer: v.peer,
 			Hostname: v.hello.Hostname, OS: v.hello.OS, Arch: v.hello.Arch, Isolation: v.hello.Isolation,
 			FirstSeen: now,
 		}
 	}
 	r.Online, r.LastSeen = true, now
-	r.RunningJobs, r.Draining, r.Concurrency = v.held, v.draining, v.concurrency
+	r.RunningJobs, r.Concurrency = v.held, v.concurrency
+	r.Draining = r.Draining || v.draining
+	r.Problem, r.Detail = v.problem, v.detail
 	return r
 }
 
@@ -90,46 +93,23 @@ func (s *Server) runnerInspect(ctx context.Context, _ *mux.Peer, req wire.Runner
 	return s.withSession(r.Runner), nil
 }
 
-// runnerAdopt admits a runner, over its living session where it has one.
-func (s *Server) runnerAdopt(_ context.Context, _ *mux.Peer, req wire.AdoptRequest) (wire.Runner, error) {
-	var r store.RunnerRecord
-	err := s.update(func(tx *store.Tx) (err error) {
-		if r, err = tx.Runner(req.ID); err != nil {
-			return err
-		}
-		if req.Fingerprint != "" && req.Fingerprint != r.Fingerprint {
-			return wire.Errorf(wire.Conflict, "runner %q has another key: its fingerprint is %s", r.ID, r.Fingerprint).
-				WithHint("compare it with what the agent printed on its host")
-		}
-		r.State = wire.Adopted
-		return tx.PutRunner(r)
-	})
-	if err != nil {
-		return wire.Runner{}, err
-	}
-	s.fleet.setState(r.ID, r.State)
-	s.store.Kick()
-	s.log.Info("runner adopted", "runner", r.ID, "fingerprint", r.Fingerprint)
-	return s.withSession(r.Runner), nil
-}
-
 // runnerMatch reports whether a job of this target could run remotely now.
 func (s *Server) runnerMatch(_ context.Context, _ *mux.Peer, req wire.MatchRequest) (wire.MatchReply, error) {
 	for _, v := range s.fleet.online() {
-		if v.kind == wire.KindRemote && v.available() && queue.Match(req.Target, v.candidate()) {
+		if v.kind == wire.KindRemote && v.available && queue.Match(req.Target, v.candidate()) {
 			return wire.MatchReply{Match: true}, nil
 		}
 	}
 	return wire.MatchReply{}, nil
 }
 
-// available reports whether the runner takes jobs, be it busy or not.
-func (v memberView) available() bool {
-	return v.working && !v.draining && (v.state == wire.Adopted || v.state == wire.Preadopted)
-}
-
 func (v memberView) candidate() queue.Runner {
 	return queue.Runner{ID: v.id, Labels: v.labels, ByIDOnly: v.kind == wire.KindLocal, Free: v.concurrency - v.held}
+}
+
+// offering is the runner with the labels that it offers now.
+func (v memberView) offering() queue.Runner {
+	return queue.Runner{ID: v.id, Labels: v.hello.Labels, ByIDOnly: v.kind == wire.KindLocal}
 }
 
 // serverStatus is the answer to `waypoint server status`.
@@ -162,7 +142,7 @@ func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerSta
 	for _, v := range s.fleet.online() {
 		st.RunnersOnline++
 		if v.kind == wire.KindLocal {
-			st.Runners[string(v.state)]++
+			st.Runners[string(v.standing.State)]++
 		}
 	}
 	return st, nil

@@ -41,9 +41,7 @@ func TestPendingRunnerGetsNothing(t *testing.T) {
 	if _, err := c.Adopt(t.Context(), "r1", got.Fingerprint); err != nil {
 		t.Fatal(err)
 	}
-	if o := r.MustOrder(); !o.Admits() {
-		t.Fatalf("order %+v, want the new state", o)
-	}
+	r.TakeGrant()
 	r.MustStart()
 }
 
@@ -131,14 +129,13 @@ func TestWorkBeginsWithBegin(t *testing.T) {
 
 func TestPendingRunnersAreBounded(t *testing.T) {
 	s := daemontest.Start(t, daemon.Config{MaxPending: 2})
-	for _, id := range []string{"a", "b"} {
-		s.Runner(t, id, nil).MustConnect()
+	a := s.Runner(t, "a", nil)
+	for _, r := range []*daemontest.Runner{a, s.Runner(t, "b", nil)} {
+		r.MustConnect()
+		r.MustBegin()
 	}
 	wantKind(t, s.Runner(t, "c", nil).Connect(), wire.Unavailable)
-	s.Runner(t, "d", nil)
-	if _, err := s.Client(t).Adopt(t.Context(), "a", ""); err != nil {
-		t.Fatal(err)
-	}
+	a.MustAdopt()
 	s.Runner(t, "c", nil).MustConnect()
 }
 

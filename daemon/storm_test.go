@@ -57,9 +57,8 @@ func TestStorm(t *testing.T) {
 		r := w.server.Runner(t, fmt.Sprintf("r%d", i), map[string]string{"parity": fmt.Sprint(i % 2)})
 		r.Hello.Concurrency = 3
 		r.MustConnect()
-		if _, err := w.client.Adopt(t.Context(), r.Hello.ID, ""); err != nil {
-			t.Fatal(err)
-		}
+		r.MustBegin()
+		r.MustAdopt()
 		r.Disconnect()
 		runners.Go(func() {
 			(&stormRunner{w: w, r: r, rng: rand.New(rand.NewPCG(seed, uint64(i))), held: map[wire.JobRef]*stormJob{}}).run(over)

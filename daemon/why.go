@@ -50,18 +50,22 @@ func (s *Server) why(ctx context.Context, f store.QueueFacts) (code, sentence st
 
 // whyNoRunner is for a job that could be handed out now.
 func (s *Server) whyNoRunner(ctx context.Context, f store.QueueFacts) (code, sentence string) {
-	var busy, draining, unadopted []string
-	match := func(v memberView) bool { return queue.Match(f.Job.Target, v.candidate()) }
+	var busy, draining, unusable, unadopted, rejected []string
 	for _, v := range s.fleet.online() {
 		switch {
-		case !match(v):
-		case v.state == wire.Pending:
+		case !queue.Match(f.Job.Target, v.candidate()) && !queue.Match(f.Job.Target, v.offering()):
+		case v.standing.State == wire.Pending:
 			unadopted = append(unadopted, v.id)
+		case v.standing.State == wire.Rejected:
+			rejected = append(rejected, v.id)
+		case !v.admitted:
+			unusable = append(unusable, whyUnusable(v.id, v.problem, v.detail))
+		case !queue.Match(f.Job.Target, v.candidate()):
 		case v.draining:
 			draining = append(draining, v.id)
-		case v.available() && v.candidate().Free > 0:
+		case v.available && v.candidate().Free > 0:
 			return "next", fmt.Sprintf("it is about to be given to runner %q", v.id)
-		case v.available():
+		case v.available:
 			busy = append(busy, fmt.Sprintf("%s (%d of %d jobs)", v.id, v.held, v.concurrency))
 		}
 	}
@@ -78,14 +82,28 @@ func (s *Server) whyNoRunner(ctx context.Context, f store.QueueFacts) (code, sen
 			wants, enumerate(busy), f.Ahead)
 	case len(draining) > 0:
 		return "runners_draining", fmt.Sprintf("it wants %s, and all that match are draining: %s", wants, enumerate(draining))
+	case len(unusable) > 0:
+		return "runners_token", fmt.Sprintf("it wants %s, and the only ones that match have no usable token: %s", wants, enumerate(unusable))
 	case len(unadopted) > 0:
 		return "runners_pending", fmt.Sprintf("it wants %s, and the only ones that match wait for adoption: %s", wants, enumerate(unadopted))
 	}
-	return s.whyOffline(ctx, f, wants)
+	return s.whyOffline(ctx, f, wants, rejected)
 }
 
-// whyOffline is for a job that no connected runner matches.
-func (s *Server) whyOffline(ctx context.Context, f store.QueueFacts, wants string) (code, sentence string) {
+// whyUnusable says what keeps a runner from jobs.
+func whyUnusable(id string, p wire.Problem, detail string) string {
+	if p == "" {
+		p = wire.TokenExpired // at this moment: it has not been told yet
+	}
+	if detail == "" {
+		return fmt.Sprintf("%s (%s)", id, p)
+	}
+	return fmt.Sprintf("%s (%s: %s)", id, p, detail)
+}
+
+// whyOffline is for a job that no connected runner matches, but for those that
+// are rejected.
+func (s *Server) whyOffline(ctx context.Context, f store.QueueFacts, wants string, rejected []string) (code, sentence string) {
 	var offline []string
 	filter := wire.RunnerFilter{Labels: f.Job.Target.Labels, Limit: 500}
 	records, err := s.store.Runners(ctx, filter)
@@ -93,12 +111,19 @@ func (s *Server) whyOffline(ctx context.Context, f store.QueueFacts, wants strin
 		return "no_runner_matches", fmt.Sprintf("it wants %s, and none is connected", wants)
 	}
 	for _, r := range records {
-		if r.State != wire.Rejected && queue.Match(f.Job.Target, queue.Runner{ID: r.ID, Labels: r.Labels}) {
+		switch {
+		case !queue.Match(f.Job.Target, queue.Runner{ID: r.ID, Labels: r.Labels}):
+		case r.State != wire.Rejected:
 			offline = append(offline, fmt.Sprintf("%s (last seen %s)", r.ID, stamp(r.LastSeen)))
+		case !slices.Contains(rejected, r.ID):
+			rejected = append(rejected, r.ID)
 		}
 	}
 	if len(offline) > 0 {
 		return "runners_offline", fmt.Sprintf("it wants %s, and all that match are offline: %s", wants, enumerate(offline))
+	}
+	if len(rejected) > 0 {
+		return "runners_rejected", fmt.Sprintf("it wants %s, and all that match have been rejected: %s", wants, enumerate(rejected))
 	}
 	return "no_runner_matches", fmt.Sprintf("it wants %s, and no such runner is known", wants)
 }

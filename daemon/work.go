@@ -30,17 +30,13 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	known := st.Peer().Data.(*member)
-	m := &member{
-		id: known.id, kind: known.kind, labels: known.labels, hello: known.hello, peer: known.peer,
-		version: known.version, state: known.state, orders: newOrders(), replaced: cancel,
-	}
+	m := &member{visitor: st.Peer().Data.(*visitor), orders: newOrders(), replaced: cancel}
 	m.heard.Store(s.uptime())
 	if err := s.enter(ctx, m); err != nil {
 		return err
 	}
 	defer s.exit(m)
-	if err := s.begin(m, *first.Begin); err != nil {
+	if err := s.begin(ctx, m, *first.Begin); err != nil {
 		return err
 	}
 	events := make(chan error, 1)
@@ -79,7 +75,7 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 			s.fleet.leave(other, time.Now())
 		}
 	}
-	s.log.Info("runner connected", "runner", m.id, "state", m.state, "kind", m.kind, "peer_uid", m.peer.UID)
+	s.log.Info("runner connected", "runner", m.id, "kind", m.kind, "peer", m.peerName)
 	return nil
 }
 
@@ -98,17 +94,12 @@ func (s *Server) exit(m *member) {
 }
 
 // begin sorts what the runner holds and what the store gave it.
-func (s *Server) begin(m *member, b wire.WorkBegin) error {
-	// The state may have changed between the hello and now.
-	if m.kind == wire.KindRemote {
-		r, err := s.store.Runner(s.ctx, m.id)
-		if err != nil {
-			return err
-		}
-		s.fleet.recallState(m, r.State)
+func (s *Server) begin(ctx context.Context, m *member, b wire.WorkBegin) error {
+	d, err := s.welcome(ctx, m, b)
+	if err != nil {
+		return err
 	}
-	d := s.fleet.reconcile(m, b, s.cfg.Heartbeat, time.Now())
-	err := errors.Join(
+	err = errors.Join(
 		s.requeue(d.requeue, "its runner does not have it"),
 		s.lose(d.lost, "its runner does not have it any more"),
 	)
@@ -118,6 +109,33 @@ func (s *Server) begin(m *member, b wire.WorkBegin) error {
 	s.wakeClock()
 	s.store.Kick()
 	return err
+}
+
+// welcome says how the runner stands and what it goes on with, and hands over
+// what was granted to it. All of that may have changed since its hello.
+func (s *Server) welcome(ctx context.Context, m *member, b wire.WorkBegin) (d differences, err error) {
+	if m.kind == wire.KindLocal {
+		return s.fleet.reconcile(m, b, s.cfg.Heartbeat, time.Now()), nil
+	}
+	done, err := s.turns.take(ctx, m.id)
+	if err != nil {
+		return d, err
+	}
+	defer done()
+	tokens, over := s.fleet.tokens(m.visitor)
+	if over {
+		return d, errForgotten
+	}
+	rec, out, err := s.arrive(ctx, m.visitor, again(m.visitor, tokens, time.Now()), "")
+	if err != nil {
+		return d, err
+	}
+	if out.Refused != nil && !s.fleet.mayReport(m.id) {
+		return d, out.Refused
+	}
+	d = s.fleet.reconcile(m, b, s.cfg.Heartbeat, time.Now())
+	s.handOver(m.visitor, rec)
+	return d, nil
 }
 
 // speak sends orders and heartbeats until the stream, the runner or the server ends.
@@ -131,10 +149,14 @@ func (s *Server) speak(ctx context.Context, st *mux.Stream, m *member, events <-
 		case err := <-events:
 			return err
 		case <-m.orders.ready:
-			for _, o := range m.orders.take() {
+			said, over := m.orders.take()
+			for _, o := range said {
 				if err := st.Send(o); err != nil {
 					return err
 				}
+			}
+			if over != nil {
+				return over
 			}
 		case <-beat.C:
 			if silence := time.Duration(s.uptime() - m.heard.Load()); silence > missedHeartbeats*s.cfg.Heartbeat {
@@ -187,9 +209,11 @@ const settleDelay = 50 * time.Millisecond
 
 // acknowledged lets a runner start an attempt, unless it has been taken back.
 func (s *Server) acknowledged(m *member, ref wire.JobRef) {
-	ok, durable := s.fleet.ack(ref, m.id, time.Now())
-	if !ok {
+	start, drop, durable := s.fleet.ack(m, ref, time.Now())
+	if drop {
 		m.orders.put(wire.WorkOrder{Drop: &ref})
+	}
+	if !start {
 		return
 	}
 	m.orders.put(wire.WorkOrder{Start: &ref})
@@ -237,7 +261,7 @@ func (s *Server) settleIn(tx *store.Tx, ref wire.JobRef, runner string) error {
 // for a while, longer each time, so that a broken one does not spin the queue.
 // What it does not have is not its to refuse.
 func (s *Server) refused(m *member, n wire.Nack) {
-	if s.fleet.runnerOf(n.JobRef) != m.id {
+	if !s.fleet.holds(m, n.JobRef) {
 		return
 	}
 	s.log.Warn("runner refused a job", "runner", m.id, "job", n.Job, "attempt", n.Attempt, "why", n.Error)

@@ -39,6 +39,9 @@ func Start(t testing.TB, cfg daemon.Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
+	if cfg.MaxPendingPerPeer == 0 {
+		cfg.MaxPendingPerPeer = 1000 // all of a test are of one user
+	}
 	if cfg.Software == "" {
 		cfg.Software = "waypoint test"
 	}

@@ -19,8 +19,12 @@ type Runner struct {
 	Hello   wire.RunnerHello
 	Address string // of a Unix socket to connect to; in memory if empty
 	Session *mux.Session
+	Offers  []wire.TokenOffer // its tokens, shown at the hello
 	work    *mux.Stream
 	orders  chan wire.WorkOrder // sent by listen, closed when the work stream ends
+	ended   error               // why it ended; set before orders is closed
+
+	Standing wire.Standing // as it was at Begin
 }
 
 // Runner is a new runner of that id, not yet connected.
@@ -35,18 +39,96 @@ func (s *Server) Runner(t testing.TB, id string, labels map[string]string) *Runn
 	}}
 }
 
-// Adopted is a connected, adopted runner with a begun work stream.
+// Adopted is a connected, adopted runner with a begun work stream, which has
+// stored what it was granted.
 func (s *Server) Adopted(t testing.TB, id string, labels map[string]string) *Runner {
 	t.Helper()
 	r := s.Runner(t, id, labels)
 	r.MustConnect()
 	r.MustBegin()
-	if _, err := s.Client(t).Adopt(t.Context(), id, ""); err != nil {
-		t.Fatalf("adopt %s: %v", id, err)
-	}
-	for !r.MustOrder().Admits() {
-	}
+	r.MustAdopt()
 	return r
+}
+
+// MustAdopt has the runner adopted, while it is connected, and takes the grant.
+func (r *Runner) MustAdopt() {
+	r.t.Helper()
+	if _, err := r.server.Client(r.t).Adopt(r.t.Context(), r.Hello.ID, ""); err != nil {
+		r.t.Fatalf("adopt %s: %v", r.Hello.ID, err)
+	}
+	r.TakeGrant()
+}
+
+// AwaitOrder returns the next order that is as wanted; those before it are passed over.
+func (r *Runner) AwaitOrder(want func(wire.WorkOrder) bool) wire.WorkOrder {
+	r.t.Helper()
+	for {
+		if o := r.MustOrder(); want(o) {
+			return o
+		}
+	}
+}
+
+// AwaitStanding returns the next standing it is told that is as wanted.
+func (r *Runner) AwaitStanding(want func(wire.Standing) bool) wire.Standing {
+	r.t.Helper()
+	return *r.AwaitOrder(func(o wire.WorkOrder) bool { return o.Standing != nil && want(*o.Standing) }).Standing
+}
+
+// AwaitGrant returns the next token it is granted.
+func (r *Runner) AwaitGrant() string {
+	r.t.Helper()
+	return r.AwaitOrder(func(o wire.WorkOrder) bool { return o.Grant != nil }).Grant.Token
+}
+
+// TakeGrant waits for a grant, stores it as an agent does, says so, and waits
+// until it is told that it is admitted.
+func (r *Runner) TakeGrant() string {
+	r.t.Helper()
+	token := r.AwaitGrant()
+	r.Offers = []wire.TokenOffer{{Source: wire.SourceFile, Token: token}}
+	if st := r.MustAuthenticate(true); !st.Admitted {
+		r.t.Fatalf("runner %s authenticated with what it was granted: %+v", r.Hello.ID, st)
+	}
+	r.AwaitStanding(func(st wire.Standing) bool { return st.Admitted })
+	return token
+}
+
+// Show makes a token what the runner offers from now on.
+func (r *Runner) Show(tokens ...string) {
+	r.Offers = nil
+	for _, token := range tokens {
+		r.Offers = append(r.Offers, wire.TokenOffer{Source: wire.SourceFile, Token: token})
+	}
+}
+
+// Authenticate shows the runner's offers over its living session.
+func (r *Runner) Authenticate(stored bool) (st wire.Standing, err error) {
+	err = r.Session.Call(r.t.Context(), wire.MethodAuthenticate, wire.AuthenticateRequest{Offers: r.Offers, Stored: stored}, &st)
+	return st, err
+}
+
+// MustAuthenticate is Authenticate that may not fail.
+func (r *Runner) MustAuthenticate(stored bool) wire.Standing {
+	r.t.Helper()
+	st, err := r.Authenticate(stored)
+	if err != nil {
+		r.t.Fatalf("authenticate runner %s: %v", r.Hello.ID, err)
+	}
+	return st
+}
+
+// Token makes a runner token; c's id, labels and life say for whom.
+func (s *Server) Token(t testing.TB, req wire.RunnerTokenRequest) string {
+	t.Helper()
+	if req.ExpiresIn == 0 {
+		req.ExpiresIn = wire.Duration(time.Hour)
+	}
+	reply, err := s.Client(t).RunnerToken(t.Context(), req)
+	if err != nil {
+		t.Fatalf("make token: %v", err)
+	}
+	return reply.Token
 }
 
 // Connect makes a session.
@@ -63,7 +145,7 @@ func (r *Runner) Connect() error {
 		return err
 	}
 	hello := wire.Hello{Role: wire.RoleRunner, Runner: &r.Hello}
-	hello.Runner.PublicKey = r.Key.Public().(ed25519.PublicKey)
+	hello.Runner.PublicKey, hello.Runner.Offers = r.Key.Public().(ed25519.PublicKey), r.Offers
 	session, err := mux.Connect(r.t.Context(), conn, mux.Config{Software: "waypoint test"}, hello, r.Key, nil)
 	if err != nil {
 		return err
@@ -102,6 +184,7 @@ func (r *Runner) Begin(held ...wire.Held) (*wire.WorkBegun, error) {
 	if state.Standing == nil || begun.Begun == nil {
 		r.t.Fatalf("the work stream begins with %+v, %+v", state, begun)
 	}
+	r.Standing = *state.Standing
 	go r.listen(st, r.orders)
 	return begun.Begun, nil
 }
@@ -121,6 +204,7 @@ func (r *Runner) listen(st *mux.Stream, orders chan<- wire.WorkOrder) {
 	for {
 		var o wire.WorkOrder
 		if err := st.RecvMsg(&o); err != nil {
+			r.ended = err
 			return
 		}
 		if !o.Heartbeat {
@@ -148,6 +232,23 @@ func (r *Runner) Order(within time.Duration) (wire.WorkOrder, bool) {
 		return o, ok
 	case <-time.After(within):
 		return wire.WorkOrder{}, false
+	}
+}
+
+// AwaitEnd waits until the work stream has ended and returns why.
+func (r *Runner) AwaitEnd() error {
+	r.t.Helper()
+	timer := time.NewTimer(Patience)
+	defer timer.Stop()
+	for {
+		select {
+		case _, ok := <-r.orders:
+			if !ok {
+				return r.ended
+			}
+		case <-timer.C:
+			r.t.Fatalf("runner %s: its work stream goes on", r.Hello.ID)
+		}
 	}
 }
 

@@ -1,0 +1,66 @@
+package daemon
+
+import (
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Retention runs a while after start, so that a restart is quick, and then
+// regularly.
+const (
+	firstPrune = time.Minute
+	pruneEvery = 10 * time.Minute
+)
+
+// janitor removes what need not be kept.
+func (s *Server) janitor() {
+	timer := time.NewTimer(firstPrune)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-timer.C:
+		}
+		n, err := s.store.Prune(s.ctx, s.cfg.RetainFor, s.cfg.RetainJobs, time.Now())
+		if err != nil && s.ctx.Err() == nil {
+			s.log.Warn("retention failed, trying again later", "err", err)
+		}
+		if n > 0 {
+			s.log.Info("old jobs removed", "count", n)
+		}
+		if err := s.prunePending(time.Now()); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("pending runners could not be removed, trying again later", "err", err)
+		}
+		if err := s.dropTokenKeys(s.ctx, time.Now()); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("old token keys could not be removed, trying again later", "err", err)
+		}
+		timer.Reset(pruneEvery)
+	}
+}
+
+// prunePending forgets the runners that wait for adoption and have not been
+// here for too long. Those that are connected are noted as seen, also for the
+// other servers of the database.
+func (s *Server) prunePending(now time.Time) error {
+	n := 0
+	if err := s.update(func(tx *store.Tx) (err error) {
+		for _, v := range s.fleet.online() {
+			if v.kind == wire.KindRemote && v.standing.State == wire.Pending {
+				if err := tx.SeenRunner(v.id, now); err != nil {
+					return err
+				}
+			}
+		}
+		n, err = tx.PrunePending(now.Add(-s.cfg.PendingFor))
+		return err
+	}); err != nil {
+		return err
+	}
+	if n > 0 {
+		s.log.Info("pending runners removed", "count", n, "unseen_for", s.cfg.PendingFor)
+	}
+	return nil
+}
