@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/waypointd/waypoint/cmd/internal/contexts"
@@ -108,7 +109,7 @@ func (a *app) askToken(prompt string) (string, error) {
 	if !ok {
 		return "", wire.Errorf(wire.Internal, "read token: standard input is no terminal")
 	}
-	before, err := term.GetState(int(in.Fd()))
+	restore, err := silence(int(in.Fd()))
 	if err != nil {
 		return "", fmt.Errorf("read token: %w", err)
 	}
@@ -125,14 +126,14 @@ func (a *app) askToken(prompt string) (string, error) {
 	}()
 	select {
 	case l := <-typed:
+		l.err = errors.Join(l.err, restore())
 		fmt.Fprintln(a.stderr)
 		if l.err != nil && !errors.Is(l.err, io.EOF) {
 			return "", fmt.Errorf("read token: %w", l.err)
 		}
 		a.tokenRead = strings.TrimSpace(string(l.text))
 	case <-a.ctx.Done():
-		// It must show again what is typed.
-		err := term.Restore(int(in.Fd()), before)
+		err := restore()
 		fmt.Fprintln(a.stderr)
 		return "", errors.Join(context.Cause(a.ctx), err)
 	}
@@ -140,6 +141,18 @@ func (a *app) askToken(prompt string) (string, error) {
 		return "", wire.Errorf(wire.Unauthenticated, "read token: nothing was typed")
 	}
 	return a.tokenRead, nil
+}
+
+// silence has a terminal show nothing of what is typed, from before the
+// question on: who pastes is quick.
+func silence(fd int) (restore func() error, err error) {
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return nil, err
+	}
+	silent := *before
+	silent.Lflag &^= unix.ECHO
+	return func() error { return unix.IoctlSetTermios(fd, unix.TCSETS, before) }, unix.IoctlSetTermios(fd, unix.TCSETS, &silent)
 }
 
 // checkToken reads what a token says of itself and refuses one that cannot be

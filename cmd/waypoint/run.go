@@ -42,6 +42,10 @@ func (r *runCommand) Run(a *app) error {
 	if a.words[0] == "" {
 		return wire.Errorf(wire.BadUsage, "parse arguments: the name of the command is empty")
 	}
+	if r.Stdin && a.TokenFile == "-" {
+		return wire.Errorf(wire.BadUsage, "parse arguments: --stdin and --token-file - both read standard input").
+			WithHint("put the token into a file, or log in first")
+	}
 	env, err := pairs("--env", r.Env)
 	if err != nil {
 		return err
