@@ -53,6 +53,11 @@ type Config struct {
 	RetainFor  time.Duration // ended jobs and their output; 30 days
 	RetainJobs int           // ended jobs; 100,000
 
+	TLSCert  string   // file in PEM, with what lies between it and the root, for TCP; empty is one of the server's own
+	TLSKey   string   // file in PEM
+	TLSNames []string // further host names and addresses in the own certificate
+	Plain    bool     // TCP between loopback addresses may be plaintext
+
 	MaxSessions int // connections at once; 20,000
 
 	MaxPending        int           // runners waiting for adoption; 1,000
@@ -103,7 +108,7 @@ func (c Config) withDefaults() (Config, error) {
 			return c, wire.Errorf(wire.BadUsage, "%s must be positive", name)
 		}
 	}
-	return c, nil
+	return c, c.checkTLS()
 }
 
 // Server is one server over one state directory.
@@ -137,6 +142,8 @@ type Server struct {
 	mu        sync.Mutex
 	listeners []string // guarded by mu
 	closed    bool     // guarded by mu
+
+	certificate *certificate // guarded by mu; nil until TCP is served
 }
 
 // ErrClosed is the cause of a session's end when the server is closed.
@@ -261,7 +268,11 @@ func (s *Server) Fatal() <-chan error { return s.fatal }
 // ctx ends; it returns when all their sessions have ended.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	for _, l := range listeners {
-		if err := mux.CheckListener(l, false); err != nil {
+		err := mux.CheckListener(l, true)
+		if err == nil && l.Addr().Network() == "tcp" {
+			err = s.secure(ctx)
+		}
+		if err != nil {
 			for _, l := range listeners {
 				l.Close()
 			}
@@ -295,15 +306,11 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 }
 
 func (s *Server) addListener(a net.Addr) {
+	addr := a.Network() + "://" + a.String()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch a.Network() {
-	case "unix":
-		s.listeners = append(s.listeners, "unix://"+a.String())
-	default:
-		s.listeners = append(s.listeners, "tcp://"+a.String())
-		s.log.Warn("listening without authentication: every local user can operate", "addr", a.String())
-	}
+	s.listeners = append(s.listeners, addr)
+	s.mu.Unlock()
+	s.announce(addr, a.Network() == "tcp")
 }
 
 // accept takes connections from one listener until ctx ends. An error that
@@ -355,7 +362,8 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	defer s.serving.Done()
 	began := time.Now()
 	session, err := mux.Accept(ctx, conn, mux.Config{
-		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams, Plain: true,
+		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams,
+		TLS: s.shown().config(), Plain: s.cfg.Plain,
 	}, s.admit)
 	if err != nil {
 		s.log.Debug("session refused", "err", err)

@@ -124,6 +124,9 @@ func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerSta
 	s.mu.Lock()
 	st.Listeners = append([]string{}, s.listeners...)
 	s.mu.Unlock()
+	if c := s.shown(); c != nil {
+		st.Fingerprint, st.CertExpiry = c.fingerprint(), c.expiry(ctx)
+	}
 	jobs, err := s.store.JobCounts(ctx)
 	if err != nil {
 		return st, err

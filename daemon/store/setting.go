@@ -10,6 +10,7 @@ const (
 	selectSetting = `SELECT value FROM settings WHERE name = $1`
 	upsertSetting = `INSERT INTO settings (name, value) VALUES ($1, $2)
 	ON CONFLICT (name) DO UPDATE SET value = excluded.value`
+	insertSetting = `INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING`
 )
 
 // Setting is a small value that is kept (the server's id); "" when unset.
@@ -36,4 +37,14 @@ func (tx *Tx) PutSetting(name, value string) error {
 		return fmt.Errorf("keep setting %s: %w", name, err)
 	}
 	return nil
+}
+
+// KeepSetting keeps a value unless one is kept already, and returns the one
+// that is: of several servers that come with a value of their own the first
+// one's counts.
+func (tx *Tx) KeepSetting(name, value string) (string, error) {
+	if _, err := tx.exec(insertSetting, name, value); err != nil {
+		return "", fmt.Errorf("keep setting %s: %w", name, err)
+	}
+	return tx.Setting(name)
 }
