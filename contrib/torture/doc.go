@@ -25,6 +25,7 @@
 //	TORTURE_ROUNDS    rounds of kills, default 6
 //	TORTURE_DURATION  kill for so long instead ("10m")
 //	TORTURE_SEED      of what is random; printed by each run
+//	TORTURE_ADOPTIONS rounds of TestKillDuringAdoption, default 25
 //	TORTURE_JOBS      jobs of TestEachJobOnce, default 10000, 1000 with -short
 //	TORTURE_LOG_MB    of TestBigLog, default 200, 20 with -short
 //	TORTURE_RACE      1: the binary is built with the race detector
