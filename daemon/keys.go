@@ -190,6 +190,7 @@ func (s *Server) mint(tx *store.Tx, c wire.Claims, life time.Duration, now time.
 	// The store keeps microseconds, and what was signed must not outlive Until.
 	c.Issued = now.UTC().Truncate(time.Microsecond)
 	c.Expiry = c.Issued.Add(life).Truncate(time.Microsecond)
+	c.Pin = s.pin()
 	text, err := token.Mint(key, c)
 	if err != nil {
 		return "", c, err
