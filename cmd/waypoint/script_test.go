@@ -19,6 +19,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/waypointd/waypoint/mux/muxtest"
 	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/runner/executor"
 )
@@ -54,10 +55,23 @@ var prologues = map[string]string{
 	"local":     "env TOKEN=secret\n", // shown to nobody, so it need not be one
 	"inprocess": "server s\nexec waypoint user token\nkeep TOKEN\n",
 	"remote":    "server s\nexec waypoint user token\nkeep TOKEN\nagent r1\nadopted r1\n",
+
+	"tcp-inprocess": "server s --listen tcp://127.0.0.1:0\n" + overTCP,
+	"tcp-remote":    "server s --listen tcp://127.0.0.1:0\nagent r1\nadopted r1\n" + overTCP,
 }
 
-// TestModes runs each script of testdata/modes three times, with the same
-// transcript: in local mode, in this process for a server, and remotely.
+// overTCP logs in to the server, which nothing names from then on.
+const overTCP = `exec waypoint user token
+keep TOKEN
+exec waypoint server status --json
+keep ADDR '(tcp://[0-9.:]+)'
+env WAYPOINT_SERVER_ADDR=
+exec waypoint login $ADDR --token $TOKEN
+`
+
+// TestModes runs each script of testdata/modes several times, with the same
+// transcript: in local mode, in this process for a server, and remotely; these
+// over a socket and over TCP.
 func TestModes(t *testing.T) {
 	bodies, err := filepath.Glob(filepath.Join("testdata", "modes", "*.txtar"))
 	if err != nil || len(bodies) == 0 {
@@ -115,6 +129,10 @@ func params(t *testing.T, dir string) testscript.Params {
 			"type":      typeText,
 			"notify":    notifySocket,
 			"usertoken": userTokenVar,
+			"certificate": func(ts *testscript.TestScript, neg bool, args []string) {
+				need(ts, neg, args, 1, "certificate NAME [HOST...]")
+				certificate(t, ts, args[0], args[1:])
+			},
 		},
 	}
 }
@@ -434,6 +452,23 @@ func keep(ts *testscript.TestScript, neg bool, args []string) {
 func userTokenVar(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 1, "usertoken VAR")
 	ts.Setenv(args[0], wire.TokenParts{Kind: wire.UserToken, Claims: []byte(`{"user":"me","expires_at":"2100-01-01T00:00:00Z"}`)}.String())
+}
+
+// certificate NAME [HOST...]: writes NAME.pem and NAME.key, a server's pair,
+// which is good for the hosts (else for this one), and NAME-ca.pem, who signed it.
+func certificate(t *testing.T, ts *testscript.TestScript, name string, hosts []string) {
+	if len(hosts) == 0 {
+		hosts = nil
+	}
+	ca := muxtest.NewAuthority(t)
+	pair := ca.Issue(t, muxtest.Leaf{Names: hosts})
+	for file, text := range map[string][]byte{
+		".pem":    muxtest.CertificatePEM(pair.Certificate...),
+		".key":    muxtest.KeyPEM(t, pair.PrivateKey),
+		"-ca.pem": muxtest.CertificatePEM(ca.Cert.Raw),
+	} {
+		ts.Check(os.WriteFile(ts.MkAbs(name+file), text, 0o600))
+	}
 }
 
 // stale SOCKET: leaves the file of a Unix socket behind which nobody accepts.

@@ -4,17 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"time"
 
-	"github.com/waypointd/waypoint/cmd/internal/config"
 	"github.com/waypointd/waypoint/cmd/internal/systemd"
 	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/mux"
@@ -30,26 +26,17 @@ type serverRun struct {
 	StateDir  string   `placeholder:"DIR" from:"WAYPOINT_SERVER_STATE_DIR" help:"What the server remembers (default /var/lib/waypoint, or $$XDG_STATE_HOME/waypoint-server without root)."`
 	Listen    []string `sep:"none" placeholder:"ADDR" help:"Where to listen, unix:///path or tcp://host:port; repeatable ($$WAYPOINT_SERVER_LISTEN). Not needed with sockets from systemd."`
 	Store     string   `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory)."`
+	TLSCert   string   `name:"tls-cert" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_CERT" help:"The certificate for TCP in PEM, with what lies between it and its root. Without one the server makes its own."`
+	TLSKey    string   `name:"tls-key" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_KEY" help:"The certificate's key in PEM."`
+	TLSName   []string `name:"tls-name" sep:"none" placeholder:"NAME" help:"A further host name or address for the server's own certificate; repeatable ($$WAYPOINT_SERVER_TLS_NAMES, separated by commas)."`
 	LogLevel  string   `placeholder:"LEVEL" from:"WAYPOINT_LOG_LEVEL" help:"debug, info, warn or error (default info)."`
 	LogFormat string   `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text or json (default text)."`
 }
 
-// serverConfig is server.toml: a key for every flag and every limit.
-type serverConfig struct {
-	StateDir    string        `toml:"state_dir"`
-	Listen      []string      `toml:"listen"`
-	SocketMode  string        `toml:"socket_mode"` // of Unix sockets, octal
-	Store       string        `toml:"store"`
-	LogLevel    string        `toml:"log_level"`
-	LogFormat   string        `toml:"log_format"`
-	AckTimeout  wire.Duration `toml:"ack_timeout"`
-	Lease       wire.Duration `toml:"lease"`
-	Heartbeat   wire.Duration `toml:"heartbeat"`
-	LogLimit    int64         `toml:"log_limit"` // bytes
-	RetainFor   wire.Duration `toml:"retain_for"`
-	RetainJobs  int           `toml:"retain_jobs"`
-	MaxSessions int           `toml:"max_sessions"`
-	MaxPending  int           `toml:"max_pending"`
+func (*serverRun) Help() string {
+	return `TCP is encrypted, and asks for a token. Who may connect to a Unix socket needs none: its mode says who that is.
+With --no-server-tls, on loopback addresses only, TCP may be plaintext as well. --server-addr and what else says
+how to reach a server has no meaning here.`
 }
 
 func (c *serverRun) Run(a *app) error {
@@ -65,12 +52,6 @@ func (c *serverRun) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	for _, l := range handed {
-		// Before anybody is told that the server is ready.
-		if err := mux.CheckListener(l.Listener, false); err != nil {
-			return err
-		}
-	}
 	if len(handed)+len(cfg.Listen) == 0 {
 		if err := cfg.listenOnSystem(); err != nil {
 			return err
@@ -81,12 +62,7 @@ func (c *serverRun) Run(a *app) error {
 	defer stop(nil)
 	defer a.signals.handle(func(s os.Signal) { stop(interrupted{s}) })()
 
-	srv, err := daemon.New(ctx, daemon.Config{
-		StateDir: cfg.StateDir, StoreDSN: cfg.Store, Software: software(), Logger: log,
-		AckTimeout: time.Duration(cfg.AckTimeout), Lease: time.Duration(cfg.Lease), Heartbeat: time.Duration(cfg.Heartbeat),
-		LogLimit: cfg.LogLimit, RetainFor: time.Duration(cfg.RetainFor), RetainJobs: cfg.RetainJobs,
-		MaxSessions: cfg.MaxSessions, MaxPending: cfg.MaxPending,
-	})
+	srv, err := daemon.New(ctx, cfg.server(log))
 	if err != nil {
 		return fmt.Errorf("start server: %w", err)
 	}
@@ -109,9 +85,6 @@ func serve(ctx context.Context, stop context.CancelCauseFunc, srv *daemon.Server
 			systemd.Stopping()
 		}
 	})
-	for _, l := range listeners {
-		log.Info("listening", "address", l.Addr().String())
-	}
 	if err := systemd.Ready(); err != nil {
 		log.Warn("service manager does not listen", "error", err)
 	}
@@ -129,48 +102,6 @@ func serve(ctx context.Context, stop context.CancelCauseFunc, srv *daemon.Server
 	}
 	log.Info("server stopped", "cause", fmt.Sprint(cause))
 	return nil
-}
-
-// config is the configuration: flags over environment over file over defaults.
-func (c *serverRun) config(a *app) (*serverConfig, error) {
-	cfg := new(serverConfig)
-	if err := loadConfig(c.Config, serverConfigFile, cfg); err != nil {
-		return nil, err
-	}
-	override(&cfg.StateDir, c.StateDir)
-	override(&cfg.Store, c.Store)
-	override(&cfg.LogLevel, c.LogLevel)
-	override(&cfg.LogFormat, c.LogFormat)
-	if env := strings.Fields(a.env.get("WAYPOINT_SERVER_LISTEN")); len(env) > 0 {
-		cfg.Listen = env
-	}
-	if len(c.Listen) > 0 {
-		cfg.Listen = c.Listen
-	}
-	var err error
-	cfg.StateDir, err = a.stateDir(cfg.StateDir, "/var/lib/waypoint", "waypoint-server")
-	return cfg, err
-}
-
-// loadConfig reads the file that was named, or the default one if it is there.
-func loadConfig(named, usual string, into any) error {
-	if named != "" {
-		err := config.Load(named, into)
-		if errors.Is(err, fs.ErrNotExist) {
-			return wire.Errorf(wire.BadUsage, "%v", err)
-		}
-		return err
-	}
-	if err := config.Load(usual, into); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-func override(value *string, by string) {
-	if by != "" {
-		*value = by
-	}
 }
 
 // stateDir is the configured state directory, made absolute, else the one the
@@ -193,20 +124,6 @@ func (a *app) stateDir(configured, roots, users string) (string, error) {
 	return filepath.Join(home, users), err
 }
 
-// listenOnSystem makes the system's sockets the addresses, if this is root,
-// to whom they belong.
-func (cfg *serverConfig) listenOnSystem() error {
-	if os.Getuid() != 0 {
-		return wire.Errorf(wire.BadUsage, "listen: no address is given").
-			WithHint("--listen unix:///path or --listen tcp://127.0.0.1:%s", mux.DefaultPort)
-	}
-	if err := os.MkdirAll(filepath.Dir(systemSocket), 0o755); err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	cfg.Listen = []string{"unix://" + systemSocket, "unix://" + runnerSocket}
-	return nil
-}
-
 // listen opens the sockets: those handed over and those configured.
 func (cfg *serverConfig) listen(ctx context.Context, handed []systemd.Listener) ([]net.Listener, error) {
 	var listeners []net.Listener
@@ -227,6 +144,16 @@ func (cfg *serverConfig) listen(ctx context.Context, handed []systemd.Listener) 
 		}
 		listeners = append(listeners, l)
 	}
+	for _, l := range listeners {
+		// Before anybody is told that the server is ready. Whoever turns TLS
+		// off does not mean it to be on for those who come from elsewhere.
+		if err := mux.CheckListener(l, !cfg.plain()); err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+			return nil, err
+		}
+	}
 	return listeners, nil
 }
 
@@ -236,23 +163,6 @@ func listenOn(ctx context.Context, text string, mode uint32) (net.Listener, erro
 		return nil, err
 	}
 	return mux.Listen(ctx, addr, mode) // its errors name the address
-}
-
-// socketMode is who may open the Unix sockets: this user, and the group too
-// where this is root, whose group is nobody else's.
-func (cfg *serverConfig) socketMode() (uint32, error) {
-	if cfg.SocketMode == "" {
-		if os.Getuid() == 0 {
-			return 0o660, nil
-		}
-		return 0o600, nil
-	}
-	mode, err := strconv.ParseUint(cfg.SocketMode, 8, 32)
-	if err != nil || mode > 0o777 {
-		return 0, wire.Errorf(wire.BadUsage, "read configuration: socket_mode %q is no octal mode", cfg.SocketMode).
-			WithHint(`for example socket_mode = "0660"`)
-	}
-	return uint32(mode), nil
 }
 
 // programLog is the log of a server or a runner, on stderr.

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/waypointd/waypoint/cmd/internal/config"
+	"github.com/waypointd/waypoint/daemon"
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// serverConfig is server.toml: a key for every flag and every limit.
+type serverConfig struct {
+	StateDir    string        `toml:"state_dir"`
+	Listen      []string      `toml:"listen"`
+	SocketMode  string        `toml:"socket_mode"` // of Unix sockets, octal
+	Store       string        `toml:"store"`
+	LogLevel    string        `toml:"log_level"`
+	LogFormat   string        `toml:"log_format"`
+	AckTimeout  wire.Duration `toml:"ack_timeout"`
+	Lease       wire.Duration `toml:"lease"`
+	Heartbeat   wire.Duration `toml:"heartbeat"`
+	LogLimit    int64         `toml:"log_limit"` // bytes
+	RetainFor   wire.Duration `toml:"retain_for"`
+	RetainJobs  int           `toml:"retain_jobs"`
+	MaxSessions int           `toml:"max_sessions"`
+
+	// Of runners that wait for adoption.
+	MaxPending        int           `toml:"max_pending"`
+	MaxPendingPerPeer int           `toml:"max_pending_per_peer"`
+	PendingFor        wire.Duration `toml:"pending_for"`
+
+	// Of the tokens of adopted runners.
+	Tokens struct {
+		Life  wire.Duration `toml:"life"`
+		Renew *bool         `toml:"renew"` // nil: they are
+	} `toml:"tokens"`
+
+	TLS      *bool    `toml:"tls"` // false: plaintext on loopback addresses
+	TLSCert  string   `toml:"tls_cert"`
+	TLSKey   string   `toml:"tls_key"`
+	TLSNames []string `toml:"tls_names"`
+}
+
+// config is the configuration: flags over environment over file over defaults.
+func (c *serverRun) config(a *app) (*serverConfig, error) {
+	cfg := new(serverConfig)
+	if err := loadConfig(c.Config, serverConfigFile, cfg); err != nil {
+		return nil, err
+	}
+	override(&cfg.StateDir, c.StateDir)
+	override(&cfg.Store, c.Store)
+	override(&cfg.LogLevel, c.LogLevel)
+	override(&cfg.LogFormat, c.LogFormat)
+	if env := strings.Fields(a.env.get("WAYPOINT_SERVER_LISTEN")); len(env) > 0 {
+		cfg.Listen = env
+	}
+	if len(c.Listen) > 0 {
+		cfg.Listen = c.Listen
+	}
+	if a.ServerTLS != nil {
+		cfg.TLS = a.ServerTLS
+	}
+	override(&cfg.TLSCert, c.TLSCert)
+	override(&cfg.TLSKey, c.TLSKey)
+	if env := splitList(a.env.get("WAYPOINT_SERVER_TLS_NAMES")); len(env) > 0 {
+		cfg.TLSNames = env
+	}
+	if len(c.TLSName) > 0 {
+		cfg.TLSNames = c.TLSName
+	}
+	var err error
+	cfg.StateDir, err = a.stateDir(cfg.StateDir, "/var/lib/waypoint", "waypoint-server")
+	return cfg, err
+}
+
+// server is the configuration as the server knows it.
+func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
+	return daemon.Config{
+		StateDir: cfg.StateDir, StoreDSN: cfg.Store, Software: software(), Logger: log,
+		AckTimeout: time.Duration(cfg.AckTimeout), Lease: time.Duration(cfg.Lease), Heartbeat: time.Duration(cfg.Heartbeat),
+		LogLimit: cfg.LogLimit, RetainFor: time.Duration(cfg.RetainFor), RetainJobs: cfg.RetainJobs,
+		MaxSessions: cfg.MaxSessions,
+		MaxPending:  cfg.MaxPending, MaxPendingPerPeer: cfg.MaxPendingPerPeer, PendingFor: time.Duration(cfg.PendingFor),
+		GrantLife: time.Duration(cfg.Tokens.Life), NoTokenRenew: cfg.Tokens.Renew != nil && !*cfg.Tokens.Renew,
+		TLSCert: cfg.TLSCert, TLSKey: cfg.TLSKey, TLSNames: cfg.TLSNames, Plain: cfg.plain(),
+	}
+}
+
+// plain reports that TLS was turned off.
+func (cfg *serverConfig) plain() bool { return cfg.TLS != nil && !*cfg.TLS }
+
+// listenOnSystem makes the system's sockets the addresses, if this is root,
+// to whom they belong.
+func (cfg *serverConfig) listenOnSystem() error {
+	if os.Getuid() != 0 {
+		return wire.Errorf(wire.BadUsage, "listen: no address is given").
+			WithHint("--listen unix:///path or --listen tcp://127.0.0.1:%s", mux.DefaultPort)
+	}
+	if err := os.MkdirAll(filepath.Dir(systemSocket), 0o755); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	cfg.Listen = []string{"unix://" + systemSocket, "unix://" + runnerSocket}
+	return nil
+}
+
+// socketMode is who may open the Unix sockets: this user, and the group too
+// where this is root, whose group is nobody else's.
+func (cfg *serverConfig) socketMode() (uint32, error) {
+	if cfg.SocketMode == "" {
+		if os.Getuid() == 0 {
+			return 0o660, nil
+		}
+		return 0o600, nil
+	}
+	mode, err := strconv.ParseUint(cfg.SocketMode, 8, 32)
+	if err != nil || mode > 0o777 {
+		return 0, wire.Errorf(wire.BadUsage, "read configuration: socket_mode %q is no octal mode", cfg.SocketMode).
+			WithHint(`for example socket_mode = "0660"`)
+	}
+	return uint32(mode), nil
+}
+
+// loadConfig reads the file that was named, or the default one if it is there.
+func loadConfig(named, usual string, into any) error {
+	if named != "" {
+		err := config.Load(named, into)
+		if errors.Is(err, fs.ErrNotExist) {
+			return wire.Errorf(wire.BadUsage, "%v", err)
+		}
+		return err
+	}
+	if err := config.Load(usual, into); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func override(value *string, by string) {
+	if by != "" {
+		*value = by
+	}
+}
