@@ -163,6 +163,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if err := dir.Lock("waypoint server"); err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
+	if note := dir.Note(); note != "" {
+		cfg.Logger.Warn("state directory has been found in disorder", "what", note)
+	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, dir: dir, started: time.Now(),
 		watchers: newWatchers(),

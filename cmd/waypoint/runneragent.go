@@ -81,6 +81,10 @@ func (c *runnerAgent) run(a *app) error {
 		return fmt.Errorf("open state directory: %w", err)
 	}
 	defer dir.Close()
+	dir.Log = log
+	if note := dir.Note(); note != "" {
+		log.Warn("state directory has been found in disorder", "what", note)
+	}
 	if err := dir.Lock("runner agent"); err != nil {
 		err = fmt.Errorf("start runner: %w", err)
 		if wire.KindOf(err) == wire.Conflict {
