@@ -53,10 +53,11 @@ func (r *Runner) granted(g wire.Grant) {
 func (r *Runner) tend(ctx context.Context, s *mux.Session) {
 	call := backoff{min: r.waits.retryMin, max: r.waits.retryMax}
 	disk := backoff{min: r.waits.storeMin, max: r.waits.storeMax}
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
 	defer timer.Stop()
-	if !r.tokens.unstored() {
-		timer.Stop()
+	if r.tokens.unstored() {
+		poke(r.tokens.stir)
 	}
 	for {
 		select {

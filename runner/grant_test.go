@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -155,4 +156,25 @@ func TestGrantOutdone(t *testing.T) {
 	if got := b.shows(last.Offers, names); got != "file=later memory=g" || last.Stored || b.file() != later {
 		t.Errorf("shows %q, stored %v", got, last.Stored)
 	}
+}
+
+// What could not be stored in one session is tried at once in the next.
+func TestGrantAtNextSession(t *testing.T) {
+	g := token(1, time.Hour)
+	log := new(lineLog)
+	b := newTokenBench(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(log, nil)) })
+	b.waits = func(w *waits) { w.storeMin, w.storeMax = time.Hour, time.Hour }
+	log.wrote = func() { b.s.change(func() {}) }
+	b.s.accept(g)
+	if err := os.Mkdir(filepath.Join(b.cfg.Dir, "token"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.start().connected()
+	b.s.grant(g)
+	b.event("it is used from memory", func(ev Event) bool { return ev.Standing.Source == wire.SourceMemory })
+	if n := log.count("cannot be stored"); n != 1 {
+		t.Errorf("tried %d times", n)
+	}
+	b.s.cut()
+	b.s.await("it is tried again", func() bool { return log.count("cannot be stored") == 2 })
 }

@@ -121,9 +121,9 @@ func TestTokenEndsPause(t *testing.T) {
 			b.put(token(1, time.Hour))
 			b.start()
 			b.event("it is not connected", func(ev Event) bool { return ev.Err != nil })
-			b.r.Reload() // nothing is new
-			b.s.change(func() { b.s.refuse, b.s.down = nil, false })
 			n := len(b.s.hellos)
+			b.stirred() // nothing is new
+			b.s.change(func() { b.s.refuse, b.s.down = nil, false })
 			b.put(token(2, time.Hour))
 			b.connected()
 			if len(b.s.hellos) != n+1 || n > 1 {
@@ -167,7 +167,6 @@ func TestOnceRefused(t *testing.T) {
 // is told once.
 func TestRejectedAtWork(t *testing.T) {
 	b := newBench(t, nil)
-	b.s.heartbeat = 5 * time.Millisecond
 	b.start().connected()
 	step := filepath.Join(t.TempDir(), "step")
 	a := script("echo on\n" + until(step) + "echo done")
@@ -182,6 +181,7 @@ func TestRejectedAtWork(t *testing.T) {
 	b.gone(a.JobRef)
 	denied := wire.Errorf(wire.Denied, "runner %q was rejected by an operator", "runner-1")
 	b.s.change(func() { b.s.endWork, b.s.refuse = denied, denied })
+	b.s.nudge()
 	b.s.await("it asked again", func() bool { return len(b.s.hellos) > 3 })
 	b.event("it is refused", func(ev Event) bool { return wire.KindOf(ev.Err) == wire.Denied })
 	for len(b.events) > 0 {
@@ -216,13 +216,13 @@ func TestBeginAnew(t *testing.T) {
 	for _, kind := range []wire.Kind{wire.Conflict, wire.Unavailable} {
 		b := newBench(t, nil)
 		b.waits = func(w *waits) { w.refusedMin, w.refusedMax = time.Hour, time.Hour }
-		b.s.heartbeat = 5 * time.Millisecond
 		b.start().connected()
 		step := filepath.Join(t.TempDir(), "step")
 		a := script("echo on\n" + until(step) + "echo done")
 		b.s.assign(a)
 		b.s.await("it runs", func() bool { return len(b.s.jobs[a.JobRef].log) > 0 })
 		b.s.change(func() { b.s.endWork = wire.Errorf(kind, "begin anew") })
+		b.s.nudge()
 		b.s.await("it is back", func() bool { return len(b.s.begins) == 2 })
 		if held := b.s.begins[1].Held; len(held) != 1 || held[0].JobRef != a.JobRef || !held[0].Started {
 			t.Errorf("%s: holds %+v", kind, held)

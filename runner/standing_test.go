@@ -86,18 +86,17 @@ func TestLowTimer(t *testing.T) {
 }
 
 // A runner without a usable token does nothing but answer: counted by the
-// calls that it makes while heartbeats pass.
+// calls that it makes while it answers.
 func TestIdle(t *testing.T) {
 	for _, state := range []wire.RunnerState{wire.Pending, wire.Adopted} {
 		b := newTokenBench(t, nil)
-		b.s.heartbeat = 5 * time.Millisecond
 		b.put("garbage")
 		b.s.judge = func([]wire.TokenOffer) wire.Standing { return wire.Standing{State: state, Problem: wire.TokenInvalid} }
 		b.start().connected()
-		for range 20 { // the server may say the same again and again
-			n := b.s.beats
+		for n := range 100 { // the server may say the same again and again
 			b.s.tell()
-			b.s.await("a heartbeat comes", func() bool { return b.s.beats > n })
+			b.s.nudge()
+			b.s.await("it answers", func() bool { return len(b.s.nacks) > n })
 		}
 		b.s.mu.Lock()
 		if len(b.s.hellos) != 1 || len(b.s.auths) != 0 || len(b.s.begins) != 1 {
@@ -132,5 +131,34 @@ func TestStandingOrder(t *testing.T) {
 	s.offline()
 	if last, online := s.now(); online || last.State != wire.Adopted {
 		t.Errorf("offline: %v, %v", last, online)
+	}
+}
+
+// The same over a session: an operator rejects the runner while it
+// authenticates.
+func TestStandingMeanwhile(t *testing.T) {
+	a, next := token(1, time.Hour), token(2, time.Hour)
+	b := newTokenBench(t, nil)
+	b.s.accept(a, next)
+	b.put(a)
+	b.start().connected()
+	b.event("it is admitted", func(ev Event) bool { return ev.State != "" && ev.Standing.Admitted })
+	gate := make(chan struct{})
+	b.s.authenticate = func() error {
+		b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Rejected}})
+		<-gate
+		return nil
+	}
+	b.put(next)
+	b.event("it is rejected", func(ev Event) bool { return ev.State == wire.Rejected })
+	close(gate)
+	b.stirred() // the answer has been dealt with
+	for len(b.events) > 0 {
+		if ev := <-b.events; ev.State != wire.Rejected {
+			t.Errorf("told %+v", ev)
+		}
+	}
+	if last, _ := b.r.standing.now(); last.State != wire.Rejected {
+		t.Errorf("it stands as %s", last.State)
 	}
 }

@@ -28,17 +28,25 @@ func (s *testServer) standing() wire.Standing {
 }
 
 func (s *testServer) serveAuthenticate(_ context.Context, _ *mux.Peer, req wire.AuthenticateRequest) (st wire.Standing, err error) {
+	var hook func() error
 	s.change(func() {
 		s.auths = append(s.auths, req)
-		if s.authenticate != nil {
-			err = s.authenticate()
-		}
-		if err == nil {
+		if hook = s.authenticate; hook == nil {
 			s.offers = req.Offers
 			st = s.standing()
 		}
 	})
-	return st, err
+	if hook == nil {
+		return st, nil
+	}
+	if err := hook(); err != nil {
+		return st, err
+	}
+	s.change(func() {
+		s.offers = req.Offers
+		st = s.standing()
+	})
+	return st, nil
 }
 
 // accept has the server use the first of these tokens, and call the others invalid.
@@ -69,6 +77,11 @@ func (s *testServer) tell() {
 	st := s.standing()
 	s.mu.Unlock()
 	s.order(wire.WorkOrder{Standing: &st})
+}
+
+// nudge has the runner say something: it does not hold this job.
+func (s *testServer) nudge() {
+	s.order(wire.WorkOrder{Start: &wire.JobRef{Job: "nobodys", Attempt: 1}})
 }
 
 // shows is what a list of offers shows: "file=A environment=B".
@@ -231,14 +244,19 @@ func TestSourceTrouble(t *testing.T) {
 
 // lineLog is a log that can be read while it is written.
 type lineLog struct {
-	mu   sync.Mutex
-	text bytes.Buffer
+	wrote func() // called behind each write; nil is not
+	mu    sync.Mutex
+	text  bytes.Buffer
 }
 
 func (l *lineLog) Write(p []byte) (int, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
+	n, err := l.text.Write(p)
+	l.mu.Unlock()
+	if l.wrote != nil {
+		l.wrote()
+	}
+	return n, err
 }
 
 func (l *lineLog) count(what string) int {
@@ -333,8 +351,9 @@ func TestBadToken(t *testing.T) {
 	}
 	b.r.Reload()
 	again("")
-	if ev := b.event("it is not admitted", func(ev Event) bool { return ev.State != "" && !ev.Standing.Admitted }); ev.Standing.Problem != wire.NoToken {
-		t.Errorf("standing %+v", ev.Standing)
+	ev = b.event("it is not admitted", func(ev Event) bool { return ev.State != "" && !ev.Standing.Admitted })
+	if ev.Standing.Problem != wire.NoToken || ev.Again {
+		t.Errorf("standing %+v, again %v", ev.Standing, ev.Again)
 	}
 	b.put(a)
 	if got := b.shows(b.auth(2).Offers, names); got != "file=a" {
@@ -399,10 +418,24 @@ func TestAuthenticateAgain(t *testing.T) {
 	b.s.change(func() { b.s.authenticate = func() error { return wire.Errorf(wire.Denied, "no") } })
 	b.put("garbage")
 	b.auth(5)
+	b.stirred()
 	b.s.change(func() { b.s.authenticate = nil })
 	b.put(a)
 	if offers := b.auth(6).Offers; offers[0].Token != a {
 		t.Errorf("shown %+v", offers)
+	}
+}
+
+// stirred has the runner look at its tokens, and waits until it has.
+func (b *bench) stirred() {
+	b.t.Helper()
+	limit := time.After(30 * time.Second)
+	for range 3 { // the channel holds one: when the third is in, the first has been dealt with
+		select {
+		case b.r.tokens.stir <- struct{}{}:
+		case <-limit:
+			b.t.Fatal("the runner does not look at its tokens")
+		}
 	}
 }
 
