@@ -74,18 +74,24 @@ func (s *site) dial(network string) (net.Conn, error) {
 	return near, nil
 }
 
-// hello makes a session.
+// hello makes a session, of a runner with a key of its own.
 func (s *site) hello(t testing.TB, network string, h wire.Hello) (*mux.Session, error) {
+	t.Helper()
+	var key ed25519.PrivateKey
+	if h.Runner != nil {
+		var err error
+		if _, key, err = ed25519.GenerateKey(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s.helloAs(t, network, h, key)
+}
+
+func (s *site) helloAs(t testing.TB, network string, h wire.Hello, key ed25519.PrivateKey) (*mux.Session, error) {
 	t.Helper()
 	conn, err := s.dial(network)
 	if err != nil {
 		t.Fatal(err)
-	}
-	var key ed25519.PrivateKey
-	if h.Runner != nil {
-		if _, key, err = ed25519.GenerateKey(nil); err != nil {
-			t.Fatal(err)
-		}
 	}
 	session, err := mux.Connect(t.Context(), conn, mux.Config{}, h, key, nil)
 	if err == nil {
@@ -107,6 +113,15 @@ func operator(text string) wire.Hello { return wire.Hello{Role: wire.RoleClient,
 
 func local(text string) wire.Hello {
 	return wire.Hello{Role: wire.RoleRunner, Token: text, Runner: &wire.RunnerHello{Kind: wire.KindLocal, Concurrency: 1}}
+}
+
+// remote is an agent's hello; text is its token, "" for none.
+func remote(id, text string) wire.Hello {
+	h := wire.Hello{Role: wire.RoleRunner, Runner: &wire.RunnerHello{ID: id, Kind: wire.KindRemote, Concurrency: 1}}
+	if text != "" {
+		h.Runner.Offers = []wire.TokenOffer{{Source: wire.SourceFile, Token: text}}
+	}
+	return h
 }
 
 // issueAt makes a token as of a time, past the handlers.
@@ -289,35 +304,35 @@ func TestCallFindsLoginOver(t *testing.T) {
 
 // mayCall is who may call what. The columns are the callers of TestWhoMayCallWhat.
 var mayCall = map[string]string{
-	//                           unix user runner-token local remote
-	wire.MethodServerStatus:    "yes  yes  no           no    no",
-	wire.MethodServerBootstrap: "yes  no   no           no    no",
-	wire.MethodTokenKeyRotate:  "yes  yes  no           no    no",
-	wire.MethodUserToken:       "yes  yes  no           no    no",
-	wire.MethodJobSubmit:       "yes  yes  no           no    no",
-	wire.MethodJobGet:          "yes  yes  no           no    no",
-	wire.MethodJobList:         "yes  yes  no           no    no",
-	wire.MethodJobWhy:          "yes  yes  no           no    no",
-	wire.MethodJobCancel:       "yes  yes  no           no    no",
-	wire.MethodJobRetry:        "yes  yes  no           no    no",
-	wire.MethodJobWait:         "yes  yes  no           no    no",
-	wire.MethodJobStream:       "yes  yes  no           no    no",
-	wire.MethodRecordList:      "yes  yes  no           no    no",
-	wire.MethodBlobMissing:     "yes  yes  no           yes   no",
-	wire.MethodBlobPut:         "yes  yes  no           yes   no",
-	wire.MethodBlobGet:         "yes  yes  no           yes   no",
-	wire.MethodRunnerList:      "yes  yes  no           no    no",
-	wire.MethodRunnerInspect:   "yes  yes  no           no    no",
-	wire.MethodRunnerAdopt:     "yes  yes  no           no    no",
-	wire.MethodRunnerReject:    "yes  yes  no           no    no",
-	wire.MethodRunnerForget:    "yes  yes  no           no    no",
-	wire.MethodRunnerDrain:     "yes  yes  no           no    no",
-	wire.MethodRunnerWait:      "yes  yes  no           no    no",
-	wire.MethodRunnerToken:     "yes  yes  no           no    no",
-	wire.MethodRunnerMatch:     "yes  yes  no           no    no",
-	wire.MethodAuthenticate:    "no   no   no           no    yes",
-	wire.MethodWork:            "no   no   no           yes   yes",
-	wire.MethodReport:          "no   no   no           yes   yes", // and is then asked for which job
+	//                           unix user runner-token local remote admitted
+	wire.MethodServerStatus:    "yes  yes  no           no    no     no",
+	wire.MethodServerBootstrap: "yes  no   no           no    no     no",
+	wire.MethodTokenKeyRotate:  "yes  yes  no           no    no     no",
+	wire.MethodUserToken:       "yes  yes  no           no    no     no",
+	wire.MethodJobSubmit:       "yes  yes  no           no    no     no",
+	wire.MethodJobGet:          "yes  yes  no           no    no     no",
+	wire.MethodJobList:         "yes  yes  no           no    no     no",
+	wire.MethodJobWhy:          "yes  yes  no           no    no     no",
+	wire.MethodJobCancel:       "yes  yes  no           no    no     no",
+	wire.MethodJobRetry:        "yes  yes  no           no    no     no",
+	wire.MethodJobWait:         "yes  yes  no           no    no     no",
+	wire.MethodJobStream:       "yes  yes  no           no    no     no",
+	wire.MethodRecordList:      "yes  yes  no           no    no     no",
+	wire.MethodBlobMissing:     "yes  yes  no           yes   no     yes",
+	wire.MethodBlobPut:         "yes  yes  no           yes   no     yes",
+	wire.MethodBlobGet:         "yes  yes  no           yes   no     yes",
+	wire.MethodRunnerList:      "yes  yes  no           no    no     no",
+	wire.MethodRunnerInspect:   "yes  yes  no           no    no     no",
+	wire.MethodRunnerAdopt:     "yes  yes  no           no    no     no",
+	wire.MethodRunnerReject:    "yes  yes  no           no    no     no",
+	wire.MethodRunnerForget:    "yes  yes  no           no    no     no",
+	wire.MethodRunnerDrain:     "yes  yes  no           no    no     no",
+	wire.MethodRunnerWait:      "yes  yes  no           no    no     no",
+	wire.MethodRunnerToken:     "yes  yes  no           no    no     no",
+	wire.MethodRunnerMatch:     "yes  yes  no           no    no     no",
+	wire.MethodAuthenticate:    "no   no   no           no    yes    yes",
+	wire.MethodWork:            "no   no   no           yes   yes    yes",
+	wire.MethodReport:          "no   no   no           yes   yes    yes", // and is then asked for which job
 }
 
 // TestWhoMayCallWhat walks over the whole API with each kind of caller. Those
@@ -325,7 +340,6 @@ var mayCall = map[string]string{
 // TestLogin.
 func TestWhoMayCallWhat(t *testing.T) {
 	s := newSite(t, Config{})
-	remote := wire.Hello{Role: wire.RoleRunner, Runner: &wire.RunnerHello{ID: "stranger", Kind: wire.KindRemote, Concurrency: 1}}
 	callers := []struct {
 		name, network string
 		hello         wire.Hello
@@ -334,7 +348,13 @@ func TestWhoMayCallWhat(t *testing.T) {
 		{"user", "tcp", operator(s.userToken(t, time.Hour))},
 		{"runner token", "tcp", operator(s.runnerToken(t, time.Hour))},
 		{"local runner", "tcp", local(s.userToken(t, time.Hour))},
-		{"unadopted runner", "tcp", remote},
+		{"unadopted runner", "tcp", remote("stranger", "")},
+		{"runner with a token", "tcp", remote("guest", s.runnerToken(t, time.Hour))},
+	}
+	for name := range mayCall {
+		if s.clients[name] == nil {
+			t.Errorf("%s: there is no such method", name)
+		}
 	}
 	for _, m := range s.api() {
 		if _, ok := mayCall[m.name]; !ok {
