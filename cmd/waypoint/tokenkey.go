@@ -46,6 +46,9 @@ func (c *tokenKeyRotate) Run(a *app) error {
 		if err != nil {
 			return fmt.Errorf("rotate token key: %w", err)
 		}
+		if c.Revoke {
+			a.note("every token that was made before is invalid: who comes over TCP has to log in anew, and runners wait until waypoint runner adopt, or a new token")
+		}
 		return a.print(reply, func(w io.Writer) error {
 			if _, err := fmt.Fprintf(w, "Key %s signs from now on.\n", reply.KeyID); err != nil {
 				return err
@@ -54,9 +57,6 @@ func (c *tokenKeyRotate) Run(a *app) error {
 				if _, err := fmt.Fprintf(w, "Key %s verifies until %s.\n", k.ID, instant(k.Until)); err != nil {
 					return err
 				}
-			}
-			if c.Revoke {
-				a.note("every token that was made before is invalid; who comes over TCP has to log in anew, and adopted runners are healed by waypoint runner adopt")
 			}
 			return nil
 		})
