@@ -19,6 +19,8 @@ const (
 	// keysPause is between two readings of the keys because of tokens that
 	// name an unknown one: a flood of garbage costs no more than that.
 	keysPause = 200 * time.Millisecond
+	// keysTimeout bounds one reading.
+	keysTimeout = 10 * time.Second
 )
 
 // keyring is what this process knows of the keys that verify tokens. The store
@@ -100,8 +102,12 @@ func (k *keyring) refresh(ctx context.Context, came time.Time) error {
 	}
 }
 
-// reload reads the keys. What has been changed meanwhile makes it void.
+// reload reads the keys. What has been changed meanwhile makes it void. It does
+// not end with the call that began it, for others wait for what it finds: a
+// stranger who comes and goes must not keep them waiting.
 func (k *keyring) reload(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keysTimeout)
+	defer cancel()
 	began := time.Now()
 	k.mu.Lock()
 	k.tried = began

@@ -302,7 +302,15 @@ func TestGarbageDoesNotHammerTheStore(t *testing.T) {
 	// Whoever gives up while he waits has not spoilt it for the others.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	s.keys.load = load
+	s.keys.load = func(ctx context.Context) ([]token.Key, error) {
+		if ctx.Err() != nil {
+			t.Error("a reading ends with the call that began it")
+		}
+		return load(ctx)
+	}
+	if err := s.keys.reload(ctx); err != nil {
+		t.Error(err)
+	}
 	if _, err := s.verify(ctx, garbage, time.Now()); err == nil {
 		t.Error("verified garbage")
 	}
