@@ -86,7 +86,7 @@ func (r *Runner) tend(ctx context.Context, s *mux.Session) {
 			}
 		default:
 			r.tokens.settled()
-			r.log.Error("server does not look at tokens", "err", err, "hint", hint(err))
+			r.log.Error("server does not look at tokens", because(err)...)
 		}
 		if timer.Stop(); again > 0 {
 			timer.Reset(again)
@@ -109,8 +109,7 @@ func (r *Runner) store(s sighting) (sighting, error) {
 	}
 	r.tokens.placed(text, file, err)
 	if err != nil {
-		r.log.Error("granted token cannot be stored: it is used from memory, and lost when this process ends",
-			"err", err, "hint", hint(err))
+		r.log.Error("granted token cannot be stored: it is used from memory, and lost when this process ends", because(err)...)
 		return s, err
 	}
 	r.log.Info("granted token stored", "runner", r.name())

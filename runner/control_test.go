@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -19,6 +20,13 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/statedir"
 )
+
+func hint(err error) string {
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		return e.Hint
+	}
+	return ""
+}
 
 // control serves the agent's socket for the length of the test and connects to it.
 func (b *bench) control() *mux.Session {

@@ -44,3 +44,23 @@ func TestLocal(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A command line that waits for its runner to begin is told why it does not;
+// one that was lost comes back by itself.
+func TestLocalRefused(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.Kind, c.ID, c.Root = wire.KindLocal, "", t.TempDir() })
+	refusal := wire.Errorf(wire.Unauthenticated, "the token is not valid")
+	b.s.runnerID, b.s.refuse = "cli-7", refusal
+	b.start()
+	if err := b.wait(); wire.KindOf(err) != wire.Unauthenticated {
+		t.Errorf("Run returned %v", err)
+	}
+	b.s.change(func() { b.s.refuse = nil })
+	b.start().connected()
+	b.s.change(func() { b.s.refuse = refusal })
+	n := len(b.s.hellos)
+	b.s.cut()
+	b.s.await("it asks again and again", func() bool { return len(b.s.hellos) > n+2 })
+	b.s.change(func() { b.s.refuse = nil })
+	b.connected()
+}

@@ -249,8 +249,8 @@ func New(cfg Config) (*Runner, error) {
 
 // Run serves until stop ends (take nothing more; return when the running jobs are done
 // and reported) or ctx ends (return at once: jobs go on under the supervisor). Neither is an error. It reconnects for ever,
-// also where the server refuses it: an operator may think better of it. Only with Once a refusal at the hello is returned
-// (Denied, Conflict, Unauthenticated, Expired): a runner for one job does not wait to be wanted.
+// also where the server refuses it: an operator may think better of it. Only with Once, and for kind local before the
+// first welcome, a refusal at the hello is returned (Denied, Conflict, Unauthenticated, Expired): those do not wait to be wanted.
 // Run is called once.
 func (r *Runner) Run(ctx, stop context.Context) error {
 	outer := ctx
@@ -301,6 +301,16 @@ func (r *Runner) ID(ctx context.Context) (string, error) {
 		return r.id, nil
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
+	}
+}
+
+// isKnown reports whether there was a welcome.
+func (r *Runner) isKnown() bool {
+	select {
+	case <-r.known:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -47,8 +47,10 @@ func (r *Runner) connect(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if r.cfg.Once && r.isFinal(at, err) {
-			r.log.Error("server refuses this runner", "runner", r.cfg.ID, "err", err, "hint", hint(err))
+		if (r.cfg.Once || r.local() && !r.isKnown()) && r.isFinal(at, err) {
+			if !r.local() { // its command line says so
+				r.log.Error("server refuses this runner", because(err, "runner", r.cfg.ID)...)
+			}
 			r.end(err)
 			return
 		}
@@ -72,7 +74,7 @@ func (r *Runner) connect(ctx context.Context) {
 				what = "server cannot be used, and is tried again now and then"
 			}
 		}
-		r.log.Log(ctx, level, what, "runner", r.name(), "err", err, "hint", hint(err))
+		r.log.Log(ctx, level, what, because(err, "runner", r.name())...)
 		r.disconnected(err)
 		if !r.rest(ctx, pause.next(), &refused) {
 			return
@@ -80,8 +82,9 @@ func (r *Runner) connect(ctx context.Context) {
 	}
 }
 
-// isFinal reports whether an error ends a runner for one job: the server's
-// refusal at the hello, or of one that was rejected and holds nothing.
+// isFinal reports whether an error ends a runner for one job, or one whose
+// command line waits for it to begin: the server's refusal at the hello, or of
+// one that was rejected and holds nothing.
 func (r *Runner) isFinal(at phase, err error) bool {
 	switch k := wire.KindOf(err); at {
 	case greeting:

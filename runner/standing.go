@@ -2,7 +2,6 @@ package runner
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -81,7 +80,8 @@ func (r *Runner) stand(st wire.Standing, asked *int) {
 	}
 }
 
-// sayStanding logs what has changed.
+// sayStanding logs what has changed. What a person can do about it is for
+// whoever is notified to say.
 func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 	if before == nil {
 		before = &wire.Standing{State: st.State}
@@ -100,8 +100,7 @@ func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 			r.log.Info("token in use", "source", st.Source, "expires", st.Expiry)
 		}
 	case st.Problem != before.Problem || st.Detail != before.Detail || before.Admitted:
-		r.log.Warn("no jobs are given to this runner", "state", st.State, "problem", st.Problem, "detail", st.Detail,
-			"hint", fmt.Sprintf("on the server `waypoint runner adopt %s`, or here a new token in %s", r.name(), r.cfg.Tokens.file()))
+		r.log.Info("no jobs are given to this runner", "state", st.State, "problem", st.Problem, "detail", st.Detail)
 	}
 	if st.Draining != before.Draining {
 		r.log.Info("operator's drain has changed", "draining", st.Draining)

@@ -88,7 +88,7 @@ func (s *sighting) say(log *slog.Logger, said map[wire.TokenSource]string) map[w
 	now := map[wire.TokenSource]string{}
 	for source, err := range s.failed {
 		if now[source] = err.Error(); said[source] != now[source] {
-			log.Error("token cannot be read", "source", source, "err", err, "hint", hint(err))
+			log.Error("token cannot be read", because(err, "source", source)...)
 		}
 	}
 	for source, note := range s.notes {
@@ -164,10 +164,12 @@ func shown(o wire.TokenOffer) wire.TokenOffer {
 	return o
 }
 
-// hint is an error's hint, "" where it has none.
-func hint(err error) string {
-	if e, ok := errors.AsType[*wire.Error](err); ok {
-		return e.Hint
+// because is what a log says of an error: what goes before it, the error, and
+// what to do about it where it says that.
+func because(err error, attrs ...any) []any {
+	attrs = append(attrs, "err", err)
+	if e, ok := errors.AsType[*wire.Error](err); ok && e.Hint != "" {
+		attrs = append(attrs, "hint", e.Hint)
 	}
-	return ""
+	return attrs
 }
