@@ -60,13 +60,8 @@ func (c *login) Run(a *app) error {
 	if err != nil {
 		return fmt.Errorf("log in: %w", err)
 	}
-	if text != "" && known.TLSFingerprint == "" && known.TLSCA == "" && !known.TLSSkipVerify && addr.Network == "tcp" {
-		// The next token may come without it.
-		claims, err := checkToken(text, "token")
-		if err != nil {
-			return err
-		}
-		known.TLSFingerprint = claims.Pin
+	if err := c.pin(a, &known); err != nil {
+		return err
 	}
 	if err := store.Set(name, known); err != nil {
 		return err
@@ -85,6 +80,21 @@ func (c *login) Run(a *app) error {
 		_, err := fmt.Fprintf(w, "Logged in to %s%s.\n", answer.ServerAddr, as)
 		return err
 	})
+}
+
+// pin keeps the fingerprint that the token carries, because the next token may
+// come without it. It takes the place of that of an earlier login: a server
+// that has changed its key is not to be trusted by the old one too.
+func (c *login) pin(a *app, known *contexts.Context) error {
+	if known.Token == "" || known.TLSCA != "" || a.ServerTLSFingerprint != "" {
+		return nil
+	}
+	claims, err := wire.ReadToken(known.Token)
+	if err != nil {
+		return err
+	}
+	override(&known.TLSFingerprint, claims.Pin)
+	return nil
 }
 
 // name is what the context is called, and what was known under that name
