@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/output"
@@ -95,7 +94,7 @@ func runnerFields(r wire.Runner, now time.Time) *output.Fields {
 	f.Add("ID", r.ID)
 	f.Add("State", string(r.State))
 	if r.Problem != "" {
-		f.Add("Problem", strings.TrimSuffix(problemWords(r.Problem)+": "+r.Detail, ": "))
+		f.Add("Problem", why(r.Problem, r.Detail))
 	}
 	f.Add("Kind", string(r.Kind))
 	f.Add("Labels", output.Pairs(r.Labels))

@@ -50,6 +50,9 @@ func (s *agentSays) notify(e runner.Event) {
 
 // why is a problem with its detail.
 func why(p wire.Problem, detail string) string {
+	if p == wire.NoToken {
+		return problemWords(p) // there is no more to it
+	}
 	return strings.TrimSuffix(problemWords(p)+": "+detail, ": ")
 }
 
