@@ -241,7 +241,15 @@ func TestControlOtherUser(t *testing.T) {
 	const nobody = 65534
 	b := newTokenBench(t, nil).start()
 	b.control()
-	path := filepath.Join("/tmp", filepath.Base(t.TempDir())+".waypoint-test.sock")
+	dir, err := os.MkdirTemp("/tmp", "waypoint-test-") // others cannot enter the test's own
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, ControlSocket)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)

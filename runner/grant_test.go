@@ -49,8 +49,8 @@ func TestGrant(t *testing.T) {
 	if got := b.shows(b.auth(4).Offers, names); got != "file=g file=h" || b.auth(4).Stored {
 		t.Errorf("change shows %q, stored %v", got, b.auth(4).Stored)
 	}
-	if len(b.s.auths) != 4 || len(b.s.hellos) != 1 {
-		t.Errorf("%d authentications in %d sessions", len(b.s.auths), len(b.s.hellos))
+	if hellos, _, auths := b.s.counts(); auths != 4 || hellos != 1 {
+		t.Errorf("%d authentications in %d sessions", auths, hellos)
 	}
 }
 
@@ -82,7 +82,7 @@ func TestGrantAnswerLost(t *testing.T) {
 			offers := b.s.hellos[len(b.s.hellos)-1].Runner.Offers
 			return b.s.work != nil && len(b.s.begins) == len(b.s.hellos) && len(offers) == 1 && offers[0].Source == wire.SourceFile && offers[0].Token == g
 		})
-		n := len(b.s.auths)
+		_, _, n := b.s.counts()
 		b.s.grant(g)
 		if a := b.auth(n + 1); !a.Stored || b.file() != g {
 			t.Errorf("killed %v: the grant was not confirmed: %+v", killed, a)
@@ -108,22 +108,19 @@ func TestGrantNotStored(t *testing.T) {
 		t.Errorf("shows %q, stored %v", got, b.auth(1).Stored)
 	}
 	b.event("it is used from memory", func(ev Event) bool { return ev.Standing.Source == wire.SourceMemory })
-	n := len(b.s.begins)
-	b.s.cut()
-	b.s.await("it is back", func() bool { return len(b.s.begins) > n && b.s.work != nil })
-	if got := b.shows(b.s.hellos[1].Runner.Offers, names); got != "memory=g environment=env" {
+	if got := b.shows(b.again().Runner.Offers, names); got != "memory=g environment=env" {
 		t.Errorf("hello shows %q", got)
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	b.s.await("it is confirmed", func() bool { return b.s.auths[len(b.s.auths)-1].Stored })
-	if got := b.shows(b.s.auths[len(b.s.auths)-1].Offers, names); got != "file=g environment=env" || b.file() != g {
+	if got := b.shows(b.auth(2).Offers, names); got != "file=g environment=env" || b.file() != g {
 		t.Errorf("shows %q", got)
 	}
 	b.event("it is used from the file", func(ev Event) bool { return ev.Standing.Source == wire.SourceFile })
-	if len(b.s.auths) != 2 {
-		t.Errorf("%d authentications, want 2", len(b.s.auths))
+	if _, _, n := b.s.counts(); n != 2 {
+		t.Errorf("%d authentications, want 2", n)
 	}
 }
 
@@ -152,7 +149,8 @@ func TestGrantOutdone(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.event("the later one is in use", func(ev Event) bool { return ev.Standing.Source == wire.SourceFile })
-	last := b.s.auths[len(b.s.auths)-1]
+	_, _, n := b.s.counts()
+	last := b.auth(n)
 	if got := b.shows(last.Offers, names); got != "file=later memory=g" || last.Stored || b.file() != later {
 		t.Errorf("shows %q, stored %v", got, last.Stored)
 	}

@@ -58,7 +58,7 @@ func TestLocalRefused(t *testing.T) {
 	b.s.change(func() { b.s.refuse = nil })
 	b.start().connected()
 	b.s.change(func() { b.s.refuse = refusal })
-	n := len(b.s.hellos)
+	n, _, _ := b.s.counts()
 	b.s.cut()
 	b.s.await("it asks again and again", func() bool { return len(b.s.hellos) > n+2 })
 	b.s.change(func() { b.s.refuse = nil })

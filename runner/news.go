@@ -72,7 +72,9 @@ func (r *Runner) tellCounts(ctx context.Context) {
 func (r *Runner) tell(ev Event) {
 	n := &r.news
 	ev.ID, ev.Jobs = r.name(), r.count()
-	ev.Standing, _ = r.standing.now()
+	if ev.Standing, _ = r.standing.now(); ev.State != "" && ev.Standing != nil {
+		ev.State = ev.Standing.State // which may have changed since the last was told
+	}
 	r.standing.mu.Lock()
 	ev.Low = r.standing.low
 	r.standing.mu.Unlock()

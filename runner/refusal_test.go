@@ -121,13 +121,13 @@ func TestTokenEndsPause(t *testing.T) {
 			b.put(token(1, time.Hour))
 			b.start()
 			b.event("it is not connected", func(ev Event) bool { return ev.Err != nil })
-			n := len(b.s.hellos)
+			n, _, _ := b.s.counts()
 			b.stirred() // nothing is new
 			b.s.change(func() { b.s.refuse, b.s.down = nil, false })
 			b.put(token(2, time.Hour))
 			b.connected()
-			if len(b.s.hellos) != n+1 || n > 1 {
-				t.Errorf("%d hellos before and %d behind the new token", n, len(b.s.hellos))
+			if m, _, _ := b.s.counts(); m != n+1 || n > 1 {
+				t.Errorf("%d hellos before and %d behind the new token", n, m)
 			}
 		})
 	}
@@ -223,8 +223,15 @@ func TestBeginAnew(t *testing.T) {
 		b.s.await("it runs", func() bool { return len(b.s.jobs[a.JobRef].log) > 0 })
 		b.s.change(func() { b.s.endWork = wire.Errorf(kind, "begin anew") })
 		b.s.nudge()
-		b.s.await("it is back", func() bool { return len(b.s.begins) == 2 })
-		if held := b.s.begins[1].Held; len(held) != 1 || held[0].JobRef != a.JobRef || !held[0].Started {
+		var held []wire.Held
+		b.s.await("it is back", func() bool {
+			if len(b.s.begins) != 2 {
+				return false
+			}
+			held = b.s.begins[1].Held
+			return true
+		})
+		if len(held) != 1 || held[0].JobRef != a.JobRef || !held[0].Started {
 			t.Errorf("%s: holds %+v", kind, held)
 		}
 		let(t, step)

@@ -427,12 +427,10 @@ func TestOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, b.s.ended(a.JobRef), wire.Success, "")
-	if len(b.s.nacks) != 1 || b.s.nacks[0].JobRef != other.JobRef || b.s.jobs[other.JobRef].acks != 0 {
-		t.Errorf("the second job was not given back: %+v", b.s.nacks)
-	}
-	if len(b.s.drains) == 0 || !b.s.drains[0] {
-		t.Errorf("drain not said: %v", b.s.drains)
-	}
+	b.s.await("the second job is given back", func() bool {
+		return len(b.s.nacks) == 1 && b.s.nacks[0].JobRef == other.JobRef && b.s.jobs[other.JobRef].acks == 0
+	})
+	b.s.await("drain is said", func() bool { return len(b.s.drains) > 0 && b.s.drains[0] })
 }
 
 func TestDrain(t *testing.T) {

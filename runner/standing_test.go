@@ -98,11 +98,9 @@ func TestIdle(t *testing.T) {
 			b.s.nudge()
 			b.s.await("it answers", func() bool { return len(b.s.nacks) > n })
 		}
-		b.s.mu.Lock()
-		if len(b.s.hellos) != 1 || len(b.s.auths) != 0 || len(b.s.begins) != 1 {
-			t.Errorf("%s: %d hellos, %d authentications, %d work streams", state, len(b.s.hellos), len(b.s.auths), len(b.s.begins))
+		if hellos, begins, auths := b.s.counts(); hellos != 1 || begins != 1 || auths != 0 {
+			t.Errorf("%s: %d hellos, %d work streams, %d authentications", state, hellos, begins, auths)
 		}
-		b.s.mu.Unlock()
 		told := 0
 		for len(b.events) > 0 {
 			<-b.events
@@ -144,11 +142,13 @@ func TestStandingMeanwhile(t *testing.T) {
 	b.start().connected()
 	b.event("it is admitted", func(ev Event) bool { return ev.State != "" && ev.Standing.Admitted })
 	gate := make(chan struct{})
-	b.s.authenticate = func() error {
-		b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Rejected}})
-		<-gate
-		return nil
-	}
+	b.s.change(func() {
+		b.s.authenticate = func() error {
+			b.s.order(wire.WorkOrder{Standing: &wire.Standing{State: wire.Rejected}})
+			<-gate
+			return nil
+		}
+	})
 	b.put(next)
 	b.event("it is rejected", func(ev Event) bool { return ev.State == wire.Rejected })
 	close(gate)
@@ -160,5 +160,27 @@ func TestStandingMeanwhile(t *testing.T) {
 	}
 	if last, _ := b.r.standing.now(); last.State != wire.Rejected {
 		t.Errorf("it stands as %s", last.State)
+	}
+}
+
+// An event is of one moment: state and standing agree, whoever has it told.
+func TestEventWhole(t *testing.T) {
+	b := newBench(t, nil)
+	r, err := New(b.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.standing.put(wire.Standing{State: wire.Pending}, nil)
+	r.notify(Event{State: wire.Pending})
+	r.standing.put(wire.Standing{State: wire.Adopted, Admitted: true}, nil)
+	r.retell() // of something else, before the new standing is told
+	r.notify(Event{State: wire.Adopted})
+	for _, state := range []wire.RunnerState{wire.Pending, wire.Adopted} {
+		if ev := <-b.events; ev.State != state || ev.Standing.State != state {
+			t.Errorf("told %s with a standing of %s, want %s", ev.State, ev.Standing.State, state)
+		}
+	}
+	if len(b.events) > 0 {
+		t.Errorf("told again: %+v", <-b.events)
 	}
 }

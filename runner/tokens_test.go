@@ -163,6 +163,29 @@ func (b *bench) auth(n int) wire.AuthenticateRequest {
 	return b.s.auths[n-1]
 }
 
+// counts are how many hellos, work streams and authentications there were.
+func (s *testServer) counts() (hellos, begins, auths int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.hellos), len(s.begins), len(s.auths)
+}
+
+// hello is the last one.
+func (s *testServer) hello() wire.Hello {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hellos[len(s.hellos)-1]
+}
+
+// again cuts the session, waits for the next, and returns what it was begun with.
+func (b *bench) again() wire.Hello {
+	b.t.Helper()
+	_, n, _ := b.s.counts()
+	b.s.cut()
+	b.s.await("it is back", func() bool { return len(b.s.begins) > n && b.s.work != nil })
+	return b.s.hello()
+}
+
 func TestSources(t *testing.T) {
 	one, two, three := token(1, time.Hour), token(2, time.Hour), token(3, time.Hour)
 	names := map[string]string{one: "1", two: "2", three: "3"}
@@ -233,9 +256,7 @@ func TestSourceTrouble(t *testing.T) {
 	}
 	b.start().connected()
 	for range 3 {
-		b.s.change(func() { b.s.work = nil })
-		b.s.cut()
-		b.connected()
+		b.again()
 	}
 	if n := log.count("token cannot be read"); n != 1 {
 		t.Errorf("said %d times", n)
@@ -290,7 +311,7 @@ func TestNewToken(t *testing.T) {
 	b.s.accept(a, next, last)
 	b.put(a)
 	b.start().connected()
-	if got := b.shows(b.s.hellos[0].Runner.Offers, names); got != "file=a" {
+	if got := b.shows(b.s.hello().Runner.Offers, names); got != "file=a" {
 		t.Errorf("hello shows %q", got)
 	}
 	job := script("echo on; sleep 1000")
@@ -307,8 +328,8 @@ func TestNewToken(t *testing.T) {
 	if got := b.shows(b.auth(2).Offers, names); got != "file=c file=b" {
 		t.Errorf("second change shows %q", got)
 	}
-	if len(b.s.hellos) != 1 || b.auth(1).Stored || b.auth(2).Stored {
-		t.Errorf("%d sessions; stored: %v, %v", len(b.s.hellos), b.auth(1).Stored, b.auth(2).Stored)
+	if n, _, _ := b.s.counts(); n != 1 || b.auth(1).Stored || b.auth(2).Stored {
+		t.Errorf("%d sessions; stored: %v, %v", n, b.auth(1).Stored, b.auth(2).Stored)
 	}
 	b.s.order(wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: job.JobRef, Force: true}})
 	want(t, b.s.ended(job.JobRef), wire.Canceled, wire.ReasonCanceled)
@@ -338,10 +359,7 @@ func TestBadToken(t *testing.T) {
 	}
 	again := func(want string) {
 		t.Helper()
-		n := len(b.s.begins)
-		b.s.cut()
-		b.s.await("it is back", func() bool { return len(b.s.begins) > n && b.s.work != nil })
-		if got := b.shows(b.s.hellos[len(b.s.hellos)-1].Runner.Offers, names); got != want {
+		if got := b.shows(b.again().Runner.Offers, names); got != want {
 			t.Errorf("hello shows %q, want %q", got, want)
 		}
 	}
@@ -390,8 +408,8 @@ func TestLapse(t *testing.T) {
 		t.Errorf("shows %q", got)
 	}
 	b.event("the new one is in use", func(ev Event) bool { return ev.Standing.Expiry.Equal(expiry(next)) })
-	if n := len(b.s.auths); n != 2 || len(b.s.hellos) != 1 {
-		t.Errorf("%d authentications in %d sessions, want 2 in 1", n, len(b.s.hellos))
+	if hellos, _, auths := b.s.counts(); auths != 2 || hellos != 1 {
+		t.Errorf("%d authentications in %d sessions, want 2 in 1", auths, hellos)
 	}
 }
 
@@ -403,15 +421,17 @@ func TestAuthenticateAgain(t *testing.T) {
 	b.put(a)
 	b.start().connected()
 	left := 3
-	b.s.authenticate = func() error {
-		if left--; left >= 0 {
-			return wire.Errorf(wire.Unavailable, "the disk is full")
+	b.s.change(func() {
+		b.s.authenticate = func() error {
+			if left--; left >= 0 {
+				return wire.Errorf(wire.Unavailable, "the disk is full")
+			}
+			return nil
 		}
-		return nil
-	}
+	})
 	b.put(next)
 	b.event("the new one is in use", func(ev Event) bool { return ev.Standing.Expiry.Equal(expiry(next)) })
-	if n := len(b.s.auths); n != 4 {
+	if _, _, n := b.s.counts(); n != 4 {
 		t.Errorf("%d authentications, want 4", n)
 	}
 	// A refusal is not repeated.
@@ -443,7 +463,7 @@ func TestLoginOfLocal(t *testing.T) {
 	b := newBench(t, func(c *Config) { c.Kind, c.ID, c.Root, c.Login = wire.KindLocal, "", t.TempDir(), "wpusr_x" })
 	b.s.runnerID = "cli-1"
 	b.start().connected()
-	if h := b.s.hellos[0]; h.Token != "wpusr_x" || len(h.Runner.Offers) > 0 {
+	if h := b.s.hello(); h.Token != "wpusr_x" || len(h.Runner.Offers) > 0 {
 		t.Errorf("hello %+v", h)
 	}
 }
