@@ -10,14 +10,15 @@ import (
 // span says how long a stretch of time is, in the one unit that people would
 // use: "12 days", "90 minutes", "4 seconds".
 func span(d time.Duration) string {
-	n, unit := int64(d/(24*time.Hour)), "day"
+	const day = 24 * time.Hour
+	n, unit := int64(d.Round(day)/day), "day"
 	switch {
 	case d < 2*time.Minute:
 		n, unit = int64(d.Round(time.Second)/time.Second), "second"
 	case d < 2*time.Hour:
-		n, unit = int64(d/time.Minute), "minute"
+		n, unit = int64(d.Round(time.Minute)/time.Minute), "minute"
 	case d < 48*time.Hour:
-		n, unit = int64(d/time.Hour), "hour"
+		n, unit = int64(d.Round(time.Hour)/time.Hour), "hour"
 	}
 	if n == 1 {
 		return "1 " + unit
