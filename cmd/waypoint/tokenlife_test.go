@@ -7,15 +7,16 @@ import (
 
 func TestSpan(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		0:                          "0 seconds",
-		time.Second:                "1 second",
-		119 * time.Second:          "119 seconds",
-		2 * time.Minute:            "2 minutes",
-		119 * time.Minute:          "119 minutes",
-		2 * time.Hour:              "2 hours",
-		47*time.Hour + time.Second: "47 hours",
-		48 * time.Hour:             "2 days",
-		720 * time.Hour:            "30 days",
+		0:                           "0 seconds",
+		time.Second:                 "1 second",
+		119 * time.Second:           "119 seconds",
+		2 * time.Minute:             "2 minutes",
+		119 * time.Minute:           "119 minutes",
+		2 * time.Hour:               "2 hours",
+		47*time.Hour + time.Second:  "47 hours",
+		48 * time.Hour:              "2 days",
+		720 * time.Hour:             "30 days",
+		720*time.Hour - time.Second: "30 days",
 	} {
 		if got := span(d); got != want {
 			t.Errorf("span(%v) = %q, want %q", d, got, want)
