@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"sync"
 	"syscall"
 
@@ -166,6 +167,10 @@ func (c *runnerAgent) serve(a *app, r *runner.Runner, control net.Listener, log 
 		default:
 		}
 	})()
+	if signal.Ignored(syscall.SIGHUP) { // as under nohup; here it ends nothing
+		signal.Notify(signals, syscall.SIGHUP)
+		defer signal.Stop(signals)
+	}
 	var listen sync.WaitGroup
 	listen.Go(func() {
 		for n := 0; ; {
