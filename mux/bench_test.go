@@ -133,3 +133,62 @@ func BenchmarkLogStream(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkSession is what a command pays before its first call: dial, TLS on
+// TCP, hello.
+func BenchmarkSession(b *testing.B) {
+	cert := withCertificate(muxtest.NewAuthority(b).Issue(b, muxtest.Leaf{}))
+	cert.Plain = true
+	tcp := accept(b, cert, benchTable)
+	unix := mux.Address{Network: "unix", Path: filepath.Join(b.TempDir(), "s")}
+	l, err := mux.Listen(b.Context(), unix, 0o600)
+	if err != nil {
+		b.Fatal(err)
+	}
+	serve(b, l, mux.Config{}, benchTable)
+	pin := mux.Trust{Pins: []string{mux.Fingerprint(cert.TLS.Certificates[0].Leaf)}}
+	for _, c := range []struct {
+		name  string
+		addr  mux.Address
+		trust mux.Trust
+	}{{"unix", unix, mux.Trust{}}, {"plain", tcp.addr, mux.Trust{Plain: true}}, {"TLS", tcp.addr, pin}} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				s, err := dialSession(b.Context(), c.addr, c.trust)
+				if err != nil {
+					b.Fatal(err)
+				}
+				s.Close()
+			}
+		})
+	}
+}
+
+// BenchmarkLogStreamTCP is BenchmarkLogStream's larger one over TCP.
+func BenchmarkLogStreamTCP(b *testing.B) {
+	cert := withCertificate(muxtest.NewAuthority(b).Issue(b, muxtest.Leaf{}))
+	cert.Plain = true
+	tcp := accept(b, cert, benchTable)
+	for name, trust := range map[string]mux.Trust{"plain": {Plain: true}, "TLS": {SkipVerify: true}} {
+		b.Run(name, func(b *testing.B) {
+			s, err := dialSession(b.Context(), tcp.addr, trust)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			b.SetBytes(wire.MaxData)
+			b.ReportAllocs()
+			st, err := s.Open(b.Context(), "log", wire.MaxData)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer st.Close()
+			for b.Loop() {
+				if _, err := st.Recv(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

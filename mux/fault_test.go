@@ -2,6 +2,7 @@ package mux_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"testing"
@@ -14,7 +15,7 @@ import (
 
 // shortCall is a handshake and one call with a little of everything; it
 // returns what went wrong at the caller's side.
-func shortCall(ctx context.Context, link *muxtest.Link) error {
+func shortCall(ctx context.Context, link *muxtest.Link, encrypted *tls.Config) error {
 	p, err := muxtest.Connect(ctx, link, mux.Table{"work": func(_ context.Context, st *mux.Stream) error {
 		for {
 			f, err := st.Recv()
@@ -30,7 +31,7 @@ func shortCall(ctx context.Context, link *muxtest.Link) error {
 				}
 			}
 		}
-	}}, muxtest.Options{Client: mux.Config{HandshakeTimeout: 5 * time.Second}, Server: mux.Config{HandshakeTimeout: 5 * time.Second}})
+	}}, muxtest.Options{Client: mux.Config{HandshakeTimeout: 5 * time.Second}, Server: mux.Config{HandshakeTimeout: 5 * time.Second, TLS: encrypted}})
 	if err != nil {
 		return err
 	}
@@ -59,13 +60,27 @@ func shortCall(ctx context.Context, link *muxtest.Link) error {
 // Wherever a connection is cut, both sides come to an end with a clear error,
 // nothing hangs and nothing is left.
 func TestCutAtEveryByte(t *testing.T) {
+	cutEvery(t, 1, 300, func(link *muxtest.Link) (*muxtest.Link, *tls.Config) { return link, nil })
+}
+
+// Over TLS most of the bytes are its handshake's.
+func TestTLSCutAnywhere(t *testing.T) {
+	a := muxtest.NewAuthority(t)
+	cert := a.Issue(t, muxtest.Leaf{})
+	cutEvery(t, 13, 150, func(link *muxtest.Link) (*muxtest.Link, *tls.Config) { return tlsLink(link, cert) })
+}
+
+// cutEvery cuts a call's link after each number of bytes, by steps, until the
+// call comes through; over makes the sessions' link of the one that is cut.
+func cutEvery(t *testing.T, step int64, least int, over func(*muxtest.Link) (*muxtest.Link, *tls.Config)) {
 	settle(t)
 	cuts, whole := 0, 0
-	for n := int64(1); whole < 3; n++ {
+	for n := int64(1); whole < 3; n += step {
 		link := muxtest.NewLink()
 		link.CutAfter(n)
+		ends, encrypted := over(link)
 		got := make(chan error, 1)
-		go func() { got <- shortCall(t.Context(), link) }()
+		go func() { got <- shortCall(t.Context(), ends, encrypted) }()
 		err := await(t, "end of the call", got)
 		link.Drop()
 		switch {
@@ -81,7 +96,7 @@ func TestCutAtEveryByte(t *testing.T) {
 			t.Fatal("the call never succeeds")
 		}
 	}
-	if cuts < 300 {
+	if cuts < least {
 		t.Fatalf("only %d places to cut", cuts)
 	}
 }
@@ -90,7 +105,7 @@ func TestSlowLink(t *testing.T) {
 	settle(t)
 	link := muxtest.NewLink()
 	link.Delay(2 * time.Millisecond)
-	if err := shortCall(t.Context(), link); err != nil {
+	if err := shortCall(t.Context(), link, nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,66 +1,52 @@
-package mux
+package mux_test
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/muxtest"
 	"github.com/waypointd/waypoint/mux/wire"
 )
-
-// leftovers says what a session still holds of calls that are over.
-func (s *Session) leftovers() string {
-	s.guard.mu.Lock()
-	defer s.guard.mu.Unlock()
-	held := [...]int{s.yamux.NumStreams(), len(s.guard.streams), s.guard.theirs, len(s.guard.syns), len(s.slots), len(s.handling)}
-	if held == [len(held)]int{} {
-		return ""
-	}
-	return fmt.Sprintf("streams of yamux's, links, theirs, unacknowledged, slots, handlers: %v", held)
-}
 
 // However a call ends, nothing of it is left at either end: yamux by itself
 // would keep a stream for as long as the other side does not close it, and
 // let writers wait for minutes.
 func TestNothingIsLeftOfCalls(t *testing.T) {
-	release := make(chan struct{})
-	a, b := Pipe()
-	accepted := make(chan *Session, 1)
-	go func() {
-		s, err := Accept(t.Context(), b, Config{}, func(context.Context, *Peer) (*Admission, error) {
-			return &Admission{Table: Table{
-				"ends":  func(context.Context, *Stream) error { return nil },
-				"fails": func(context.Context, *Stream) error { return wire.Errorf(wire.Conflict, "no") },
-				"holds": func(ctx context.Context, _ *Stream) error { <-ctx.Done(); return nil },
-				"floods": func(_ context.Context, st *Stream) error {
-					for {
-						if err := st.SendData(wire.Data{Bytes: make([]byte, wire.MaxData)}); err != nil {
-							return err
-						}
-					}
-				},
-				"gives up": func(ctx context.Context, st *Stream) error {
-					st.Close()
-					return nil
-				},
-				"deaf": func(context.Context, *Stream) error { <-release; return nil },
-			}}, nil
-		})
-		if err != nil {
-			t.Error(err)
-		}
-		accepted <- s
-	}()
-	client, err := Connect(t.Context(), a, Config{}, wire.Hello{Role: wire.RoleClient}, nil, nil)
-	if err != nil {
-		t.Fatal(err)
+	for name, pair := range map[string]func(*testing.T, mux.Table) *muxtest.Pair{
+		"memory": func(t *testing.T, table mux.Table) *muxtest.Pair { return muxtest.NewPair(t, table, muxtest.Options{}) },
+		"TLS": func(t *testing.T, table mux.Table) *muxtest.Pair {
+			p, _ := tlsPair(t, table, muxtest.Options{})
+			return p
+		},
+	} {
+		t.Run(name, func(t *testing.T) { nothingIsLeft(t, pair) })
 	}
-	server := <-accepted
-	defer server.Close()
-	defer client.Close()
+}
+
+func nothingIsLeft(t *testing.T, pair func(*testing.T, mux.Table) *muxtest.Pair) {
+	release := make(chan struct{})
+	p := pair(t, mux.Table{
+		"ends":  func(context.Context, *mux.Stream) error { return nil },
+		"fails": func(context.Context, *mux.Stream) error { return wire.Errorf(wire.Conflict, "no") },
+		"holds": func(ctx context.Context, _ *mux.Stream) error { <-ctx.Done(); return nil },
+		"floods": func(_ context.Context, st *mux.Stream) error {
+			for {
+				if err := st.SendData(wire.Data{Bytes: make([]byte, wire.MaxData)}); err != nil {
+					return err
+				}
+			}
+		},
+		"gives up": func(ctx context.Context, st *mux.Stream) error {
+			st.Close()
+			return nil
+		},
+		"deaf": func(context.Context, *mux.Stream) error { <-release; return nil },
+	})
+	client, server := p.Client, p.Server
 
 	var calls sync.WaitGroup
 	for _, method := range []string{"ends", "fails", "holds", "floods", "gives up", "deaf", "unknown"} {
@@ -107,12 +93,12 @@ func TestNothingIsLeftOfCalls(t *testing.T) {
 	calls.Wait()
 	close(release)
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		left := client.leftovers() + server.leftovers()
+		left := client.Leftovers() + server.Leftovers()
 		if left == "" {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("client: %s; server: %s", client.leftovers(), server.leftovers())
+			t.Fatalf("client: %s; server: %s", client.Leftovers(), server.Leftovers())
 		}
 	}
 	if err := errors.Join(client.Err(), server.Err()); err != nil {

@@ -33,10 +33,7 @@ func loopbackEnd(c net.Conn) net.Conn { return tcpEnd{c, "127.0.0.1", "127.0.0.1
 // tlsLink is a link that both ends take for TCP with TLS, its faults those of
 // link; the handshake is made with the first byte that is written. With it
 // comes the accepting side's configuration.
-func tlsLink(t testing.TB, link *muxtest.Link) (*muxtest.Link, *tls.Config) {
-	t.Helper()
-	a := muxtest.NewAuthority(t)
-	cert := a.Issue(t, muxtest.Leaf{})
+func tlsLink(link *muxtest.Link, cert tls.Certificate) (*muxtest.Link, *tls.Config) {
 	client := tls.Client(loopbackEnd(link.A), &tls.Config{InsecureSkipVerify: true, SessionTicketsDisabled: true})
 	return &muxtest.Link{A: client, B: loopbackEnd(link.B)}, &tls.Config{Certificates: []tls.Certificate{cert}}
 }
@@ -46,7 +43,8 @@ func tlsLink(t testing.TB, link *muxtest.Link) (*muxtest.Link, *tls.Config) {
 func tlsPair(t testing.TB, table mux.Table, o muxtest.Options) (*muxtest.Pair, *muxtest.Link) {
 	t.Helper()
 	link := muxtest.NewLink()
-	over, cfg := tlsLink(t, link)
+	a := muxtest.NewAuthority(t)
+	over, cfg := tlsLink(link, a.Issue(t, muxtest.Leaf{}))
 	o.Server.TLS = cfg
 	p, err := muxtest.Connect(t.Context(), over, table, o)
 	if err != nil {
@@ -68,7 +66,13 @@ func accept(t testing.TB, cfg mux.Config, table mux.Table) *acceptor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &acceptor{mux.Address{Network: "tcp", Path: l.Addr().String()}, make(chan error, 100)}
+	return &acceptor{mux.Address{Network: "tcp", Path: l.Addr().String()}, serve(t, l, cfg, table)}
+}
+
+// serve accepts sessions until the test ends; what Accept refused is sent,
+// where there is room.
+func serve(t testing.TB, l net.Listener, cfg mux.Config, table mux.Table) chan error {
+	refused := make(chan error, 100)
 	var sessions sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
 	sessions.Go(func() {
@@ -80,7 +84,10 @@ func accept(t testing.TB, cfg mux.Config, table mux.Table) *acceptor {
 			sessions.Go(func() {
 				session, err := mux.Accept(ctx, conn, cfg, muxtest.AdmitAll(table))
 				if err != nil {
-					s.refused <- err
+					select {
+					case refused <- err:
+					default:
+					}
 					return
 				}
 				select {
@@ -96,7 +103,7 @@ func accept(t testing.TB, cfg mux.Config, table mux.Table) *acceptor {
 		cancel()
 		sessions.Wait()
 	})
-	return s
+	return refused
 }
 
 func withCertificate(c tls.Certificate) mux.Config {
@@ -452,7 +459,10 @@ func TestRelayedProof(t *testing.T) {
 			return
 		}
 		defer onward.Close()
-		go io.Copy(onward, victim)
+		go func() {
+			io.Copy(onward, victim)
+			onward.Close()
+		}()
 		io.Copy(victim, onward)
 	}))
 	wantKind(t, err, wire.Unauthenticated, "did not prove")

@@ -43,8 +43,8 @@
 // A runner then proves that it holds its identity key: the reply to its Hello
 // is a [Challenge], answered by a [Proof], answered by [Welcome]. On TLS the
 // proof is bound to the connection: 32 bytes of keying material exported under
-// the label "EXPORTER-waypoint-runner-identity". Everyone
-// else gets Welcome at once.
+// the label "EXPORTER-waypoint-runner-identity". Everyone else gets Welcome at
+// once.
 package wire
 
 // Protocol versions spoken by this build. A peer that shares none is refused
