@@ -250,8 +250,10 @@ func (s *Server) serverID(ctx context.Context) (string, error) {
 	if err != nil || id != "" {
 		return id, err
 	}
-	id = rand.Text()
-	err = s.store.Update(ctx, func(tx *store.Tx) error { return tx.PutSetting(name, id) })
+	err = s.store.Update(ctx, func(tx *store.Tx) (err error) {
+		id, err = tx.KeepSetting(name, rand.Text())
+		return err
+	})
 	return id, err
 }
 
@@ -270,17 +272,14 @@ func (s *Server) Fatal() <-chan error { return s.fatal }
 // Serve accepts sessions on the listeners, which it owns from then on, until
 // ctx ends; it returns when all their sessions have ended.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	for _, l := range listeners {
-		err := mux.CheckListener(l, true)
-		if err == nil && l.Addr().Network() == "tcp" {
-			err = s.secure(ctx)
+	if err := s.Prepare(ctx, listeners...); err != nil {
+		for _, l := range listeners {
+			l.Close()
 		}
-		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-			return err
+		if ctx.Err() != nil {
+			return nil
 		}
+		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(ErrClosed)
@@ -306,6 +305,22 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	default:
 		return nil
 	}
+}
+
+// Prepare checks listeners and opens the certificate where one of them is TCP.
+// Serve does so as well; who has to say that the server is ready does it before.
+func (s *Server) Prepare(ctx context.Context, listeners ...net.Listener) error {
+	for _, l := range listeners {
+		if err := mux.CheckListener(l, true); err != nil {
+			return err
+		}
+		if l.Addr().Network() == "tcp" {
+			if err := s.secure(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (s *Server) addListener(a net.Addr) {

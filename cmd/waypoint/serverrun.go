@@ -85,11 +85,18 @@ func serve(ctx context.Context, stop context.CancelCauseFunc, srv *daemon.Server
 			systemd.Stopping()
 		}
 	})
-	if err := systemd.Ready(); err != nil {
-		log.Warn("service manager does not listen", "error", err)
+	err := srv.Prepare(ctx, listeners...)
+	if err != nil {
+		for _, l := range listeners {
+			l.Close()
+		}
+	} else {
+		if err := systemd.Ready(); err != nil {
+			log.Warn("service manager does not listen", "error", err)
+		}
+		log.Info("server started", "version", number)
+		err = srv.Serve(ctx, listeners...)
 	}
-	log.Info("server started", "version", number)
-	err := srv.Serve(ctx, listeners...)
 	cause := context.Cause(ctx)
 	stop(nil)
 	watch.Wait()
