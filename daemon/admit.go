@@ -68,6 +68,7 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*visitor, err
 		return nil, err
 	}
 	defer done()
+	s.fleet.arriving(v)
 	_, out, err := s.arrive(ctx, v, judged, "")
 	if err != nil {
 		return nil, err

@@ -179,7 +179,7 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 	}
 	was := s.withSession(r.Runner)
 	s.store.Matched() // an assignment that was under way is the fleet's by now
-	s.fleet.dismiss(req.ID, time.Now())
+	s.fleet.dismiss(req.ID, s.roster.visitors(req.ID), time.Now())
 	s.wakeClock()
 	s.log.Info("runner forgotten", "runner", r.ID, "fingerprint", r.Fingerprint, "by", peer.String())
 	return was, nil

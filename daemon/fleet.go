@@ -15,12 +15,13 @@ type fleet struct {
 	ackTimeout time.Duration
 	lease      time.Duration
 
-	mu      sync.Mutex
-	members map[string]*member             // by runner id; those with a session
-	active  map[string]*attempt            // by job id; assigned or running
-	held    map[string]map[string]*attempt // runner id -> its part of active
-	waiters map[string]chan struct{}       // by runner id; closed when it has no active attempt any more
-	away    map[string]time.Time           // runner id -> since when, for runners with active attempts or kind local
+	mu         sync.Mutex
+	members    map[string]*member             // by runner id; those with a session
+	active     map[string]*attempt            // by job id; assigned or running
+	held       map[string]map[string]*attempt // runner id -> its part of active
+	dismissals int                            // runners forgotten
+	waiters    map[string]chan struct{}       // by runner id; closed when it has no active attempt any more
+	away       map[string]time.Time           // runner id -> since when, for runners with active attempts or kind local
 }
 
 // attempt is one assignment alive.

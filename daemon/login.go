@@ -214,6 +214,7 @@ func (s *Server) attend(ctx context.Context, session *mux.Session, began time.Ti
 	var forgotten <-chan struct{}
 	if v, ok := session.Peer().Data.(*visitor); ok {
 		forgotten = v.forgotten
+		s.fleet.attended(v)
 	}
 	for {
 		select {

@@ -37,6 +37,7 @@ type visitor struct {
 	expired  bool              // its token's end has been dealt with
 	renewAt  time.Time         // when to renew the token in use; zero: not
 	over     bool              // forgotten is closed
+	came     int               // fleet.dismissals at its hello
 }
 
 // shown is a token that a runner has offered; the text is kept only where its
@@ -183,11 +184,27 @@ func (f *fleet) readmit(m *member) {
 // errForgotten is why a session ends whose runner has been forgotten.
 var errForgotten = wire.Errorf(wire.Unavailable, "the runner has been forgotten by an operator")
 
-// dismiss ends the session of a runner whose record is gone. Its attempts live
+// visitors are the open sessions of a runner, also those that do not work.
+func (r *roster) visitors(id string) (vs []*visitor) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for session := range r.sessions {
+		if v, ok := session.Peer().Data.(*visitor); ok && v.id == id {
+			vs = append(vs, v)
+		}
+	}
+	return vs
+}
+
+// dismiss ends the sessions of a runner whose record is gone. Its attempts live
 // on under the lease, for nobody until it is admitted again.
-func (f *fleet) dismiss(id string, now time.Time) {
+func (f *fleet) dismiss(id string, sessions []*visitor, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.dismissals++
+	for _, v := range sessions {
+		v.close()
+	}
 	if m := f.members[id]; m != nil {
 		delete(f.members, id)
 		m.visitor.close()
@@ -201,6 +218,23 @@ func (f *fleet) dismiss(id string, now time.Time) {
 	if len(f.held[id]) > 0 && !orphaned {
 		f.away[id] = now
 	}
+}
+
+// attended is called when dismiss can find a session: one that came to be while
+// somebody was forgotten, maybe its runner, has to come again.
+func (f *fleet) attended(v *visitor) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if v.kind == wire.KindRemote && v.came != f.dismissals {
+		v.close()
+	}
+}
+
+// arriving is called before anything is read of a runner that says hello.
+func (f *fleet) arriving(v *visitor) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	v.came = f.dismissals
 }
 
 func (v *visitor) close() {

@@ -22,7 +22,7 @@ type Runner struct {
 	Offers  []wire.TokenOffer // its tokens, shown at the hello
 	work    *mux.Stream
 	orders  chan wire.WorkOrder // sent by listen, closed when the work stream ends
-	ended   error               // why it ended; set before orders is closed
+	ended   chan error          // sent by listen before orders is closed: why the work stream ended
 
 	Standing wire.Standing // as it was at Begin
 }
@@ -173,7 +173,7 @@ func (r *Runner) Begin(held ...wire.Held) (*wire.WorkBegun, error) {
 	if err := st.Send(wire.WorkEvent{Begin: &wire.WorkBegin{Held: held, Concurrency: r.Hello.Concurrency}}); err != nil {
 		return nil, err
 	}
-	r.work, r.orders = st, make(chan wire.WorkOrder, 64)
+	r.work, r.orders, r.ended = st, make(chan wire.WorkOrder, 64), make(chan error, 1)
 	var state, begun wire.WorkOrder
 	if err := st.RecvMsg(&state); err != nil {
 		return nil, err
@@ -185,7 +185,7 @@ func (r *Runner) Begin(held ...wire.Held) (*wire.WorkBegun, error) {
 		r.t.Fatalf("the work stream begins with %+v, %+v", state, begun)
 	}
 	r.Standing = *state.Standing
-	go r.listen(st, r.orders)
+	go r.listen(st, r.orders, r.ended)
 	return begun.Begun, nil
 }
 
@@ -199,12 +199,12 @@ func (r *Runner) MustBegin(held ...wire.Held) *wire.WorkBegun {
 	return b
 }
 
-func (r *Runner) listen(st *mux.Stream, orders chan<- wire.WorkOrder) {
+func (r *Runner) listen(st *mux.Stream, orders chan<- wire.WorkOrder, ended chan<- error) {
 	defer close(orders)
 	for {
 		var o wire.WorkOrder
 		if err := st.RecvMsg(&o); err != nil {
-			r.ended = err
+			ended <- err
 			return
 		}
 		if !o.Heartbeat {
@@ -244,7 +244,7 @@ func (r *Runner) AwaitEnd() error {
 		select {
 		case _, ok := <-r.orders:
 			if !ok {
-				return r.ended
+				return <-r.ended
 			}
 		case <-timer.C:
 			r.t.Fatalf("runner %s: its work stream goes on", r.Hello.ID)
