@@ -4,6 +4,24 @@
 // memory (who is connected, who waits) is rebuilt from the peers that come
 // back.
 //
+// # Runners
+//
+// The rules of who gets jobs are package adoption's. A session is a visitor
+// from its hello on, and a member while it has a work stream:
+//
+//	hello        its tokens are judged; the record is found, made or refused (arrive)
+//	work         judged anew, then: Standing, Begun, and what has been granted
+//	authenticate judged anew over the living session
+//	a decision   adopt, reject, drain: record first, then the session (decide)
+//	time         expiry (lapse) and renewal of the token in use (clock)
+//	forget       the record goes, all its sessions end, its attempts become orphans:
+//	             they live on under the lease, and nobody may confirm, report or
+//	             lose them until the id is admitted again
+//
+// Each of these has the runner's turn (turns.go) from reading the record to
+// telling the session, so all see the same order. A record is written only
+// where something of it has changed: a reconnect costs no commit.
+//
 // # Goroutines
 //
 //	Serve      one for each listener (accept), one for each session (mux)
@@ -16,7 +34,9 @@
 //
 // fleet.mu and watchers.mu are leaves: no call into the store, a session or a
 // channel that can block is made while either is held. The committer takes
-// both, so the reverse would be a deadlock.
+// both, so the reverse would be a deadlock. turns.mu and roster.mu are leaves as
+// well. A runner's turn is held over calls of the store; the committer, and who
+// holds a lock, takes none.
 package daemon
 
 import (

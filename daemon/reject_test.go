@@ -73,7 +73,6 @@ func TestRejectWhileAJobRuns(t *testing.T) {
 	held := wire.Held{JobRef: a.JobRef, Started: true}
 	back(t, r, held)
 	s.Restart()
-	c = s.Client(t)
 	r.MustConnect()
 	if b := r.MustBegin(held); len(b.Keep) != 1 {
 		t.Fatalf("begun %+v", b)
