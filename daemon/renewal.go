@@ -31,6 +31,7 @@ func (s *Server) lapse(runners []*visitor) error {
 		// tokens again.
 		s.log.Warn("expiry of a runner's token not recorded", "runner", v.id, "err", err)
 		s.fleet.lapse(v, tokens, now)
+		s.wakeClock()
 		return nil
 	})
 }
