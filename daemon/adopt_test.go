@@ -267,6 +267,9 @@ func TestAdopt(t *testing.T) {
 		if err != nil || got.State != wire.Adopted || got.Offered != nil || got.Labels["zone"] != "west" {
 			t.Fatalf("%+v, %v", got, err)
 		}
+		if st := r.AwaitStanding(func(st wire.Standing) bool { return st.State == wire.Adopted }); !st.Granted || st.Admitted {
+			t.Errorf("%s is told %+v before its token comes", r.Hello.ID, st)
+		}
 		token := r.TakeGrant()
 		says, err := wire.ReadToken(token)
 		if err != nil || says.ID != r.Hello.ID || says.Key != got.Fingerprint || !maps.Equal(says.Labels, west) || says.Expiry.Sub(says.Issued) != wire.DefaultTokenLife {
@@ -480,4 +483,31 @@ func TestSeveralOffers(t *testing.T) {
 	if st := r.MustAuthenticate(false); st.Admitted || st.Problem != wire.TokenInvalid {
 		t.Errorf("a user's token: %+v", st)
 	}
+}
+
+// What was granted with a revoked key would do a runner no good: it is not
+// handed out, and an adoption grants another.
+func TestRevokedGrant(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := connected(t, s, "r1", zone)
+	if _, err := c.Adopt(t.Context(), "r1", ""); err != nil {
+		t.Fatal(err)
+	}
+	revoked := r.AwaitGrant()
+	if _, err := c.RotateTokenKey(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	c = s.Client(t) // whoever revokes is asked anew, too
+	back(t, r)
+	if st := r.Standing; st.State != wire.Adopted || st.Granted || st.Problem != wire.NoToken {
+		t.Errorf("after the revocation: %+v", st)
+	}
+	if _, err := c.Adopt(t.Context(), "r1", ""); err != nil {
+		t.Fatal(err)
+	}
+	if token := r.TakeGrant(); token == revoked {
+		t.Error("the revoked token is granted again")
+	}
+	gets(t, c, r)
 }

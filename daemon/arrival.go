@@ -64,6 +64,7 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 		return was, out, out.Refused
 	}
 	rec = v.record(was, out, stored, now)
+	out.Standing.Granted = granting(rec, out, now)
 	if was.ID != "" && s.fleet.elsewhere(v) {
 		// The record is that of the session there is. Whether this one takes its
 		// place is found out when it begins to work.
@@ -91,6 +92,7 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 				}
 			}
 			rec = v.record(was, out, stored, now)
+			out.Standing.Granted = granting(rec, out, now)
 			return tx.PutRunner(rec)
 		}); err != nil {
 			return was, out, err
@@ -147,6 +149,24 @@ func (v *visitor) record(r store.RunnerRecord, out adoption.Outcome, stored stri
 	r.Isolation, r.Concurrency, r.Version = v.hello.Isolation, v.hello.Concurrency, v.version
 	r.Peer, r.PeerGroup = v.peerName, v.peerGroup
 	return r
+}
+
+// granting reports whether a runner that has no usable token is about to be
+// handed one.
+func granting(r store.RunnerRecord, out adoption.Outcome, now time.Time) bool {
+	return !out.Standing.Admitted && grantOf(r, now) != ""
+}
+
+// grantOf is the token to hand to a runner, "" for none: one that has expired
+// is not.
+func grantOf(r store.RunnerRecord, now time.Time) string {
+	if r.Grant == "" || r.State != wire.Adopted {
+		return ""
+	}
+	if c, err := wire.ReadToken(r.Grant); err != nil || !now.Before(c.Expiry) {
+		return ""
+	}
+	return r.Grant
 }
 
 // utc is a time as the store returns it.

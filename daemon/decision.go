@@ -97,7 +97,7 @@ func (s *Server) runnerAdopt(ctx context.Context, peer *mux.Peer, req wire.Adopt
 	if err != nil {
 		return wire.Runner{}, err
 	}
-	s.log.Info("runner adopted", "runner", r.ID, "fingerprint", r.Fingerprint, "by", peer.String())
+	s.log.Info("runner adopted", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String())
 	if granted.Serial != 0 {
 		s.minted("adoption", granted)
 	}
@@ -121,13 +121,9 @@ func (s *Server) outstanding(ctx context.Context, id string) (t shown) {
 // handOver gives a runner that is connected what it has been granted and has
 // not stored yet. One whose grant has expired waits for another decision.
 func (s *Server) handOver(v *visitor, r store.RunnerRecord) {
-	if r.Grant == "" || r.State != wire.Adopted {
-		return
+	if token := grantOf(r, time.Now()); token != "" {
+		s.fleet.grant(v, wire.Grant{Token: token})
 	}
-	if c, err := wire.ReadToken(r.Grant); err != nil || !time.Now().Before(c.Expiry) {
-		return
-	}
-	s.fleet.grant(v, wire.Grant{Token: r.Grant})
 }
 
 // grant hands a token to a runner that is connected.
@@ -153,7 +149,7 @@ func (s *Server) runnerReject(ctx context.Context, peer *mux.Peer, req wire.Runn
 	if err != nil {
 		return wire.Runner{}, err
 	}
-	s.log.Info("runner rejected", "runner", r.ID, "fingerprint", r.Fingerprint, "by", peer.String())
+	s.log.Info("runner rejected", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String())
 	return s.withSession(r.Runner), nil
 }
 
@@ -181,6 +177,6 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 	s.store.Matched() // an assignment that was under way is the fleet's by now
 	s.fleet.dismiss(req.ID, s.roster.visitors(req.ID), time.Now())
 	s.wakeClock()
-	s.log.Info("runner forgotten", "runner", r.ID, "fingerprint", r.Fingerprint, "by", peer.String())
+	s.log.Info("runner forgotten", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String())
 	return was, nil
 }

@@ -104,7 +104,9 @@ func (s *Server) tokenKeyRotate(ctx context.Context, peer *mux.Peer, req wire.Ro
 		retired []token.Key
 	)
 	err = s.update(func(tx *store.Tx) (err error) {
-		made, retired, err = rotate(tx, req.Revoke, time.Now())
+		if made, retired, err = rotate(tx, req.Revoke, time.Now()); err == nil && req.Revoke {
+			err = tx.DropGrants() // signed with a key that verifies no more
+		}
 		return err
 	})
 	if err != nil {

@@ -99,6 +99,7 @@ func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 		if st.Source != "" && (!before.Admitted || st.Source != before.Source || !st.Expiry.Equal(before.Expiry)) {
 			r.log.Info("token in use", "source", st.Source, "expires", st.Expiry)
 		}
+	case st.Granted: // a token is under way
 	case st.Problem != before.Problem || st.Detail != before.Detail || before.Admitted:
 		r.log.Info("no jobs are given to this runner", "state", st.State, "problem", st.Problem, "detail", st.Detail)
 	}

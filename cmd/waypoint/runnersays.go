@@ -76,6 +76,8 @@ func (s *agentSays) tellState(id string, st *wire.Standing) {
 	case st.State == wire.Pending:
 		s.a.note("runner %s is pending: it gets no jobs until it is adopted (%s); its key is %s", id, why(st.Problem, st.Detail), s.fingerprint)
 		s.a.hint("waypoint runner adopt %s --fingerprint %s, or put a new token into %s", id, s.fingerprint, s.tokenFile)
+	case st.Granted: // a token is under way
+		s.state = ""
 	case !st.Admitted:
 		s.a.note("runner %s is %s, but gets no jobs: %s", id, st.State, why(st.Problem, st.Detail))
 		s.a.hint("%s", s.heal(id))

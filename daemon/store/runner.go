@@ -36,6 +36,7 @@ const (
 	token_issued_at = excluded.token_issued_at, token_expires_at = excluded.token_expires_at, peer = excluded.peer,
 	peer_group = excluded.peer_group, grant_token = excluded.grant_token, rejected_serial = excluded.rejected_serial`
 	seeRunner    = `UPDATE runners SET last_seen = $1 WHERE id = $2`
+	dropGrants   = `UPDATE runners SET grant_token = '' WHERE grant_token <> ''`
 	deleteRunner = `DELETE FROM runners WHERE id = $1`
 
 	countPending  = `SELECT COUNT(*) FROM runners WHERE state = 'pending'`
@@ -122,6 +123,14 @@ func getRunner(q querier, id string) (RunnerRecord, error) {
 func (tx *Tx) SeenRunner(id string, at time.Time) error {
 	if _, err := tx.exec(seeRunner, micro(at), id); err != nil {
 		return fmt.Errorf("note that runner %s was seen: %w", id, err)
+	}
+	return nil
+}
+
+// DropGrants takes off the records the tokens that runners have not stored yet.
+func (tx *Tx) DropGrants() error {
+	if _, err := tx.exec(dropGrants); err != nil {
+		return fmt.Errorf("drop grants: %w", err)
 	}
 	return nil
 }

@@ -54,6 +54,7 @@ type Standing struct {
 	Issued   time.Time      `json:"issued_at,omitzero"`
 	Expiry   time.Time      `json:"expires_at,omitzero"`
 	Refused  []TokenRefusal `json:"refused,omitempty"`
+	Granted  bool           `json:"granted,omitempty"`  // not admitted, but a Grant follows
 	Draining bool           `json:"draining,omitempty"` // by an operator, at the server
 }
 

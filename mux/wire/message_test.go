@@ -44,7 +44,7 @@ func goldenMessages() []any {
 		WorkEvent{Nack: &Nack{JobRef: ref, Error: "no room"}},
 		WorkEvent{Heartbeat: true},
 		WorkOrder{Standing: &Standing{State: Adopted, Admitted: true, Source: SourceFile, Issued: when, Expiry: when.Add(time.Hour)}},
-		WorkOrder{Standing: &Standing{State: Preadopted, Problem: TokenExpired, Detail: "it expired", Draining: true,
+		WorkOrder{Standing: &Standing{State: Preadopted, Problem: TokenExpired, Detail: "it expired", Granted: true, Draining: true,
 			Refused: []TokenRefusal{{Source: SourceEnvironment, Problem: OtherID, Detail: "it was made for another runner"}}}},
 		WorkOrder{Grant: &Grant{Token: "wprun_x"}},
 		AuthenticateRequest{Offers: []TokenOffer{{Source: SourceFile, Token: "wprun_x"}}, Stored: true},
