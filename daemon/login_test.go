@@ -364,6 +364,9 @@ func TestWhoMayCallWhat(t *testing.T) {
 	for i, c := range callers {
 		t.Run(c.name, func(t *testing.T) {
 			session := s.mustHello(t, c.network, c.hello)
+			if r := c.hello.Runner; r != nil && r.Kind == wire.KindRemote {
+				mustWork(t, session)
+			}
 			for _, m := range s.api() {
 				want := strings.Fields(mayCall[m.name])[i]
 				switch err := nonsense(t, session, m.name); {
@@ -374,6 +377,26 @@ func TestWhoMayCallWhat(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// mustWork begins a runner's work stream, for as long as the test.
+func mustWork(t *testing.T, session *mux.Session) {
+	t.Helper()
+	st, err := session.Open(t.Context(), wire.MethodWork, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	if err := st.Send(wire.WorkEvent{Begin: &wire.WorkBegin{}}); err != nil {
+		t.Fatal(err)
+	}
+	for begun := false; !begun; {
+		var o wire.WorkOrder
+		if err := st.RecvMsg(&o); err != nil {
+			t.Fatal(err)
+		}
+		begun = o.Begun != nil
 	}
 }
 

@@ -150,15 +150,15 @@ func (f *fleet) drain(m *member, on bool) {
 }
 
 // permitted reports whether a runner may use what jobs need: it may have jobs,
-// or it still has some.
+// or it still has some. Of a remote one's sessions it is only that with the
+// work stream: no other is told what operators decide.
 func (f *fleet) permitted(v *visitor) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if v.over {
+	if m := f.members[v.id]; v.kind == wire.KindRemote && (m == nil || m.visitor != v) {
 		return false
 	}
-	m := f.members[v.id]
-	return v.admitted(time.Now()) || m != nil && m.visitor == v && f.reports(v.id)
+	return !v.over && (v.admitted(time.Now()) || f.reports(v.id))
 }
 
 // mayReport reports whether a runner that gets no jobs has some to report.
