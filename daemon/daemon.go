@@ -28,6 +28,7 @@
 //	           one for each call in progress (mux), see api.go
 //	clock      one: deadlines of queued jobs, acknowledgements and leases
 //	janitor    one: retention
+//	heed       one, over PostgreSQL: decisions of other servers
 //	committer  in package store; it calls matcher and changes
 //
 // # Locks
@@ -208,6 +209,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.work.Go(s.clock)
 	s.work.Go(s.janitor)
+	if s.store.Shared() {
+		s.work.Go(s.heed)
+	}
 	return s, nil
 }
 

@@ -30,7 +30,10 @@ func (s *Server) decide(ctx context.Context, id string, f func(tx *store.Tx, r *
 		if err := f(tx, &r); err != nil {
 			return err
 		}
-		return tx.PutRunner(r)
+		if err := tx.PutRunner(r); err != nil {
+			return err
+		}
+		return s.countDecision(tx)
 	}); err != nil {
 		return r, err
 	}
@@ -169,14 +172,22 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 		if r, err = tx.Runner(req.ID); err != nil {
 			return err
 		}
-		return tx.DeleteRunner(req.ID)
+		if err := tx.DeleteRunner(req.ID); err != nil {
+			return err
+		}
+		return s.countDecision(tx)
 	}); err != nil {
 		return wire.Runner{}, err
 	}
 	was := s.withSession(r.Runner)
-	s.store.Matched() // an assignment that was under way is the fleet's by now
-	s.fleet.dismiss(req.ID, s.roster.visitors(req.ID), time.Now())
-	s.wakeClock()
+	s.dismiss(req.ID)
 	s.log.Info("runner forgotten", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String())
 	return was, nil
+}
+
+// dismiss ends the sessions of a runner whose record is gone.
+func (s *Server) dismiss(id string) {
+	s.store.Matched() // an assignment that was under way is the fleet's by now
+	s.fleet.dismiss(id, s.roster.visitors(id), time.Now())
+	s.wakeClock()
 }

@@ -211,6 +211,12 @@ func (s *Store) closePools() error {
 	return err
 }
 
+// Shared reports whether several servers may use the store at once.
+func (s *Store) Shared() bool {
+	_, shared := s.engine.(*postgres)
+	return shared
+}
+
 // Describe names engine and place, never a password: "sqlite /var/lib/waypoint/waypoint.db".
 func (s *Store) Describe() string { return s.engine.describe() }
 
