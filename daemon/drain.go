@@ -11,27 +11,28 @@ import (
 
 // runnerDrain stops the giving of jobs to a runner, or lets it go on; this
 // outlives sessions and both processes. A runner that is drained on its host
-// is so until it is resumed there: to resume it here is a Conflict, unless it
-// was drained here as well.
+// is so until it is resumed there: to resume it here takes back what an
+// operator did, and is a Conflict that says so.
 func (s *Server) runnerDrain(ctx context.Context, peer *mux.Peer, req wire.DrainRequest) (wire.Runner, error) {
 	if req.ID == "" {
 		return wire.Runner{}, wire.Errorf(wire.BadUsage, "drain runner: it is not named")
 	}
 	var was bool
 	r, err := s.decide(ctx, req.ID, func(_ *store.Tx, r *store.RunnerRecord) error {
-		was = r.Draining
-		if v, ok := s.fleet.get(req.ID); ok && v.onHost && !was && !req.Drain {
-			return wire.Errorf(wire.Conflict, "runner %q is drained on its own host", r.ID).
-				WithHint("on that host: waypoint runner resume")
-		}
-		r.Draining = req.Drain
+		was, r.Draining = r.Draining, req.Drain
 		return nil
 	})
 	if err != nil {
 		return wire.Runner{}, err
 	}
 	if was != req.Drain {
-		s.log.Info("runner draining", "runner", r.ID, "draining", req.Drain, "by", peer.String())
+		s.log.Info("runner draining", "runner", r.ID, "draining", req.Drain, "by", loginOf(peer).String())
+	}
+	if v, ok := s.fleet.get(req.ID); ok && v.onHost && !req.Drain {
+		// The operator's own drain is over all the same: else each of the two
+		// would wait for the other.
+		return wire.Runner{}, wire.Errorf(wire.Conflict, "runner %q is drained on its own host", r.ID).
+			WithHint("on that host: waypoint runner resume")
 	}
 	return s.withSession(r.Runner), nil
 }

@@ -72,9 +72,13 @@ func TestTwoDrains(t *testing.T) {
 	_, err := c.Drain(t.Context(), "r1", false)
 	wantKind(t, err, wire.Conflict)
 	drain(t, c, "r1", true)
-	if got := drain(t, c, "r1", false); !got.Draining {
+	_, err = c.Drain(t.Context(), "r1", false)
+	wantKind(t, err, wire.Conflict)
+	if !inspect(t, c, "r1").Draining {
 		t.Error("the operator's resume took the host's drain back")
 	}
+	r.AwaitStanding(func(st wire.Standing) bool { return st.Draining })
+	r.AwaitStanding(func(st wire.Standing) bool { return !st.Draining }) // the operator's is over
 	drain(t, c, "r1", true)
 	r.Say(wire.WorkEvent{Drain: &no})
 	r.Say(wire.WorkEvent{Ack: &wire.JobRef{Job: "nobodys"}}) // answered behind it
