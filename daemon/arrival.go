@@ -77,7 +77,9 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 			return was, out, err
 		}
 	}
-	if !reflect.DeepEqual(rec, was) {
+	admits := out.Used != nil && (was.TokenExpiry.IsZero() || s.fleet.hasOrphans(v.id))
+	if admits || !reflect.DeepEqual(rec, was) {
+		var lost []wire.JobRef
 		// What was read may be old by now where other servers share the store.
 		if err := s.update(func(tx *store.Tx) (err error) {
 			if was, err = tx.Runner(v.id); err != nil && wire.KindOf(err) != wire.NotFound {
@@ -93,9 +95,18 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 			}
 			rec = v.record(was, out, stored, now)
 			out.Standing.Granted = granting(rec, out, now)
+			if admits {
+				if lost, err = s.inherit(tx, v, now); err != nil {
+					return err
+				}
+			}
 			return tx.PutRunner(rec)
 		}); err != nil {
 			return was, out, err
+		}
+		for _, ref := range lost {
+			s.log.Warn("job lost: its runner has been forgotten, and another has its id", "job", ref.Job, "attempt", ref.Attempt, "runner", v.id)
+			s.fleet.end(ref, false)
 		}
 		s.logStanding(was, rec)
 	}

@@ -47,7 +47,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -248,23 +247,6 @@ func (s *Server) open(ctx context.Context) (err error) {
 	}
 	s.fleet.restore(active, awaited, orphaned, time.Now())
 	return nil
-}
-
-// orphaned are the runners with active jobs that have been forgotten, and not
-// admitted again since: their record, if there is one, has never had a token.
-func (s *Server) orphaned(ctx context.Context, active []store.Active) (map[string]bool, error) {
-	orphaned := map[string]bool{}
-	for _, a := range active {
-		if _, ok := orphaned[a.RunnerID]; ok || strings.HasPrefix(a.RunnerID, localPrefix) {
-			continue
-		}
-		r, err := s.store.Runner(ctx, a.RunnerID)
-		if err != nil && wire.KindOf(err) != wire.NotFound {
-			return nil, fmt.Errorf("read the runner of an active job: %w", err)
-		}
-		orphaned[a.RunnerID] = r.TokenExpiry.IsZero()
-	}
-	return orphaned, nil
 }
 
 // serverID is kept in the store, so that several servers over one are one.

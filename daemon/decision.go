@@ -172,6 +172,9 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 		if r, err = tx.Runner(req.ID); err != nil {
 			return err
 		}
+		if err := s.keepOwner(tx, r); err != nil {
+			return err
+		}
 		if err := tx.DeleteRunner(req.ID); err != nil {
 			return err
 		}
@@ -180,14 +183,14 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 		return wire.Runner{}, err
 	}
 	was := s.withSession(r.Runner)
-	s.dismiss(req.ID)
+	s.dismiss(req.ID, r.Fingerprint)
 	s.log.Info("runner forgotten", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String())
 	return was, nil
 }
 
 // dismiss ends the sessions of a runner whose record is gone.
-func (s *Server) dismiss(id string) {
+func (s *Server) dismiss(id, fingerprint string) {
 	s.store.Matched() // an assignment that was under way is the fleet's by now
-	s.fleet.dismiss(id, s.roster.visitors(id), time.Now())
+	s.fleet.dismiss(id, fingerprint, s.roster.visitors(id), time.Now())
 	s.wakeClock()
 }

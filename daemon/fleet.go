@@ -34,10 +34,11 @@ type attempt struct {
 	ackBy      time.Time // while assigned, sure and its runner is connected
 	startedAt  time.Time
 	cancelSent bool
-	reported   bool // a report has been opened
-	absent     bool // its runner has said that it does not have it
-	recalled   bool // it goes back to the queue: its start is confirmed no more
-	orphan     bool // its runner has been forgotten, and not admitted since
+	reported   bool   // a report has been opened
+	absent     bool   // its runner has said that it does not have it
+	recalled   bool   // it goes back to the queue: its start is confirmed no more
+	orphan     bool   // its runner has been forgotten, and not admitted since
+	owner      string // the fingerprint of that runner's key; "" where it is not an orphan
 }
 
 // maxConcurrency bounds the jobs of one runner: each needs a stream of its session.
@@ -56,8 +57,8 @@ func newFleet(ackTimeout, lease time.Duration) *fleet {
 
 // restore takes up what the store says was going on before this process, and
 // the local runners that jobs are queued for.
-// Of the orphaned runners there is no record from before.
-func (f *fleet) restore(active []store.Active, awaited []string, orphaned map[string]bool, now time.Time) {
+// orphaned tells whose orphans there are: see Server.orphaned.
+func (f *fleet) restore(active []store.Active, awaited []string, orphaned map[string]string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, id := range awaited {
@@ -66,10 +67,11 @@ func (f *fleet) restore(active []store.Active, awaited []string, orphaned map[st
 		}
 	}
 	for _, a := range active {
+		owner, orphan := orphaned[a.RunnerID]
 		f.put(&attempt{
 			JobRef: a.JobRef, runner: a.RunnerID,
 			running: a.State == wire.Running, durable: a.State == wire.Running,
-			cancelSent: a.CancelRequested, orphan: orphaned[a.RunnerID],
+			cancelSent: a.CancelRequested, orphan: orphan, owner: owner,
 		})
 		f.away[a.RunnerID] = now
 	}

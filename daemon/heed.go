@@ -82,7 +82,7 @@ func (s *Server) heedOne(ctx context.Context, id string) error {
 	case "":
 		s.handOver(v, r)
 	case wire.NotFound, wire.Conflict: // the id may be another's by now
-		s.dismiss(id)
+		s.dismiss(id, v.key)
 		s.log.Info("runner forgotten on another server", "runner", id)
 	default:
 		return err

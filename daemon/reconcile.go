@@ -19,11 +19,11 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 	var cancels []wire.WorkOrder
 	for _, h := range b.Held {
 		a := f.find(h.JobRef, m.id)
-		if a == nil || a.recalled {
+		if a == nil || a.recalled || orphaned && a.owner != m.key {
 			begun.Drop = append(begun.Drop, h.JobRef)
 			continue
 		}
-		if orphaned {
+		if orphaned && a.owner == m.key {
 			begun.Keep = append(begun.Keep, h.JobRef)
 			continue
 		}

@@ -153,34 +153,6 @@ func (f *fleet) settleRejected(runner string) {
 	}
 }
 
-// orphaned reports whether a runner's attempts were given to one that has been
-// forgotten since, and that has not been admitted again: whoever shows its id
-// has no part in them.
-func (f *fleet) orphaned(runner string) bool {
-	for _, a := range f.held[runner] {
-		return a.orphan // all of them, or none: only the admitted get more
-	}
-	return false
-}
-
-// errAnew is why the work stream of a runner ends that gets its attempts back.
-var errAnew = wire.Errorf(wire.Unavailable, "the runner has been admitted again: begin anew with what it holds")
-
-// readmit gives an admitted runner the attempts back that it had before it was
-// forgotten. What it holds of them it has to say anew.
-func (f *fleet) readmit(m *member) {
-	if !f.orphaned(m.id) {
-		return
-	}
-	for _, a := range f.held[m.id] {
-		a.orphan = false
-	}
-	delete(f.away, m.id)
-	if m.working {
-		m.orders.end(errAnew)
-	}
-}
-
 // errForgotten is why a session ends whose runner has been forgotten.
 var errForgotten = wire.Errorf(wire.Unavailable, "the runner has been forgotten by an operator")
 
@@ -198,7 +170,7 @@ func (r *roster) visitors(id string) (vs []*visitor) {
 
 // dismiss ends the sessions of a runner whose record is gone. Its attempts live
 // on under the lease, for nobody until it is admitted again.
-func (f *fleet) dismiss(id string, sessions []*visitor, now time.Time) {
+func (f *fleet) dismiss(id, fingerprint string, sessions []*visitor, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.dismissals++
@@ -211,13 +183,7 @@ func (f *fleet) dismiss(id string, sessions []*visitor, now time.Time) {
 		m.replaced(errForgotten)
 	}
 	f.recall(id)
-	orphaned := f.orphaned(id) // forgotten before: its lease goes on
-	for _, a := range f.held[id] {
-		a.orphan = true
-	}
-	if len(f.held[id]) > 0 && !orphaned {
-		f.away[id] = now
-	}
+	f.disown(id, fingerprint, now)
 }
 
 // attended is called when dismiss can find a session: one that came to be while

@@ -10,6 +10,7 @@ const (
 	selectSetting = `SELECT value FROM settings WHERE name = $1`
 	upsertSetting = `INSERT INTO settings (name, value) VALUES ($1, $2)
 	ON CONFLICT (name) DO UPDATE SET value = excluded.value`
+	deleteSetting = `DELETE FROM settings WHERE name = $1`
 	insertSetting = `INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING`
 )
 
@@ -47,4 +48,12 @@ func (tx *Tx) KeepSetting(name, value string) (string, error) {
 		return "", fmt.Errorf("keep setting %s: %w", name, err)
 	}
 	return tx.Setting(name)
+}
+
+// DropSetting forgets a value; no error when there is none.
+func (tx *Tx) DropSetting(name string) error {
+	if _, err := tx.exec(deleteSetting, name); err != nil {
+		return fmt.Errorf("drop setting %s: %w", name, err)
+	}
+	return nil
 }
