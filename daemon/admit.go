@@ -33,7 +33,7 @@ func (s *Server) admit(ctx context.Context, peer *mux.Peer) (*mux.Admission, err
 }
 
 // admitRunner lets a runner in whose key has been proved, and finds or makes
-// its record.
+// its record. Without an error the session is noted: see fleet.parted.
 func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*visitor, error) {
 	offers := peer.Hello.Runner.Offers
 	v := newVisitor(peer)
@@ -70,12 +70,14 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*visitor, err
 	defer done()
 	s.fleet.arriving(v)
 	_, out, err := s.arrive(ctx, v, judged, "")
+	if err == nil && out.Refused != nil && !s.fleet.mayReport(v.id) {
+		err = out.Refused
+	}
 	if err != nil {
+		s.fleet.parted(v)
 		return nil, err
 	}
-	if out.Refused != nil && !s.fleet.mayReport(v.id) {
-		return nil, out.Refused
-	}
+	s.fleet.crowd(v)
 	return v, nil
 }
 

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"reflect"
 	"time"
@@ -79,7 +80,10 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 	}
 	admits := out.Used != nil && (was.TokenExpiry.IsZero() || s.fleet.hasOrphans(v.id))
 	if admits || !reflect.DeepEqual(rec, was) {
-		var lost []wire.JobRef
+		var (
+			lost []wire.JobRef
+			gone string
+		)
 		// What was read may be old by now where other servers share the store.
 		if err := s.update(func(tx *store.Tx) (err error) {
 			if was, err = tx.Runner(v.id); err != nil && wire.KindOf(err) != wire.NotFound {
@@ -88,8 +92,12 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 			if out = adoption.Arrive(adopted(was), v.runner(), offers); wire.KindOf(out.Refused) == wire.Conflict {
 				return out.Refused
 			}
+			gone = ""
 			if was.ID == "" {
-				if err := s.room(v, tx.Pending, tx.PendingCount, out, tx.DeleteRunner); err != nil {
+				if err := s.room(v, tx.Pending, tx.PendingCount, out, func(id string) error {
+					gone = id
+					return errors.Join(tx.DeleteRunner(id), s.countDecision(tx))
+				}); err != nil {
 					return err
 				}
 			}
@@ -108,6 +116,7 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 			s.log.Warn("job lost: its runner has been forgotten, and another has its id", "job", ref.Job, "attempt", ref.Attempt, "runner", v.id)
 			s.fleet.end(ref, false)
 		}
+		s.fleet.evict(gone)
 		s.logStanding(was, rec)
 	}
 	s.fleet.stand(v, out, rec.Labels, tokens, now)
@@ -256,6 +265,9 @@ func (s *Server) authenticate(ctx context.Context, peer *mux.Peer, req wire.Auth
 	v := peer.Data.(*visitor)
 	if v.kind != wire.KindRemote {
 		return wire.Standing{}, wire.Errorf(wire.Denied, "a command line's own runner has no token of its own")
+	}
+	if err := v.calls.Wait(ctx); err != nil {
+		return wire.Standing{}, wire.Errorf(wire.Unavailable, "runner %q shows its tokens too often", v.id)
 	}
 	judged, err := s.judge(ctx, v, req.Offers)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 // newcomer is a runner whose work stream is about to begin.
 func newcomer(id string, state wire.RunnerState) *member {
 	standing := wire.Standing{State: state, Admitted: state == wire.Adopted}
-	return &member{visitor: &visitor{id: id, standing: standing, forgotten: make(chan struct{})}, orders: newOrders()}
+	return &member{visitor: &visitor{id: id, standing: standing, ended: make(chan struct{})}, orders: newOrders()}
 }
 
 // working is a runner with a work stream.

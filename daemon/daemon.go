@@ -341,7 +341,19 @@ func (s *Server) addListener(a net.Addr) {
 // passes (too many open files) is waited out.
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
+	greet, greeted := func() {}, func() {}
+	if l.Addr().Network() == "tcp" {
+		greeting := make(chan struct{}, max(1, min(maxGreeting, s.cfg.MaxSessions/4)))
+		greet = func() {
+			select {
+			case greeting <- struct{}{}:
+			case <-ctx.Done():
+			}
+		}
+		greeted = func() { <-greeting }
+	}
 	for {
+		greet()
 		conn, err := l.Accept()
 		switch {
 		case ctx.Err() != nil:
@@ -352,6 +364,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		case err != nil:
+			greeted()
 			s.log.Warn("accept failed", "addr", l.Addr().String(), "err", err)
 			select {
 			case <-time.After(pause):
@@ -362,22 +375,34 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 		select {
 		case s.slots <- struct{}{}:
 		default:
+			greeted()
 			s.log.Warn("connection refused: too many sessions", "max", s.cfg.MaxSessions)
 			conn.Close()
 			continue
 		}
 		s.sessions.Go(func() {
 			defer func() { <-s.slots }()
-			s.ServeConn(ctx, conn)
+			s.serveConn(ctx, conn, greeted)
 		})
 	}
 }
 
+// maxGreeting bounds the connections of a TCP listener that have not come to the
+// end of their hello: the next ones wait with the kernel. So a stranger who says
+// nothing takes no files and no sessions from those who come another way.
+const maxGreeting = 1024
+
 // ServeConn serves one connection until it or ctx ends, or the server is closed.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	s.serveConn(ctx, conn, func() {})
+}
+
+// serveConn is ServeConn that calls greeted when the hello is over.
+func (s *Server) serveConn(ctx context.Context, conn net.Conn, greeted func()) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
+		greeted()
 		conn.Close()
 		return
 	}
@@ -385,10 +410,21 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	s.mu.Unlock()
 	defer s.serving.Done()
 	began := time.Now()
+	var runner *visitor
 	session, err := mux.Accept(ctx, conn, mux.Config{
 		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams,
 		TLS: s.shown().config(), Plain: s.cfg.Plain,
-	}, s.admit)
+	}, func(ctx context.Context, peer *mux.Peer) (*mux.Admission, error) {
+		a, err := s.admit(ctx, peer)
+		if err == nil {
+			runner, _ = a.Data.(*visitor)
+		}
+		return a, err
+	})
+	greeted()
+	if runner != nil && runner.kind == wire.KindRemote {
+		defer s.fleet.parted(runner)
+	}
 	if err != nil {
 		s.log.Debug("session refused", "err", err)
 		return

@@ -191,6 +191,6 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 // dismiss ends the sessions of a runner whose record is gone.
 func (s *Server) dismiss(id, fingerprint string) {
 	s.store.Matched() // an assignment that was under way is the fleet's by now
-	s.fleet.dismiss(id, fingerprint, s.roster.visitors(id), time.Now())
+	s.fleet.dismiss(id, fingerprint, time.Now())
 	s.wakeClock()
 }

@@ -15,13 +15,13 @@ type fleet struct {
 	ackTimeout time.Duration
 	lease      time.Duration
 
-	mu         sync.Mutex
-	members    map[string]*member             // by runner id; those with a session
-	active     map[string]*attempt            // by job id; assigned or running
-	held       map[string]map[string]*attempt // runner id -> its part of active
-	dismissals int                            // runners forgotten
-	waiters    map[string]chan struct{}       // by runner id; closed when it has no active attempt any more
-	away       map[string]time.Time           // runner id -> since when, for runners with active attempts or kind local
+	mu       sync.Mutex
+	members  map[string]*member             // by runner id; those with a session
+	active   map[string]*attempt            // by job id; assigned or running
+	held     map[string]map[string]*attempt // runner id -> its part of active
+	sessions map[string][]*visitor          // by runner id; those of remote runners from the hello on, in their order
+	waiters  map[string]chan struct{}       // by runner id; closed when it has no active attempt any more
+	away     map[string]time.Time           // runner id -> since when, for runners with active attempts or kind local
 }
 
 // attempt is one assignment alive.
@@ -47,11 +47,12 @@ const maxConcurrency = 1000
 func newFleet(ackTimeout, lease time.Duration) *fleet {
 	return &fleet{
 		ackTimeout: ackTimeout, lease: lease,
-		members: map[string]*member{},
-		active:  map[string]*attempt{},
-		held:    map[string]map[string]*attempt{},
-		waiters: map[string]chan struct{}{},
-		away:    map[string]time.Time{},
+		members:  map[string]*member{},
+		sessions: map[string][]*visitor{},
+		active:   map[string]*attempt{},
+		held:     map[string]map[string]*attempt{},
+		waiters:  map[string]chan struct{}{},
+		away:     map[string]time.Time{},
 	}
 }
 

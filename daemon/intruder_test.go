@@ -1,9 +1,15 @@
 package daemon_test
 
 import (
+	"fmt"
+	"net"
+	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/daemon/daemontest"
+	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -21,5 +27,84 @@ func TestRejectedBeforeItBegins(t *testing.T) {
 		wire.MethodBlobMissing: wire.BlobDigests{}, wire.MethodBlobGet: wire.BlobDigests{}, wire.MethodBlobPut: nil,
 	} {
 		wantKind(t, r.Session.Call(t.Context(), method, req, &reply), wire.Denied)
+	}
+}
+
+// A runner that nobody has admitted has a few sessions and not all that there
+// are, however many ids it gives itself; the one that works is not ended for
+// those that do not.
+func TestSessionsOfOneRunner(t *testing.T) {
+	const perPeer, ids, each = 4, 10, 10
+	s := daemontest.Start(t, daemon.Config{MaxPendingPerPeer: perPeer, Heartbeat: time.Hour})
+	working := connected(t, s, "id0", nil)
+	var sessions []*mux.Session
+	for i := range ids {
+		r := s.Runner(t, fmt.Sprint("id", i), nil)
+		if i == 0 {
+			r.Key = working.Key
+		}
+		for range each {
+			r.MustConnect()
+			sessions = append(sessions, r.Session)
+		}
+	}
+	var left []*mux.Session
+	for deadline := time.Now().Add(daemontest.Patience); len(sessions) > perPeer*5 && time.Now().Before(deadline); sessions = left {
+		left = nil
+		for _, session := range sessions {
+			if session.Err() == nil {
+				left = append(left, session)
+			}
+		}
+	}
+	if n := len(sessions); n == 0 || n > perPeer*5 {
+		t.Errorf("%d sessions are left", n)
+	}
+	if _, err := s.Client(t).Adopt(t.Context(), "id0", ""); err != nil {
+		t.Fatal(err)
+	}
+	working.TakeGrant()
+}
+
+// A runner that changes its mind all the time is made to wait.
+func TestAuthenticatingInALoop(t *testing.T) {
+	t.Parallel()
+	s := daemontest.Start(t, slowly)
+	r := connected(t, s, "r1", nil)
+	began, n := time.Now(), 0
+	for time.Since(began) < 500*time.Millisecond {
+		r.Show([]string{"x", "y"}[n%2])
+		r.MustAuthenticate(false)
+		n++
+	}
+	if n > 60 {
+		t.Errorf("shown %d times", n)
+	}
+}
+
+// Strangers who connect and say nothing keep nobody out who comes another way.
+func TestSilentStrangers(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{MaxSessions: 8})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Serve(l)()
+	unix, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Serve(unix)()
+	for range 20 {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	r := s.Runner(t, "r1", nil)
+	r.Address = unix.Addr().String()
+	for deadline := time.Now().Add(300 * time.Millisecond); time.Now().Before(deadline); r.Disconnect() {
+		r.MustConnect()
 	}
 }

@@ -211,18 +211,20 @@ func (s *Server) attend(ctx context.Context, session *mux.Session, began time.Ti
 		defer timer.Stop()
 		expiry, over = timer.C, l.over
 	}
-	var forgotten <-chan struct{}
-	if v, ok := session.Peer().Data.(*visitor); ok {
-		forgotten = v.forgotten
-		s.fleet.attended(v)
+	var (
+		ended <-chan struct{}
+		v, _  = session.Peer().Data.(*visitor)
+	)
+	if v != nil {
+		ended = v.ended
 	}
 	for {
 		select {
 		case <-session.Done():
 		case <-ctx.Done():
 		case <-s.ctx.Done():
-		case <-forgotten:
-			session.Abort(errForgotten)
+		case <-ended:
+			session.Abort(v.why)
 		case <-over:
 			session.Abort(errLoginOver)
 		case <-expiry:

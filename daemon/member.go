@@ -34,7 +34,7 @@ func (f *fleet) join(m *member) (other *member) {
 		return o
 	}
 	if m.over {
-		m.replaced(errForgotten)
+		m.replaced(m.why)
 		return nil
 	}
 	f.members[m.id] = m

@@ -5,7 +5,10 @@ import (
 	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/waypointd/waypoint/daemon/adoption"
 	"github.com/waypointd/waypoint/mux"
@@ -25,7 +28,9 @@ type visitor struct {
 	peerGroup string
 	version   string
 	key       string        // fingerprint
-	forgotten chan struct{} // closed by fleet.dismiss: the session must end
+	calls     *rate.Limiter // of what may cost a commit each time
+	ended     chan struct{} // closed by close: the session must end
+	why       error         // set before ended is closed
 
 	// Guarded by fleet.mu.
 	shown    []shown
@@ -36,9 +41,15 @@ type visitor struct {
 	labels   map[string]string // the record's: what jobs are matched with; replaced, never changed
 	expired  bool              // its token's end has been dealt with
 	renewAt  time.Time         // when to renew the token in use; zero: not
-	over     bool              // forgotten is closed
-	came     int               // fleet.dismissals at its hello
+	over     bool              // ended is closed
 }
+
+// What a runner may ask for over one session that can cost a commit: far more
+// than an agent does, and far less than would be felt.
+const (
+	callsEach   = rate.Limit(5) // a second
+	callsAtOnce = 50
+)
 
 // shown is a token that a runner has offered; the text is kept only where its
 // claims have been proved.
@@ -53,7 +64,8 @@ func (v *visitor) whose() *login { return v.login }
 func newVisitor(peer *mux.Peer) *visitor {
 	v := &visitor{
 		kind: peer.Hello.Runner.Kind, hello: *peer.Hello.Runner, peer: peer, version: peer.Hello.Software,
-		key: statedir.Fingerprint(peer.Key), forgotten: make(chan struct{}),
+		key: statedir.Fingerprint(peer.Key), ended: make(chan struct{}),
+		calls: rate.NewLimiter(callsEach, callsAtOnce),
 	}
 	v.hello.Offers = nil
 	v.labels = maps.Clone(v.hello.Labels)
@@ -156,56 +168,82 @@ func (f *fleet) settleRejected(runner string) {
 // errForgotten is why a session ends whose runner has been forgotten.
 var errForgotten = wire.Errorf(wire.Unavailable, "the runner has been forgotten by an operator")
 
-// visitors are the open sessions of a runner, also those that do not work.
-func (r *roster) visitors(id string) (vs []*visitor) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for session := range r.sessions {
-		if v, ok := session.Peer().Data.(*visitor); ok && v.id == id {
-			vs = append(vs, v)
-		}
-	}
-	return vs
-}
-
 // dismiss ends the sessions of a runner whose record is gone. Its attempts live
 // on under the lease, for nobody until it is admitted again.
-func (f *fleet) dismiss(id, fingerprint string, sessions []*visitor, now time.Time) {
+func (f *fleet) dismiss(id, fingerprint string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.dismissals++
-	for _, v := range sessions {
-		v.close()
+	for _, v := range f.sessions[id] {
+		v.close(errForgotten)
 	}
 	if m := f.members[id]; m != nil {
 		delete(f.members, id)
-		m.visitor.close()
 		m.replaced(errForgotten)
 	}
 	f.recall(id)
 	f.disown(id, fingerprint, now)
 }
 
-// attended is called when dismiss can find a session: one that came to be while
-// somebody was forgotten, maybe its runner, has to come again.
-func (f *fleet) attended(v *visitor) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if v.kind == wire.KindRemote && v.came != f.dismissals {
-		v.close()
-	}
-}
-
-// arriving is called before anything is read of a runner that says hello.
+// arriving takes note of the session of a remote runner that says hello, before
+// anything is read of that runner; parted ends it.
 func (f *fleet) arriving(v *visitor) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	v.came = f.dismissals
+	f.sessions[v.id] = append(f.sessions[v.id], v)
 }
 
-func (v *visitor) close() {
+func (f *fleet) parted(v *visitor) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	left := slices.DeleteFunc(f.sessions[v.id], func(o *visitor) bool { return o == v })
+	if f.sessions[v.id] = left; len(left) == 0 {
+		delete(f.sessions, v.id)
+	}
+}
+
+// maxRunnerSessions bounds the sessions of one runner: an agent has one, and for
+// a while those that it has lost.
+const maxRunnerSessions = 4
+
+// errCrowded is why a session ends whose runner has made newer ones.
+var errCrowded = wire.Errorf(wire.Unavailable, "the runner has made too many sessions since")
+
+// crowd ends the oldest of a runner's sessions that does not work, if a newcomer
+// is one too many.
+func (f *fleet) crowd(newcomer *visitor) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m, n := f.members[newcomer.id], 0
+	var oldest *visitor
+	for _, v := range f.sessions[newcomer.id] {
+		if v.over {
+			continue
+		}
+		n++
+		if oldest == nil && v != newcomer && (m == nil || m.visitor != v) {
+			oldest = v
+		}
+	}
+	if n > maxRunnerSessions && oldest != nil {
+		oldest.close(errCrowded)
+	}
+}
+
+// errNoRoom is why the sessions end of a runner that has made room.
+var errNoRoom = wire.Errorf(wire.Unavailable, "the runner did not begin to work, and others came that wait for adoption")
+
+// evict ends the sessions of a runner whose record has been removed for another's.
+func (f *fleet) evict(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, v := range f.sessions[id] {
+		v.close(errNoRoom)
+	}
+}
+
+func (v *visitor) close(why error) {
 	if !v.over {
-		v.over = true
-		close(v.forgotten)
+		v.over, v.why = true, why
+		close(v.ended)
 	}
 }

@@ -101,7 +101,7 @@ func TestReconnectIsCheap(t *testing.T) {
 		t.Helper()
 		v := &visitor{
 			id: "r1", kind: wire.KindRemote, key: "SHA256:k", peer: &mux.Peer{Key: []byte("k")}, peerName: "uid 7", peerGroup: "uid 7",
-			hello: wire.RunnerHello{Labels: map[string]string{"a": "b"}, Hostname: "h"}, forgotten: make(chan struct{}),
+			hello: wire.RunnerHello{Labels: map[string]string{"a": "b"}, Hostname: "h"}, ended: make(chan struct{}),
 		}
 		judged, err := s.judge(t.Context(), v, []wire.TokenOffer{{Source: wire.SourceFile, Token: problem}})
 		if err != nil {

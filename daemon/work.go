@@ -30,7 +30,11 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	m := &member{visitor: st.Peer().Data.(*visitor), orders: newOrders(), replaced: cancel}
+	v := st.Peer().Data.(*visitor)
+	if err := v.calls.Wait(ctx); err != nil {
+		return wire.Errorf(wire.Unavailable, "runner %q begins to work too often", v.id)
+	}
+	m := &member{visitor: v, orders: newOrders(), replaced: cancel}
 	m.heard.Store(s.uptime())
 	if err := s.enter(ctx, m); err != nil {
 		return err
@@ -54,7 +58,7 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 func (s *Server) enter(ctx context.Context, m *member) error {
 	deadline := time.NewTimer(s.cfg.Heartbeat * 3 / 2)
 	defer deadline.Stop()
-	poll := time.NewTicker(max(s.cfg.Heartbeat/20, time.Millisecond))
+	poll := time.NewTicker(min(max(s.cfg.Heartbeat/20, time.Millisecond), time.Second))
 	defer poll.Stop()
 	since := s.uptime()
 	for {
