@@ -148,6 +148,7 @@ func TestTrust(t *testing.T) {
 	}{
 		{name: "roots of the system", cert: good, err: "(" + caPrint + ")", hint: "waypoint server status"},
 		{name: "roots of the system, hint", cert: good, err: "is not trusted", hint: "--server-tls-ca FILE"},
+		{name: "roots of the system, hint of the pin", cert: good, err: "is not trusted", hint: "--server-tls-fingerprint"},
 		{name: "roots of the system, no authority presented", cert: lonely, err: "(" + pin(lonely) + ")", hint: "token of that server"},
 		{name: "roots of the system, authority of another", cert: foreign, err: "(" + pin(foreign) + ")", hint: "token"},
 		{name: "CA file", cert: good, trust: mux.Trust{CAFile: file}},

@@ -118,7 +118,7 @@ func (v *verifier) verify(cs tls.ConnectionState) error {
 	}
 	return v.denied(cs, "%s", why).
 		WithHint("compare the fingerprint with that of `waypoint server status` on the server; if it is the same, " +
-			"use a token of that server, which carries it, or --server-tls-ca FILE with its certificate")
+			"trust it with --server-tls-fingerprint, or a token of that server, which carries it; or its certificate with --server-tls-ca FILE")
 }
 
 // denied names the fingerprint that was presented: the leaf's and, where
