@@ -36,6 +36,13 @@ func (d *Dir) Token() (Token, error) {
 	return t, err
 }
 
+// TokenFault is why the token file cannot be used: the error of Token, and nil
+// where that has none. It only looks: what WatchToken tells is not affected.
+func (d *Dir) TokenFault() error {
+	_, _, err := d.lookAtToken(false)
+	return err
+}
+
 // WriteToken puts a token in place of the file, 0600, durably: whoever reads
 // it, also after a crash, finds the old token or the new one. A symbolic link
 // is replaced, not followed.

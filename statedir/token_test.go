@@ -257,3 +257,31 @@ func TestFlag(t *testing.T) {
 		}
 	}
 }
+
+// TestTokenFault: it says what Token would, and takes nothing from the watch.
+func TestTokenFault(t *testing.T) {
+	d := open(t)
+	path := filepath.Join(d.Path(), "token")
+	if err := d.TokenFault(); err != nil {
+		t.Errorf("no file: %v", err)
+	}
+	put(t, path, secret, 0o644)
+	if err := d.TokenFault(); err != nil {
+		t.Errorf("mode 0644: %v", err)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o644 {
+		t.Errorf("the file has been touched: %v, %v", fi, err)
+	}
+	if d.token != nil {
+		t.Error("the watch takes it for a look of its reader")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.TokenFault(); err == nil || !strings.Contains(err.Error(), "it is a directory") {
+		t.Errorf("a directory: %v", err)
+	}
+}
