@@ -75,7 +75,7 @@ func (v memberView) runner(r wire.Runner) wire.Runner {
 			FirstSeen: now,
 		}
 	}
-	r.Online, r.LastSeen = true, now
+	r.Online, r.Admitted, r.LastSeen = true, v.admitted, now
 	r.RunningJobs, r.Concurrency = v.held, v.concurrency
 	r.Draining = r.Draining || v.draining
 	r.Problem, r.Detail = v.problem, v.detail

@@ -19,7 +19,7 @@ const firstUser = "admin"
 // who is on its host.
 func (s *Server) serverBootstrap(_ context.Context, peer *mux.Peer, _ wire.BootstrapRequest) (wire.TokenReply, error) {
 	if !vouched(peer) {
-		return wire.TokenReply{}, wire.Errorf(wire.Denied, "bootstrap server: that is done on its host, over its Unix socket").
+		return wire.TokenReply{}, wire.Errorf(wire.Denied, "that is done on its host, over its Unix socket").
 			WithHint("run there: waypoint server bootstrap")
 	}
 	const name = "bootstrapped_at"
@@ -30,7 +30,7 @@ func (s *Server) serverBootstrap(_ context.Context, peer *mux.Peer, _ wire.Boots
 			return err
 		}
 		if at != "" {
-			return wire.Errorf(wire.Conflict, "bootstrap server: it has been bootstrapped already, at %s", at).
+			return wire.Errorf(wire.Conflict, "it has been bootstrapped already, at %s", at).
 				WithHint("make a token of your own on the server's host with: waypoint user token")
 		}
 		return tx.PutSetting(name, now.UTC().Format(time.RFC3339))

@@ -95,10 +95,11 @@ func whyUnusable(id string, p wire.Problem, detail string) string {
 	if p == "" {
 		p = wire.TokenExpired // at this moment: it has not been told yet
 	}
-	if detail == "" {
-		return fmt.Sprintf("%s (%s)", id, p)
+	words := strings.ReplaceAll(string(p), "_", " ")
+	if detail == "" || p == wire.NoToken { // of which there is no more to say
+		return fmt.Sprintf("%s (%s)", id, words)
 	}
-	return fmt.Sprintf("%s (%s: %s)", id, p, detail)
+	return fmt.Sprintf("%s (%s: %s)", id, words, detail)
 }
 
 // whyOffline is for a job that no connected runner matches, but for those that

@@ -114,7 +114,7 @@ func (c *contextCreate) Run(a *app) error {
 func checkUserToken(text, from string) error {
 	claims, err := checkToken(text, from)
 	if err == nil && claims.Kind != wire.UserToken {
-		err = wire.Errorf(wire.BadUsage, "read %s: it is a token for runners", from).
+		err = wire.Errorf(wire.Denied, "read %s: it is a token for runners", from).
 			WithHint("make one for yourself with waypoint user token")
 	}
 	return err

@@ -43,7 +43,7 @@ func (c *runnerList) Run(a *app) error {
 		if err != nil {
 			return fmt.Errorf("list runners: %w", err)
 		}
-		return a.print(orEmpty(runners), func(w io.Writer) error {
+		return a.print(scripted(runners...), func(w io.Writer) error {
 			now := time.Now()
 			t := output.NewTable("ID", "STATE", "KIND", "LABELS", "ONLINE", "LAST SEEN")
 			for _, r := range runners {
@@ -54,10 +54,25 @@ func (c *runnerList) Run(a *app) error {
 	})
 }
 
+// scripted are runners as --json shows them: the keys that scripts are
+// promised, and no others.
+func scripted(runners ...wire.Runner) []wire.Runner {
+	docs := make([]wire.Runner, len(runners))
+	for i, r := range runners {
+		r.Admitted, r.TokenIssued, r.Peer = false, time.Time{}, ""
+		docs[i] = r
+	}
+	return docs
+}
+
 // runnerState is a runner's state, with what keeps it from jobs, or will.
 func runnerState(r wire.Runner) string {
 	text := string(r.State)
-	if r.Problem != "" && (r.State != wire.Pending || r.Problem != wire.NoToken) {
+	switch {
+	case r.Problem == "" || r.State == wire.Pending && r.Problem == wire.NoToken:
+	case r.Admitted:
+		text += ", a token passed over"
+	default:
 		text += ", " + problemWords(r.Problem)
 	}
 	if r.Draining {
@@ -84,7 +99,7 @@ func (c *runnerInspect) Run(a *app) error {
 		if err != nil {
 			return fmt.Errorf("inspect runner: %w", err)
 		}
-		return a.print(r, func(w io.Writer) error { return runnerFields(r, time.Now()).Write(w) })
+		return a.print(scripted(r)[0], func(w io.Writer) error { return runnerFields(r, time.Now()).Write(w) })
 	})
 }
 
@@ -93,7 +108,12 @@ func runnerFields(r wire.Runner, now time.Time) *output.Fields {
 	f := new(output.Fields)
 	f.Add("ID", r.ID)
 	f.Add("State", string(r.State))
-	if r.Problem != "" {
+	f.Add("Gets jobs", yesNo(r.Admitted && !r.Draining))
+	switch {
+	case r.Problem == "":
+	case r.Admitted:
+		f.Add("Passed over", why(r.Problem, r.Detail))
+	default:
 		f.Add("Problem", why(r.Problem, r.Detail))
 	}
 	f.Add("Kind", string(r.Kind))

@@ -54,7 +54,7 @@ func (c *runnerReject) Run(a *app) error {
 	return a.eachRunner("reject", "rejected", c.ID, func(ctx context.Context, conn *connection, id string) (wire.Runner, error) {
 		r, err := conn.Reject(ctx, id)
 		if err == nil && r.RunningJobs > 0 {
-			a.note("runner %q: %s of it end as usual", r.ID, output.Count(r.RunningJobs, "job"))
+			a.note("runner %q may end what it runs: %s", r.ID, output.Count(r.RunningJobs, "job"))
 		}
 		return r, err
 	})
@@ -74,7 +74,7 @@ func (c *runnerForget) Run(a *app) error {
 	return a.eachRunner("forget", "forgotten", c.ID, func(ctx context.Context, conn *connection, id string) (wire.Runner, error) {
 		r, err := conn.Forget(ctx, id)
 		if err == nil && r.RunningJobs > 0 {
-			a.note("runner %q: %s of it go on, and are lost unless it is admitted again soon", r.ID, output.Count(r.RunningJobs, "job"))
+			a.note("runner %q goes on with what it runs, which is lost unless it is admitted again soon: %s", r.ID, output.Count(r.RunningJobs, "job"))
 		}
 		return r, err
 	})
@@ -92,7 +92,7 @@ func (a *app) eachRunner(verb, done string, ids []string, do func(ctx context.Co
 				failures = append(failures, fmt.Errorf("%s runner: %w", verb, err))
 				continue
 			}
-			did = append(did, r)
+			did = append(did, scripted(r)...)
 			if !a.JSON {
 				if _, err := fmt.Fprintf(a.stdout, "Runner %q %s.\n", r.ID, done); err != nil {
 					return err

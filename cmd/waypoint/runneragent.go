@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -109,11 +110,12 @@ func (c *runnerAgent) run(a *app) error {
 	says := &agentSays{
 		a: a, addr: cfg.addr.String(), tokenFile: dir.Path("token"),
 		fingerprint: statedir.Fingerprint(key.Public().(ed25519.PublicKey)),
+		fault:       dir.TokenFault,
 	}
 	tokens := runner.Tokens{Dir: dir, Environment: cfg.token, CredentialFile: a.credentialFile()}
 	a.warn(cfg.addr, cfg.trust)
 	r, err := runner.New(runner.Config{
-		Dial: func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, cfg.addr, pinned(cfg.trust, tokens)) },
+		Dial: func(ctx context.Context) (net.Conn, error) { return dialServer(ctx, cfg.addr, cfg.trust, tokens) },
 		ID:   id, Kind: wire.KindRemote, Key: key, Labels: cfg.Labels, Concurrency: cfg.Concurrency,
 		Dir: dir.Path(), Supervisor: jobs, Tokens: tokens,
 		Resupervise: func(ctx context.Context) (supervisor.Jobs, error) { return ensureSupervisor(ctx, dir) },
@@ -139,17 +141,28 @@ func (c *runnerAgent) run(a *app) error {
 	return nil
 }
 
-// pinned is the trust of the configuration and of all tokens there are: each
-// carries the fingerprint of its server. They change, so it is asked anew for
-// each connection.
-func pinned(trust mux.Trust, tokens runner.Tokens) mux.Trust {
+// dialServer connects to the server with the trust of the configuration and of
+// all tokens there are: each carries the fingerprint of its server. They
+// change, so they are read anew for each connection. Where the server is not
+// trusted and a token cannot be read, that may be why, and is said.
+func dialServer(ctx context.Context, addr mux.Address, trust mux.Trust, tokens runner.Tokens) (net.Conn, error) {
 	trust.Pins = trust.Pins[:len(trust.Pins):len(trust.Pins)]
+	var unread []string
 	for _, offer := range tokens.Read(nil) {
-		if claims, err := wire.ReadToken(offer.Token); err == nil && isFingerprint(claims.Pin) {
+		claims, err := wire.ReadToken(offer.Token)
+		switch {
+		case err != nil:
+			unread = append(unread, fmt.Sprintf("from the %s: %v", sourceWords(offer.Source), err))
+		case isFingerprint(claims.Pin):
 			trust.Pins = append(trust.Pins, claims.Pin)
 		}
 	}
-	return trust
+	conn, err := mux.Dial(ctx, addr, trust)
+	if e, ok := errors.AsType[*wire.Error](err); ok && e.Kind == wire.Denied && addr.Network == "tcp" && len(unread) > 0 {
+		said := wire.Errorf(e.Kind, "%s (and no token speaks for it: %s)", e.Message, strings.Join(unread, "; "))
+		return nil, said.WithHint("put the whole token in place again; or else %s", e.Hint)
+	}
+	return conn, err
 }
 
 // serve runs the runner, and answers the command lines of this host: the

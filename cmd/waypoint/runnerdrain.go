@@ -60,7 +60,7 @@ func (c *runnerDrain) Run(a *app) error {
 				return fmt.Errorf("wait for runner: %w", err)
 			}
 		}
-		return a.print(r, func(w io.Writer) error { return sayDrained(w, r.ID, r.RunningJobs) })
+		return a.print(scripted(r)[0], func(w io.Writer) error { return sayDrained(w, r.ID, r.RunningJobs) })
 	})
 }
 
@@ -103,7 +103,7 @@ func (c *runnerResume) Run(a *app) error {
 		if err != nil {
 			return fmt.Errorf("resume runner: %w", err)
 		}
-		return a.print(r, resumed(r.ID))
+		return a.print(scripted(r)[0], resumed(r.ID))
 	})
 }
 

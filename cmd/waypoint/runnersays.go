@@ -21,6 +21,7 @@ type agentSays struct {
 	addr        string
 	fingerprint string
 	tokenFile   string
+	fault       func() error // what is wrong with that file, so that it counts as absent; nil: nothing ever is
 
 	mu       sync.Mutex
 	state    string // what was said last of whether it gets jobs; guarded by mu
@@ -56,11 +57,21 @@ func why(p wire.Problem, detail string) string {
 	return strings.TrimSuffix(problemWords(p)+": "+detail, ": ")
 }
 
+// why is what keeps the runner from jobs.
+func (s *agentSays) why(st *wire.Standing) string {
+	if st.Problem == wire.NoToken && s.fault != nil {
+		if err := s.fault(); err != nil {
+			return problemWords(st.Problem) + ": " + oneLine(err.Error())
+		}
+	}
+	return why(st.Problem, st.Detail)
+}
+
 // tellState says whether jobs are given, and what to do if not.
 func (s *agentSays) tellState(id string, st *wire.Standing) {
 	what := string(st.State)
 	if !st.Admitted {
-		what += " " + why(st.Problem, st.Detail)
+		what += " " + s.why(st)
 	}
 	if s.state == what {
 		return
@@ -70,16 +81,16 @@ func (s *agentSays) tellState(id string, st *wire.Standing) {
 	case st.State == wire.Rejected:
 		s.a.note("runner %s was rejected by an operator: it gets no jobs", id)
 		s.a.hint("waypoint runner adopt %s, or put a token that is made from now on with waypoint runner token --id %s into %s", id, id, s.tokenFile)
-	case st.State == wire.Pending && (st.Problem == wire.NoToken || st.Problem == ""):
+	case st.State == wire.Pending && (st.Problem == "" || s.why(st) == problemWords(wire.NoToken)):
 		s.a.note("runner %s is pending: it gets no jobs until it is adopted; its key is %s", id, s.fingerprint)
 		s.a.hint("waypoint runner adopt %s --fingerprint %s", id, s.fingerprint)
 	case st.State == wire.Pending:
-		s.a.note("runner %s is pending: it gets no jobs until it is adopted (%s); its key is %s", id, why(st.Problem, st.Detail), s.fingerprint)
+		s.a.note("runner %s is pending: it gets no jobs until it is adopted (%s); its key is %s", id, s.why(st), s.fingerprint)
 		s.a.hint("waypoint runner adopt %s --fingerprint %s, or put a new token into %s", id, s.fingerprint, s.tokenFile)
 	case st.Granted: // a token is under way
 		s.state = ""
 	case !st.Admitted:
-		s.a.note("runner %s is %s, but gets no jobs: %s", id, st.State, why(st.Problem, st.Detail))
+		s.a.note("runner %s is %s, but gets no jobs: %s", id, st.State, s.why(st))
 		s.a.hint("%s", s.heal(id))
 	default:
 		s.a.note("runner %s is %s: it gets jobs", id, st.State)
@@ -105,12 +116,20 @@ func (s *agentSays) tellLife(e runner.Event) {
 	s.low = low
 }
 
+// refuses reports whether this kind of error is a server's that is there, so
+// that somebody has to do something.
+func refuses(k wire.Kind) bool {
+	switch k {
+	case wire.Denied, wire.Unauthenticated, wire.Expired, wire.BadUsage, wire.Conflict, wire.Unimplemented:
+		return true
+	}
+	return false
+}
+
 // tellRefusal says why a server that is there does not take the runner.
 func (s *agentSays) tellRefusal(id string, err error) {
 	kind := wire.KindOf(err)
-	switch kind {
-	case wire.Denied, wire.Unauthenticated, wire.Expired, wire.BadUsage, wire.Conflict, wire.Unimplemented:
-	default:
+	if !refuses(kind) {
 		return // nobody is there; the log has it
 	}
 	if s.refusal == err.Error() || kind == wire.Denied && s.rejected {
@@ -131,15 +150,21 @@ func (s *agentSays) status(e runner.Event) string {
 	case e.Stopping:
 		return fmt.Sprintf("Stopping, %s.", jobs)
 	case e.Err != nil:
-		return fmt.Sprintf("Not connected to %s: %s.", s.addr, oneLine(e.Err.Error()))
+		line := fmt.Sprintf("Not connected to %s: %s", s.addr, oneLine(e.Err.Error()))
+		if err, ok := errors.AsType[*wire.Error](e.Err); ok && err.Hint != "" && refuses(err.Kind) {
+			return line + "; " + oneLine(err.Hint)
+		}
+		return line + "."
 	case e.State == "" || st == nil:
 		return fmt.Sprintf("Not connected to %s.", s.addr)
 	case st.State == wire.Pending:
 		return fmt.Sprintf("Waiting for: waypoint runner adopt %s --fingerprint %s", e.ID, s.fingerprint)
 	case st.State == wire.Rejected:
 		return "Rejected by an operator; waiting."
+	case st.Granted:
+		return fmt.Sprintf("Connected (%s), %s, its token is under way.", st.State, jobs)
 	case !st.Admitted:
-		return fmt.Sprintf("Connected (%s), %s, gets no jobs: %s; %s", st.State, jobs, why(st.Problem, st.Detail), s.heal(e.ID))
+		return fmt.Sprintf("Connected (%s), %s, gets no jobs: %s; %s", st.State, jobs, s.why(st), s.heal(e.ID))
 	}
 	line := fmt.Sprintf("Connected (%s), %s, token from the %s until %s", st.State, jobs, sourceWords(st.Source), instant(st.Expiry))
 	if e.Low != 0 {

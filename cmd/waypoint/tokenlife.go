@@ -78,7 +78,7 @@ func sourceWords(s wire.TokenSource) string {
 	case wire.SourceCredential:
 		return "credential of the service manager"
 	case wire.SourceMemory:
-		return "memory, it could not be stored"
+		return "memory (it could not be stored)"
 	}
 	return string(s)
 }

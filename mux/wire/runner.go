@@ -25,11 +25,13 @@ const (
 	KindLocal  RunnerKind = "local"  // inside a command line: by-id only, gone at disconnect
 )
 
-// Runner is a runner as operators see it; its keys are a contract with scripts.
+// Runner is a runner as operators see it; its keys are a contract with scripts,
+// but for Admitted, TokenIssued and Peer, which the command line keeps for people.
 type Runner struct {
 	ID          string            `json:"id"`
 	State       RunnerState       `json:"state"`
-	Problem     Problem           `json:"problem,omitempty"` // with a token in use: of one that was passed over
+	Admitted    bool              `json:"admitted,omitempty"` // connected, with a usable token
+	Problem     Problem           `json:"problem,omitempty"`  // with a token in use: of one that was passed over
 	Detail      string            `json:"problem_detail,omitempty"`
 	Kind        RunnerKind        `json:"kind"`
 	Labels      map[string]string `json:"labels,omitempty"`
