@@ -224,7 +224,16 @@ func TestTrustMisused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := mux.Dial(t.Context(), mux.Address{Network: "tcp", Path: c.addr}, c.trust)
 			wantKind(t, err, wire.BadUsage, c.text)
+			wantKind(t, c.trust.Check(mux.Address{Network: "tcp", Path: c.addr}), wire.BadUsage, c.text)
+			if err := c.trust.Check(mux.Address{Network: "unix", Path: "/s"}); err != nil {
+				t.Errorf("of a Unix socket: %v", err)
+			}
 		})
+	}
+	for _, addr := range []string{"127.0.0.1:1", "[::1]:1", "elsewhere.example:1"} {
+		if err := (mux.Trust{Plain: true}).Check(mux.Address{Network: "tcp", Path: addr}); err != nil {
+			t.Errorf("plaintext to %s: %v", addr, err)
+		}
 	}
 }
 

@@ -70,6 +70,22 @@ func (t Trust) verifier(a Address) (*verifier, error) {
 	return v, nil
 }
 
+// Check finds, without connecting, that trust makes no sense for an address: a
+// CA file that cannot be used, or plaintext to an address elsewhere. Errors are
+// BadUsage. What a host's name stands for is Dial's to see.
+func (t Trust) Check(a Address) error {
+	if a.Network != "tcp" {
+		return nil
+	}
+	if _, err := t.verifier(a); err != nil || !t.Plain {
+		return err
+	}
+	if host, _, _ := net.SplitHostPort(a.Path); net.ParseIP(host) == nil {
+		return nil
+	}
+	return onLoopback(context.Background(), a.Network, a.Path, nil)
+}
+
 // config is the dialing side's. crypto/tls is told to verify nothing, because
 // a pin may be enough; verify does it in its place.
 func (v *verifier) config() *tls.Config {

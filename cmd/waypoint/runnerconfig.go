@@ -60,6 +60,16 @@ func (c *runnerAgent) config(a *app) (*runnerConfig, error) {
 	if err := c.labels(a, cfg); err != nil {
 		return nil, err
 	}
+	own := []string{"os", "arch"}
+	if host, err := os.Hostname(); err == nil && wire.CheckLabel("hostname", host) == nil { // it can be anything
+		own = append(own, "hostname")
+	}
+	for _, name := range own {
+		if v, given := cfg.Labels[name]; given {
+			a.note("label %s=%s is not used: a runner has %s by itself", name, v, name)
+			delete(cfg.Labels, name)
+		}
+	}
 	if c.Concurrency != 0 {
 		cfg.Concurrency = c.Concurrency
 	}
@@ -99,8 +109,14 @@ func (cfg *runnerConfig) server(a *app) (err error) {
 	cfg.trust, err = a.trust(contexts.Context{
 		TLS: cfg.ServerTLS, TLSCA: cfg.ServerTLSCA, TLSSkipVerify: cfg.ServerTLSSkipVerify, TLSFingerprint: cfg.ServerTLSFingerprint,
 	})
+	if err == nil {
+		err = cfg.trust.Check(cfg.addr) // else it would be tried, and refused, for ever
+	}
 	if err != nil {
 		return err
+	}
+	if a.Context != "" {
+		a.note("--context %s is not used: an agent's server is %s", a.Context, cfg.addr)
 	}
 	cfg.token, _, err = a.givenToken()
 	return err
