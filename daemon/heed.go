@@ -82,6 +82,13 @@ func (s *Server) heedOne(ctx context.Context, id string) error {
 	case "":
 		s.handOver(v, r)
 	case wire.NotFound, wire.Conflict: // the id may be another's by now
+		if r.TokenExpiry.IsZero() { // nobody has been admitted since
+			if err := s.update(func(tx *store.Tx) error {
+				return s.keepOwner(tx, store.RunnerRecord{Runner: wire.Runner{ID: id, Fingerprint: v.key}})
+			}); err != nil {
+				return err
+			}
+		}
 		s.dismiss(id, v.key)
 		s.log.Info("runner forgotten on another server", "runner", id)
 	default:
