@@ -191,7 +191,16 @@ func (a *app) parser(args []string) (*kong.Kong, error) {
 	for _, b := range all {
 		options = append(options, kong.DynamicCommand(b.name, b.help, "", b.node))
 	}
-	return kong.New(a.globals, options...)
+	parser, err := kong.New(a.globals, options...)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range parser.Model.Flags { // behind the command's own
+		if f.Name != "help" {
+			f.Group = &kong.Group{Key: "global", Title: "Flags of every command:"}
+		}
+	}
+	return parser, nil
 }
 
 // printHelp prints the help of the command at hand. `waypoint release` is a

@@ -67,7 +67,8 @@ type runnerForget struct {
 
 func (*runnerForget) Help() string {
 	return `The record goes, with the key that the id is bound to. When the runner connects again its token decides: with one that
-is usable it gets jobs, also if it had been rejected; without, it waits to be adopted.`
+is usable it gets jobs, also if it had been rejected; without, it waits to be adopted. A job that it runs goes on, and is
+lost unless the runner is admitted again soon.`
 }
 
 func (c *runnerForget) Run(a *app) error {
