@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"math/rand/v2"
 	"time"
 
 	"github.com/waypointd/waypoint/mux"
@@ -49,13 +50,17 @@ func (r *Runner) granted(g wire.Grant) {
 
 // tend keeps the server's view of the tokens up to date for as long as a
 // session lives: it stores what is granted, shows what is new, and tries again
-// what did not succeed. Jobs and streams go on meanwhile.
+// what did not succeed. Jobs and streams go on meanwhile. What the server could
+// not use it is asked about again now and then: its clock may have been set.
 func (r *Runner) tend(ctx context.Context, s *mux.Session) {
 	call := backoff{min: r.waits.retryMin, max: r.waits.retryMax}
 	disk := backoff{min: r.waits.storeMin, max: r.waits.storeMax}
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
 	defer timer.Stop()
+	pause := func() time.Duration { return r.waits.anew + rand.N(r.waits.anew/4+1) }
+	anew := time.NewTimer(pause())
+	defer anew.Stop()
 	if r.tokens.unstored() {
 		poke(r.tokens.stir)
 	}
@@ -63,6 +68,11 @@ func (r *Runner) tend(ctx context.Context, s *mux.Session) {
 		select {
 		case <-r.tokens.stir:
 		case <-timer.C:
+		case <-anew.C:
+			anew.Reset(pause())
+			if st, _ := r.standing.now(); st == nil || st.Admitted || !r.tokens.owe() {
+				continue
+			}
 		case <-ctx.Done():
 			return
 		}

@@ -113,6 +113,14 @@ func (c *credentials) request(s sighting) *wire.AuthenticateRequest {
 	return &wire.AuthenticateRequest{Offers: c.show(s), Stored: c.grant.confirm}
 }
 
+// owe has the tokens shown again, if there are any.
+func (c *credentials) owe() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.owed = c.owed || len(c.offered) > 0
+	return c.owed
+}
+
 // settled says that the server has answered, whatever the answer.
 func (c *credentials) settled() {
 	c.mu.Lock()

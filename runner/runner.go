@@ -134,6 +134,7 @@ type waits struct {
 	spool                  time.Duration // until a spool that could not be written is tried again
 	counts                 time.Duration // between two events that say nothing but another number of jobs
 	call                   time.Duration // for the server's answer to tokens that are shown
+	anew                   time.Duration // until tokens that the server could not use are shown to it again
 	storeMin, storeMax     time.Duration // until a grant that could not be stored is tried again
 	accept                 time.Duration // until another command is accepted where there was no room for one
 	now                    func() time.Time
@@ -145,7 +146,7 @@ var defaultWaits = waits{
 	firstOrder: 2 * time.Minute,
 	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second,
 	spool: 10 * time.Second, counts: time.Second,
-	call: 30 * time.Second, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
+	call: 30 * time.Second, anew: time.Minute, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
 	accept: time.Second,
 	now:    time.Now,
 }

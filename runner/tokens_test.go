@@ -413,6 +413,22 @@ func TestLapse(t *testing.T) {
 	}
 }
 
+// What the server could not use is shown to it again, because its clock may have
+// been set meanwhile.
+func TestShownAnew(t *testing.T) {
+	a := token(1, time.Hour)
+	b := newTokenBench(t, nil)
+	b.waits = func(w *waits) { w.anew = 10 * time.Millisecond }
+	b.s.accept()
+	b.put(a)
+	b.start().connected()
+	if got := b.shows(b.auth(2).Offers, map[string]string{a: "a"}); got != "file=a" {
+		t.Errorf("shows %q", got)
+	}
+	b.s.accept(a)
+	b.event("it is admitted", func(ev Event) bool { return ev.Standing != nil && ev.Standing.Admitted })
+}
+
 // What the server cannot look at now is shown again.
 func TestAuthenticateAgain(t *testing.T) {
 	a, next := token(1, time.Hour), token(2, time.Hour)
