@@ -16,7 +16,8 @@ import (
 const missedHeartbeats = 3
 
 // errReplaced is why a work stream ends whose runner has come back on another.
-var errReplaced = wire.Errorf(wire.Conflict, "the runner has connected anew")
+var errReplaced = wire.Errorf(wire.Conflict, "the runner has connected anew").
+	WithHint("each agent needs a state directory of its own")
 
 // runnerWork serves a runner's work stream: what it holds is sorted first,
 // then orders go down and events come up until one side is gone.

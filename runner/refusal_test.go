@@ -267,3 +267,27 @@ func TestReportLater(t *testing.T) {
 		t.Errorf("output %q, %d refusals left", j.log, left)
 	}
 }
+
+// A copy of a runner that is connected is refused on the work stream, however
+// long the server took to see that: it is asked again as slowly as any other.
+func TestCopy(t *testing.T) {
+	log := new(lineLog)
+	b := newTokenBench(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(log, nil)) })
+	b.waits = func(w *waits) {
+		w.connectMin, w.connectMax = time.Millisecond, time.Millisecond
+		w.refusedMin, w.refusedMax = time.Hour, time.Hour
+	}
+	b.s.other = wire.Errorf(wire.Conflict, "runner %q is connected already", "runner-1")
+	b.put(token(1, time.Hour))
+	b.start()
+	b.event("it is refused", func(ev Event) bool { return wire.KindOf(ev.Err) == wire.Conflict })
+	if slow, fast := log.count("refused by the server"), log.count("not connected"); slow != 1 || fast != 0 {
+		t.Errorf("told %d times that it asks slowly, and %d times that it connects anew", slow, fast)
+	}
+	b.s.change(func() { b.s.other = nil })
+	b.put(token(2, time.Hour))
+	b.connected()
+	if n, _, _ := b.s.counts(); n != 2 {
+		t.Errorf("%d hellos, want one behind the new token", n)
+	}
+}

@@ -30,6 +30,7 @@ type testServer struct {
 	changed        chan struct{}     // closed, and replaced, at each change
 	deaf           bool              // answers no events and sends no heartbeat
 	refuse         error             // of the hello
+	other          error             // of the work stream: another has this runner's key
 	endWork        error             // ends the work stream at the runner's next word, once
 	refuseReport   func() error      // nil, or an error of each report
 	authenticate   func() error      // nil, or an error of each authentication
@@ -193,6 +194,12 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 	if e.Begin == nil {
 		s.t.Errorf("work stream begins with %+v", e)
 		return wire.Errorf(wire.Conflict, "no begin")
+	}
+	s.mu.Lock()
+	other := s.other
+	s.mu.Unlock()
+	if other != nil {
+		return other
 	}
 	begun := wire.WorkBegun{HeartbeatEvery: wire.Duration(s.heartbeat)}
 	late := false

@@ -29,6 +29,7 @@ type phase int
 const (
 	dialing  phase = iota
 	greeting       // the hello
+	joining        // the work stream, until the server has taken this runner's place
 	serving
 )
 
@@ -89,7 +90,7 @@ func (r *Runner) isFinal(at phase, err error) bool {
 	switch k := wire.KindOf(err); at {
 	case greeting:
 		return k == wire.Denied || k == wire.Conflict || k == wire.Unauthenticated || k == wire.Expired
-	case serving:
+	case joining, serving:
 		return k == wire.Denied && r.count() == 0
 	}
 	return false
@@ -97,7 +98,8 @@ func (r *Runner) isFinal(at phase, err error) bool {
 
 // isRefusal tells a server that does not want this runner, or one that this
 // runner does not trust, from one that is not there: the former is asked again
-// slowly. A Conflict in a session asks for a new one at once.
+// slowly. So is one that has another with this runner's key; but a Conflict in a
+// session that serves asks for a new one at once.
 func isRefusal(at phase, err error) bool {
 	switch wire.KindOf(err) {
 	case wire.Denied, wire.Unauthenticated, wire.Expired, wire.BadUsage, wire.Unimplemented:
@@ -150,13 +152,15 @@ func (r *Runner) session(ctx context.Context) (at phase, lasted time.Duration, e
 	defer s.Close()
 	began := time.Now()
 	r.welcomed(s.Welcome().RunnerID)
-	err = r.serve(ctx, s)
-	return serving, time.Since(began), err
+	at, err = r.serve(ctx, s)
+	return at, time.Since(began), err
 }
 
 // serve opens the work stream, says what is held, and follows orders until the
-// stream, the session, the server's heartbeat or ctx ends.
-func (r *Runner) serve(ctx context.Context, s *mux.Session) error {
+// stream, the session, the server's heartbeat or ctx ends. It returns how far
+// that came.
+func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error) {
+	at = joining
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	defer r.standing.offline() // when nobody is left to say otherwise
@@ -164,14 +168,14 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) error {
 	defer cancel(errAbandoned)
 	st, err := s.Open(ctx, wire.MethodWork, nil)
 	if err != nil {
-		return err
+		return at, err
 	}
 	defer st.Close()
 	w := &workStream{st: st}
 	begin := r.begin()
 	w.drain = begin.Draining
 	if err := w.send(wire.WorkEvent{Begin: &begin}); err != nil {
-		return err
+		return at, err
 	}
 	r.setWork(w)
 	defer r.setWork(nil)
@@ -186,14 +190,15 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) error {
 		var o wire.WorkOrder
 		if err := st.RecvMsg(&o); err != nil {
 			if cause := context.Cause(ctx); cause != nil {
-				return cause
+				return at, cause
 			}
 			if errors.Is(err, io.EOF) {
-				return errEnded
+				return at, errEnded
 			}
-			return err
+			return at, err
 		}
 		if o.Begun != nil {
+			at = serving
 			every := time.Duration(o.Begun.HeartbeatEvery)
 			if every > 0 && limit == r.waits.firstOrder {
 				limit = missedHeartbeats * every
