@@ -6,7 +6,10 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/time/rate"
 
@@ -68,9 +71,32 @@ func newVisitor(peer *mux.Peer) *visitor {
 		calls: rate.NewLimiter(callsEach, callsAtOnce),
 	}
 	v.hello.Offers = nil
+	for _, text := range []*string{&v.hello.Hostname, &v.hello.OS, &v.hello.Arch, &v.hello.Isolation, &v.version} {
+		*text = plain(*text)
+	}
 	v.labels = maps.Clone(v.hello.Labels)
 	v.peerName, v.peerGroup = peerOf(peer)
 	return v
+}
+
+// maxText bounds what a runner says of its host, in bytes: a host name has at
+// most 253.
+const maxText = 255
+
+// plain makes text that a stranger chose fit to be kept and shown: without
+// what is not printable, and short.
+func plain(text string) string {
+	text = strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return '?'
+		}
+		return c
+	}, strings.ToValidUTF8(text, "?"))
+	for len(text) > maxText {
+		_, size := utf8.DecodeLastRuneInString(text)
+		text = text[:len(text)-size]
+	}
+	return text
 }
 
 // runner is what adoption knows of it.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -136,5 +137,18 @@ func TestReconnectIsCheap(t *testing.T) {
 	}
 	if n := log.count("runner's standing"); n != 2 {
 		t.Errorf("%d lines for two standings", n)
+	}
+}
+
+// What a runner says of its host is kept as it can be shown, so that saying the
+// same again changes nothing.
+func TestPlain(t *testing.T) {
+	for text, want := range map[string]string{
+		"web-1.example": "web-1.example", "a\x00b\x1b[31m\n": "a?b?[31m?", "\xff\xfe": "?", "żółw": "żółw", "": "",
+		strings.Repeat("é", 200): strings.Repeat("é", 127),
+	} {
+		if got := plain(text); got != want || plain(got) != got {
+			t.Errorf("plain(%q) = %q, want %q", text, got, want)
+		}
 	}
 }
