@@ -231,6 +231,9 @@ func (c *contextInspect) Run(a *app) error {
 	}
 	known, err := a.loadContext(name)
 	if err != nil {
+		if wire.KindOf(err) == wire.NotFound {
+			err = fmt.Errorf("inspect context: %w", err)
+		}
 		return err
 	}
 	answer := showContext(name, name == usual, known)

@@ -266,7 +266,7 @@ func (s *Store) SetDefault(name string) error {
 		return fmt.Errorf("use context: %w", err)
 	}
 	if _, err := os.Lstat(s.Path(name)); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return missing(name)
+		return fmt.Errorf("use context: %w", missing(name))
 	} else if err != nil {
 		return explain("use", name, err)
 	}
@@ -292,7 +292,7 @@ func (s *Store) Rename(from, to string) error {
 	case from != to && errors.Is(err, fs.ErrExist):
 		return taken(to)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
-		return missing(from)
+		return fmt.Errorf("rename context: %w", missing(from))
 	case from == to && errors.Is(err, fs.ErrExist):
 		return nil
 	case err != nil:
