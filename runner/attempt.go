@@ -87,6 +87,13 @@ func (a *attempt) busy() bool {
 	return !a.gone && !a.sent && !a.force
 }
 
+// dormant reports whether it waits for nothing but the server.
+func (a *attempt) dormant() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stage == recorded || a.result != nil
+}
+
 // permit lets it start: once the server has said so on any session.
 func (a *attempt) permit() {
 	a.mu.Lock()

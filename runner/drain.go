@@ -82,16 +82,54 @@ func (r *Runner) tellDrain() {
 	}
 }
 
-// stop takes nothing more and ends the Run once no attempt is left.
+// stop takes nothing more and ends the Run once no attempt is left; or, where
+// there is no session for a while, once none is left that runs: what has ended
+// is reported, and what has not begun is settled, by the next agent on this
+// directory.
 func (r *Runner) stop(why error) {
 	r.log.Info("draining", "why", why)
 	r.setDrain(&r.stopping, true)
 	r.tellDrain()
 	r.retell()
 	r.passOrders()
-	if r.awaitIdle(r.ctx) == nil {
-		r.end(errDrained)
+	look := time.NewTicker(max(r.waits.apart/10, time.Millisecond))
+	defer look.Stop()
+	var apart time.Time // since when there has been no session; zero while there is one
+	for {
+		r.mu.Lock()
+		n, released := len(r.held), r.released
+		r.mu.Unlock()
+		switch {
+		case n == 0:
+			r.end(errDrained)
+			return
+		case r.uplink.up():
+			apart = time.Time{}
+		case apart.IsZero():
+			apart = time.Now()
+		case time.Since(apart) >= r.waits.apart && r.cfg.Kind == wire.KindRemote && r.dormant():
+			r.log.Warn("stopping without the server: what it has not been told is kept and told at the next start", "jobs", n)
+			r.end(errDrained)
+			return
+		}
+		select {
+		case <-released:
+		case <-look.C:
+		case <-r.ctx.Done():
+			return
+		}
 	}
+}
+
+// dormant reports whether nothing that is held runs: it has ended, and its
+// result is on disk, or it may not start before the server has said so.
+func (r *Runner) dormant() bool {
+	for _, a := range r.all() {
+		if !a.dormant() {
+			return false
+		}
+	}
+	return true
 }
 
 // awaitIdle waits until no attempt is held.

@@ -136,6 +136,7 @@ type waits struct {
 	call                   time.Duration // for the server's answer to tokens that are shown
 	anew                   time.Duration // until tokens that the server could not use are shown to it again
 	storeMin, storeMax     time.Duration // until a grant that could not be stored is tried again
+	apart                  time.Duration // that a stopping agent waits for a server that is not there
 	accept                 time.Duration // until another command is accepted where there was no room for one
 	now                    func() time.Time
 }
@@ -147,8 +148,8 @@ var defaultWaits = waits{
 	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second,
 	spool: 10 * time.Second, counts: time.Second,
 	call: 30 * time.Second, anew: time.Minute, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
-	accept: time.Second,
-	now:    time.Now,
+	apart: 10 * time.Second, accept: time.Second,
+	now: time.Now,
 }
 
 // Runner is one agent.

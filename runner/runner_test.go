@@ -469,6 +469,49 @@ func TestStopWhileDisconnected(t *testing.T) {
 	}
 }
 
+// An agent that is to stop does not wait for ever for a server that is not
+// there: what has ended and what has not begun is settled at the next start.
+func TestStopWithoutTheServer(t *testing.T) {
+	b := newBench(t, nil)
+	b.waits = func(w *waits) { w.apart = 20 * time.Millisecond }
+	b.start().connected()
+	step := filepath.Join(t.TempDir(), "step")
+	runs := script("echo on\n" + until(step) + "echo done")
+	b.s.assign(runs)
+	b.s.await("it runs", func() bool { return len(b.s.jobs[runs.JobRef].log) > 0 })
+	b.s.change(func() { b.s.down = true })
+	b.s.cut()
+	b.stop()
+	select {
+	case err := <-b.result:
+		t.Fatalf("it has ended while a job runs: %v", err)
+	case <-time.After(10 * 20 * time.Millisecond):
+	}
+	let(t, step)
+	if err := b.wait(); err != nil {
+		t.Fatal(err)
+	}
+	b.s.change(func() { b.s.down, b.s.hold = false, true })
+	b.start()
+	j := b.s.ended(runs.JobRef)
+	want(t, j, wire.Success, "")
+	waits := script("true")
+	b.s.assign(waits)
+	b.s.await("it is acknowledged", func() bool { return b.s.jobs[waits.JobRef].acks > 0 })
+	b.s.change(func() { b.s.down = true })
+	b.s.cut()
+	b.stop()
+	if err := b.wait(); err != nil {
+		t.Fatal(err)
+	}
+	b.s.change(func() { b.s.down, b.s.hold = false, false })
+	b.start()
+	want(t, b.s.ended(waits.JobRef), wire.Success, "")
+	if string(j.log) != "on\ndone\n" {
+		t.Errorf("output %q", j.log)
+	}
+}
+
 // The number of jobs is told as well.
 func TestCounts(t *testing.T) {
 	b := newBench(t, nil).start().connected()

@@ -293,6 +293,13 @@ func (u *uplink) set(s *mux.Session) {
 	u.changed = make(chan struct{})
 }
 
+// up reports whether there is a session.
+func (u *uplink) up() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.session != nil && u.session.Err() == nil
+}
+
 // wait returns the session in use, and waits for one that lives while there is none.
 func (u *uplink) wait(ctx context.Context) (*mux.Session, error) {
 	for {
