@@ -84,7 +84,7 @@ func TestAuthenticatingInALoop(t *testing.T) {
 
 // Strangers who connect and say nothing keep nobody out who comes another way.
 func TestSilentStrangers(t *testing.T) {
-	s := daemontest.Start(t, daemon.Config{MaxSessions: 8})
+	s := daemontest.Start(t, daemon.Config{MaxSessions: 40})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func TestSilentStrangers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Serve(unix)()
-	for range 20 {
+	for range 60 {
 		conn, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
