@@ -111,8 +111,8 @@ func TestImports(t *testing.T) {
 			if within(p.ImportPath, "mux/wire") && !standard(dep) {
 				t.Errorf("%s depends on %s: the protocol is the one thing that everything depends on, so it depends on the standard library alone", p.ImportPath, dep)
 			}
-			if within(p.ImportPath, "daemon/queue") && !standard(dep) && !within(dep, "mux/wire") {
-				t.Errorf("%s depends on %s: the rules of the queue are pure; they know the protocol's nouns and nothing else", p.ImportPath, dep)
+			if within(p.ImportPath, "daemon/queue", "daemon/adoption") && !standard(dep) && !within(dep, "mux/wire") {
+				t.Errorf("%s depends on %s: rules are pure; they know the protocol's nouns and nothing else", p.ImportPath, dep)
 			}
 		}
 		for _, path := range p.Imports {
@@ -178,38 +178,38 @@ func TestProcessIsTheCommands(t *testing.T) {
 	}
 }
 
-// TestQueueIsPure: with time as an argument and nothing running behind it a
-// model can hold the queue's rules over any history.
-func TestQueueIsPure(t *testing.T) {
+// TestRulesArePure: with time as an argument and nothing running behind them a
+// model can hold the rules of queue and adoption over any history.
+func TestRulesArePure(t *testing.T) {
 	impure := []string{
 		"time.Now", "time.Since", "time.Until", "time.Sleep", "time.After", "time.AfterFunc", "time.NewTimer", "time.NewTicker", "time.Tick",
 		"os", "net", "sync", "sync/atomic", "math/rand", "math/rand/v2", "crypto/rand", "context",
 	}
-	found := false
+	found := 0
 	ours(t, func(p *pkg) {
-		if !exactly(p.ImportPath, "daemon/queue") {
+		if !exactly(p.ImportPath, "daemon/queue") && !exactly(p.ImportPath, "daemon/adoption") {
 			return
 		}
-		found = true
+		found++
 		eachFile(t, p, func(name string, fset *token.FileSet, file *ast.File) {
 			for _, use := range uses(file) {
 				if slices.Contains(impure, use.name) || slices.Contains(impure, use.path) {
-					t.Errorf("%s: %s: the queue has no clock, no I/O, no lock and no chance; take it as an argument", fset.Position(use.pos), use.name)
+					t.Errorf("%s: %s: rules have no clock, no I/O, no lock and no chance; take it as an argument", fset.Position(use.pos), use.name)
 				}
 			}
 			ast.Inspect(file, func(n ast.Node) bool {
 				switch n := n.(type) {
 				case *ast.GoStmt:
-					t.Errorf("%s: the queue starts no goroutine", fset.Position(n.Pos()))
+					t.Errorf("%s: rules start no goroutine", fset.Position(n.Pos()))
 				case *ast.ChanType:
-					t.Errorf("%s: the queue has no channel", fset.Position(n.Pos()))
+					t.Errorf("%s: rules have no channel", fset.Position(n.Pos()))
 				}
 				return true
 			})
 		})
 	})
-	if !found {
-		t.Error("there is no package daemon/queue")
+	if found != 2 {
+		t.Errorf("%d of the packages daemon/queue and daemon/adoption were found", found)
 	}
 }
 
