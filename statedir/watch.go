@@ -24,7 +24,7 @@ const (
 	settleAfter  = 100 * time.Millisecond
 	settleAtMost = 500 * time.Millisecond
 
-	// slowPoll is for what the kernel does not report: a directory far above
+	// slowPoll is for what the kernel does not report: a directory above
 	// that is renamed, a file system that is mounted over, a network's.
 	slowPoll = 30 * time.Second
 	// fastPoll is for when the kernel reports nothing at all.
@@ -200,13 +200,15 @@ func (w *watch) sayPolling(err error) {
 const maxLinks = 40
 
 // places walks to the token as the kernel does and returns the directories in
-// which a link was followed, the one that the file is in, and, where it is not
-// there, the deepest one that is; with each the one above, as far as this
-// process may read it, because a directory that is held open by somebody does
-// not tell of its own removal. They are reached without links.
+// which a link was followed and the one that the file is in. Where it is not
+// there, it is the deepest one that is, and the one above as far as this process
+// may read it, because a directory in which somebody holds a file open does not tell
+// of its own removal. Otherwise those above are left to the slow poll: what
+// others write there, a log perhaps, would wake this process each time. The
+// places are reached without links.
 func (w *watch) places() []place {
 	var found []place
-	put := func(path string) {
+	add := func(path string) {
 		fi, err := os.Stat(path)
 		if err != nil {
 			return
@@ -217,12 +219,7 @@ func (w *watch) places() []place {
 			found = append(found, p)
 		}
 	}
-	add := func(path string) {
-		put(path)
-		if above := filepath.Dir(path); unix.Faccessat(unix.AT_FDCWD, above, unix.R_OK, unix.AT_EACCESS) == nil {
-			put(above)
-		}
-	}
+	there := false
 	at, rest, links := "/", elements(w.d.Path(tokenFile)), 0
 	for len(rest) > 0 {
 		name := rest[0]
@@ -245,11 +242,15 @@ func (w *watch) places() []place {
 			continue
 		}
 		if len(rest) == 0 || !fi.IsDir() {
+			there = len(rest) == 0
 			break
 		}
 		at = path
 	}
 	add(at)
+	if above := filepath.Dir(at); !there && unix.Faccessat(unix.AT_FDCWD, above, unix.R_OK, unix.AT_EACCESS) == nil {
+		add(above)
+	}
 	return found
 }
 
