@@ -35,11 +35,11 @@ const (
 // changed: its content, or that it cannot be read, or that it has come to be
 // open to other users. A change since the last Token before is one too. It
 // sees every way of replacing the file, symbolic links on the way to it and
-// the directory's own replacement included, within about 0.5 s (where one further
-// up is renamed, within 30 s); what is being written is left alone for a moment. It says nothing of a change that was
-// undone at once. Where the kernel will not watch, it looks every 2 s and says
-// so in Log. It blocks until ctx ends and then returns nil; nothing it has
-// started is left.
+// the directory's own replacement included, within about 0.5 s; where one
+// further up is renamed, within 30 s. What is being written is left alone for a
+// moment. It says nothing of a change that was undone at once. Where the kernel
+// will not watch, it looks every 2 s and says so in Log. It blocks until ctx
+// ends and then returns nil; nothing it has started is left.
 func (d *Dir) WatchToken(ctx context.Context, changed func()) error {
 	w := &watch{d: d, log: d.Log, slow: slowPoll, fast: fastPoll}
 	if w.log == nil {
