@@ -67,13 +67,13 @@ func (d *Dir) putOnce(name string, data []byte, mode uint32, replace bool) error
 	if replace {
 		err = os.Rename(t.Name(), target)
 	} else {
-		err = renameNew(t.Name(), target)
+		err = RenameNew(t.Name(), target)
 	}
 	if err != nil {
 		return err
 	}
 	t.placed = true
-	return syncDir(filepath.Dir(target))
+	return SyncDir(filepath.Dir(target))
 }
 
 // temp is a temporary file; its flock says that its writer lives.
@@ -149,8 +149,9 @@ func isAt(f *os.File, path string) (bool, error) {
 	return os.SameFile(a, b), nil
 }
 
-// renameNew renames where the target does not exist; else fs.ErrExist.
-func renameNew(from, to string) error {
+// RenameNew renames where the target does not exist; else the error is
+// fs.ErrExist.
+func RenameNew(from, to string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
 	if err == unix.EINVAL || err == unix.ENOSYS || err == unix.EPERM {
 		// Not every file system knows the flag; every one that does not
@@ -166,7 +167,9 @@ func renameNew(from, to string) error {
 	return nil
 }
 
-func syncDir(path string) error {
+// SyncDir makes what was renamed or removed in a directory durable, where the
+// file system can.
+func SyncDir(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

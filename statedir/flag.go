@@ -44,7 +44,7 @@ func (d *Dir) SetFlag(name string, on bool) error {
 		return nil
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(d.Path(name)))
+		err = SyncDir(filepath.Dir(d.Path(name)))
 	}
 	if err != nil {
 		return d.explain("write", err)

@@ -38,6 +38,7 @@ import (
 
 	"github.com/waypointd/waypoint/cmd/internal/config"
 	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/statedir"
 )
 
 // Context is how one server is reached, and as whom. Empty values leave it to
@@ -288,7 +289,7 @@ func (s *Store) Rename(from, to string) error {
 	if err != nil {
 		return err
 	}
-	switch err := renameNew(s.Path(from), s.Path(to)); {
+	switch err := statedir.RenameNew(s.Path(from), s.Path(to)); {
 	case from != to && errors.Is(err, fs.ErrExist):
 		return taken(to)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
@@ -298,7 +299,7 @@ func (s *Store) Rename(from, to string) error {
 	case err != nil:
 		return explain("rename", from, err)
 	}
-	if err := syncDir(s.folder()); err != nil {
+	if err := statedir.SyncDir(s.folder()); err != nil {
 		return explain("rename", from, err)
 	}
 	if usual != from {
@@ -324,7 +325,7 @@ func (s *Store) Delete(name string) error {
 		return nil
 	}
 	if err == nil {
-		err = syncDir(s.folder())
+		err = statedir.SyncDir(s.folder())
 	}
 	if err != nil {
 		return explain("delete", name, err)
