@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/adoption"
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/daemon/token"
 	"github.com/waypointd/waypoint/mux"
@@ -64,7 +65,7 @@ func (s *Server) runnerToken(_ context.Context, peer *mux.Peer, req wire.RunnerT
 		if err := wire.CheckLabel(k, v); err != nil {
 			return wire.TokenReply{}, err
 		}
-		if k == "os" || k == "arch" || k == "hostname" {
+		if adoption.IsHostLabel(k) {
 			return wire.TokenReply{}, wire.Errorf(wire.BadUsage, "label %s: a runner has that by itself, a token cannot bind it", k).
 				WithHint("leave it out; --id binds the token to one runner")
 		}
