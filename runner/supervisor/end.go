@@ -30,23 +30,6 @@ func Begun(dir string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// ReadEnd reads an attempt's end.json; nil where there is none, or one that a
-// host which lost power has left unreadable.
-func ReadEnd(dir string) (*End, error) {
-	b, err := os.ReadFile(filepath.Join(dir, endFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read end of attempt: %w", err)
-	}
-	var end End
-	if json.Unmarshal(b, &end) != nil || !end.State.Ended() {
-		return nil, nil
-	}
-	return &end, nil
-}
-
 // writeEnd writes it whole or not at all, as far as the kernel lives. The
 // handle of a tree that has ended is of no use any more and becomes the file:
 // a new inode would cost more than all the rest.

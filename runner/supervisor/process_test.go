@@ -66,7 +66,7 @@ func TestSupervisorKilled(t *testing.T) {
 			if alive(left) {
 				t.Error("a leftover lives")
 			}
-			if end, err := ReadEnd(s.Dir); end != nil || err != nil {
+			if end, err := readEnd(s.Dir); end != nil || err != nil {
 				t.Errorf("it has an end: %+v %v", end, err)
 			}
 			if got := logOf(t, s, 0); got != "before\n" {
@@ -91,7 +91,7 @@ func TestSupervisorTerminated(t *testing.T) {
 			syscall.Kill(n, syscall.SIGTERM)
 			await(t, "its end", func() bool { return !alive(n) })
 			for _, s := range []Spec{polite, deaf} {
-				end, err := ReadEnd(s.Dir)
+				end, err := readEnd(s.Dir)
 				if err != nil || end == nil {
 					t.Fatal(end, err)
 				}
@@ -164,7 +164,7 @@ func TestAgentReconnects(t *testing.T) {
 	// With nobody connected and nothing running it goes, ended jobs or not.
 	j.Close()
 	await(t, "the supervisor's end", func() bool { return !alive(n) })
-	if end, err := ReadEnd(s.Dir); err != nil || end == nil {
+	if end, err := readEnd(s.Dir); err != nil || end == nil {
 		t.Error(end, err)
 	}
 }

@@ -34,7 +34,7 @@ func TestRecycle(t *testing.T) {
 		if Begun(dir) {
 			t.Error("an attempt that has not begun has")
 		}
-		if end, err := ReadEnd(dir); end != nil || err != nil {
+		if end, err := readEnd(dir); end != nil || err != nil {
 			t.Errorf("it has ended before it began: %+v, %v", end, err)
 		}
 		entries, err := os.ReadDir(dir)
