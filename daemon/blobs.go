@@ -173,7 +173,7 @@ func (u *upload) drop() {
 	}
 	id := u.id
 	if err := u.s.store.Update(u.s.ctx, func(tx *store.Tx) error { return tx.DropUpload(id) }); err != nil && u.s.ctx.Err() == nil {
-		u.s.log.Warn("unfinished upload left for retention", "err", err)
+		u.s.log.Warn("unfinished upload left for retention", "error", err)
 	}
 }
 

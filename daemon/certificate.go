@@ -135,7 +135,7 @@ func (c *certificate) fingerprint() string {
 func (c *certificate) expiry(ctx context.Context) time.Time {
 	shown, err := c.current(ctx, nil)
 	if err != nil {
-		c.log.Error("certificate not made", "err", err)
+		c.log.Error("certificate not made", "error", err)
 		return time.Time{}
 	}
 	return shown.Leaf.NotAfter

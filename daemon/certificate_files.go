@@ -74,7 +74,7 @@ func (p *pair) look(now time.Time) *tls.Certificate {
 	switch {
 	case err != nil && err.Error() != p.said:
 		p.said = err.Error()
-		p.log.Warn("certificate not renewed, the one before stays in use", "err", err)
+		p.log.Warn("certificate not renewed, the one before stays in use", "error", err)
 	case err == nil && p.cert != old:
 		p.said = ""
 		after := mux.Fingerprint(p.cert.Leaf)

@@ -40,7 +40,7 @@ func (s *Server) clock() {
 		next, err := s.tick(now)
 		wait := clockPoll
 		if err != nil && s.ctx.Err() == nil {
-			s.log.Warn("deadlines could not be kept, trying again", "err", err)
+			s.log.Warn("deadlines could not be kept, trying again", "error", err)
 			wait = clockRetry
 		} else if !next.IsZero() {
 			wait = min(wait, max(0, next.Sub(now)))

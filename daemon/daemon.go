@@ -265,7 +265,7 @@ func (s *Server) serverID(ctx context.Context) (string, error) {
 
 // fail reports, once, that the store cannot be trusted any more.
 func (s *Server) fail(err error) {
-	s.log.Error("store failed", "err", err)
+	s.log.Error("store failed", "error", err)
 	select {
 	case s.fatal <- err:
 	default:
@@ -365,7 +365,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		case err != nil:
 			greeted()
-			s.log.Warn("accept failed", "addr", l.Addr().String(), "err", err)
+			s.log.Warn("accept failed", "addr", l.Addr().String(), "error", err)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -426,7 +426,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, greeted func()) {
 		defer s.fleet.parted(runner)
 	}
 	if err != nil {
-		s.log.Debug("session refused", "err", err)
+		s.log.Debug("session refused", "error", err)
 		return
 	}
 	defer session.Close()

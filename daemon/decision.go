@@ -45,7 +45,7 @@ func (s *Server) decide(ctx context.Context, id string, f func(tx *store.Tx, r *
 		if after, _, err := s.arrive(context.WithoutCancel(ctx), v, tokens, ""); err == nil {
 			r = after
 		} else { // the decision stands, whatever else cannot be recorded now
-			s.log.Warn("runner's standing not recorded", "runner", id, "err", err)
+			s.log.Warn("runner's standing not recorded", "runner", id, "error", err)
 			s.fleet.stand(v, adoption.Arrive(adopted(r), v.runner(), offersOf(tokens)), r.Labels, tokens, now)
 		}
 		s.handOver(v, r)

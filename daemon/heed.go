@@ -43,7 +43,7 @@ func (s *Server) heed() {
 			}
 		}
 		if err != nil && s.ctx.Err() == nil {
-			s.log.Warn("decisions of other servers not heeded, trying again", "err", err)
+			s.log.Warn("decisions of other servers not heeded, trying again", "error", err)
 		}
 		select {
 		case <-s.ctx.Done():

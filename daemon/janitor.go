@@ -26,16 +26,16 @@ func (s *Server) janitor() {
 		}
 		n, err := s.store.Prune(s.ctx, s.cfg.RetainFor, s.cfg.RetainJobs, time.Now())
 		if err != nil && s.ctx.Err() == nil {
-			s.log.Warn("retention failed, trying again later", "err", err)
+			s.log.Warn("retention failed, trying again later", "error", err)
 		}
 		if n > 0 {
 			s.log.Info("old jobs removed", "count", n)
 		}
 		if err := s.prunePending(time.Now()); err != nil && s.ctx.Err() == nil {
-			s.log.Warn("pending runners could not be removed, trying again later", "err", err)
+			s.log.Warn("pending runners could not be removed, trying again later", "error", err)
 		}
 		if err := s.dropTokenKeys(s.ctx, time.Now()); err != nil && s.ctx.Err() == nil {
-			s.log.Warn("old token keys could not be removed, trying again later", "err", err)
+			s.log.Warn("old token keys could not be removed, trying again later", "error", err)
 		}
 		timer.Reset(pruneEvery)
 	}

@@ -29,7 +29,7 @@ func (s *Server) lapse(runners []*visitor) error {
 		}
 		// Told all the same; the record follows when the runner shows its
 		// tokens again.
-		s.log.Warn("expiry of a runner's token not recorded", "runner", v.id, "err", err)
+		s.log.Warn("expiry of a runner's token not recorded", "runner", v.id, "error", err)
 		s.fleet.lapse(v, tokens, now)
 		s.wakeClock()
 		return nil
@@ -65,7 +65,7 @@ func (s *Server) renew(runners []*visitor) error {
 	return together(runners, func(v *visitor) error {
 		err := s.renewOne(v)
 		if err != nil && s.ctx.Err() == nil {
-			s.log.Warn("runner's token not renewed, trying again", "runner", v.id, "err", err)
+			s.log.Warn("runner's token not renewed, trying again", "runner", v.id, "error", err)
 			s.fleet.renewLater(v, time.Now().Add(renewRetry))
 		}
 		return nil

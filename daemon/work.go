@@ -92,7 +92,7 @@ func (s *Server) exit(m *member) {
 	if m.kind == wire.KindRemote {
 		// Also of a server that is ending, which closes its store after this.
 		if err := s.store.Update(context.WithoutCancel(s.ctx), func(tx *store.Tx) error { return tx.SeenRunner(m.id, now) }); err != nil {
-			s.log.Warn("runner's leave not recorded", "runner", m.id, "err", err)
+			s.log.Warn("runner's leave not recorded", "runner", m.id, "error", err)
 		}
 	}
 	s.log.Info("runner disconnected", "runner", m.id)
@@ -200,7 +200,7 @@ func (s *Server) hear(st *mux.Stream, m *member) error {
 			s.store.Kick()
 		case e.Holds != nil:
 			if err := s.lose(s.fleet.missing(m, e.Holds.Jobs), "its runner does not have it any more"); err != nil {
-				s.log.Warn("lost jobs not ended yet", "runner", m.id, "err", err)
+				s.log.Warn("lost jobs not ended yet", "runner", m.id, "error", err)
 			}
 		case e.Begin != nil:
 			return wire.Errorf(wire.Conflict, "the work stream has begun already")
@@ -238,7 +238,7 @@ func (s *Server) settle(ref wire.JobRef, runner string) {
 	}
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return s.settleIn(tx, ref, runner) })
 	if err != nil && s.ctx.Err() == nil {
-		s.log.Warn("job start not recorded yet", "job", ref.Job, "err", err)
+		s.log.Warn("job start not recorded yet", "job", ref.Job, "error", err)
 		if wire.KindOf(err) == wire.Unavailable {
 			time.AfterFunc(clockRetry, func() { s.settle(ref, runner) })
 		}
@@ -278,7 +278,7 @@ func (s *Server) refused(m *member, n wire.Nack) {
 		err = s.lose([]wire.JobRef{n.JobRef}, "its runner gave it back after its start")
 	}
 	if k := wire.KindOf(err); k != "" && k != wire.NotFound {
-		s.log.Warn("job not given back yet", "job", n.Job, "err", err)
+		s.log.Warn("job not given back yet", "job", n.Job, "error", err)
 		return // still live here: due at its deadline, or told missing by a heartbeat
 	}
 	s.fleet.end(n.JobRef, false)

@@ -225,7 +225,7 @@ func (a *attempt) execute() (*supervisor.End, error) {
 	case a.work.Err() != nil:
 		return a.conclude(canceledEnd()), nil
 	default:
-		a.trouble("job cannot be prepared", "err", err)
+		a.trouble("job cannot be prepared", "error", err)
 		a.say("==> " + err.Error())
 		return a.conclude(failedEnd(err)), nil
 	}
@@ -273,13 +273,13 @@ func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*superviso
 		return nil, context.Cause(a.r.ctx)
 	case lost != nil:
 		// It may have started it or not, and is taken to have.
-		a.log.Warn("supervisor lost while it was given a job", "err", err)
+		a.log.Warn("supervisor lost while it was given a job", "error", err)
 		a.r.attempts.Go(func() { a.reclaim(jobs) })
 		return nil, nil
 	case a.isIn(list):
 		return nil, nil
 	}
-	a.trouble("job cannot be started", "err", err)
+	a.trouble("job cannot be started", "error", err)
 	a.say("==> " + err.Error())
 	return a.conclude(failedEnd(err)), nil
 }
@@ -324,7 +324,7 @@ func (a *attempt) kill(force bool) bool {
 		case k == wire.NotFound:
 			return false
 		case k != wire.Unavailable:
-			a.log.Error("job cannot be stopped", "err", err)
+			a.log.Error("job cannot be stopped", "error", err)
 			return true
 		}
 		if !a.r.parent.left(a.r.ctx, jobs) {
@@ -377,12 +377,12 @@ func (a *attempt) erase(ctx context.Context) {
 		if jobs := a.r.parent.now(); jobs != nil {
 			err := jobs.Forget(ctx, a.job.JobRef)
 			if k := wire.KindOf(err); k != "" && k != wire.NotFound && k != wire.Unavailable && ctx.Err() == nil {
-				a.log.Warn("supervisor does not forget a job", "err", err)
+				a.log.Warn("supervisor does not forget a job", "error", err)
 			}
 		}
 	}
 	if err := a.r.freeSlot(a.dir); err != nil {
-		a.log.Error("attempt's directory cannot be removed", "dir", a.dir, "err", err)
+		a.log.Error("attempt's directory cannot be removed", "dir", a.dir, "error", err)
 	}
 }
 

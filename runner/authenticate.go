@@ -16,7 +16,7 @@ func (r *Runner) Reload() { poke(r.tokens.stir) }
 // also while there is no session: a new token ends a pause.
 func (r *Runner) watchTokens(ctx context.Context) {
 	if err := r.cfg.Tokens.Dir.WatchToken(ctx, r.Reload); err != nil && ctx.Err() == nil {
-		r.log.Error("token file is not watched any more", "err", err, "hint", "send SIGHUP after a change of it")
+		r.log.Error("token file is not watched any more", "error", err, "hint", "send SIGHUP after a change of it")
 	}
 }
 
@@ -41,7 +41,7 @@ func (r *Runner) granted(g wire.Grant) {
 		err = wire.Errorf(wire.BadUsage, "it is no runner's")
 	}
 	if err != nil {
-		r.log.Error("server has granted a token that is none", "err", err)
+		r.log.Error("server has granted a token that is none", "error", err)
 		return
 	}
 	r.tokens.granted(g.Token)
@@ -90,7 +90,7 @@ func (r *Runner) tend(ctx context.Context, s *mux.Session) {
 			return // the next hello does it
 		case wire.KindOf(err) == wire.Unavailable, wire.KindOf(err) == wire.Timeout, wire.KindOf(err) == wire.Internal:
 			pause := call.next()
-			r.log.Warn("tokens cannot be shown to the server now", "err", err, "again_in", pause)
+			r.log.Warn("tokens cannot be shown to the server now", "error", err, "again_in", pause)
 			if again == 0 || pause < again {
 				again = pause
 			}

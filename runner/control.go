@@ -67,7 +67,7 @@ func (r *Runner) ServeControl(ctx context.Context, l net.Listener) error {
 		case errors.Is(err, net.ErrClosed):
 			return wire.Errorf(wire.Unavailable, "accept commands: %v", err)
 		case err != nil: // out of files: later, perhaps
-			r.log.Warn("command cannot be accepted", "err", err)
+			r.log.Warn("command cannot be accepted", "error", err)
 			sleep(ctx, r.waits.accept)
 			continue
 		}
@@ -85,7 +85,7 @@ func (r *Runner) control(ctx context.Context, conn net.Conn) {
 		return &mux.Admission{Welcome: wire.Welcome{RunnerID: r.name()}, Table: r.controls()}, nil
 	})
 	if err != nil {
-		r.log.Warn("command refused", "err", err)
+		r.log.Warn("command refused", "error", err)
 		return
 	}
 	select {

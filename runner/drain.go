@@ -19,7 +19,7 @@ func (r *Runner) loadDrain() {
 	}
 	on, err := r.cfg.Tokens.Dir.Flag(drainFlag)
 	if err != nil {
-		r.log.Error("it cannot be known whether this host is drained: no jobs are taken", "err", err, "hint", "waypoint runner resume")
+		r.log.Error("it cannot be known whether this host is drained: no jobs are taken", "error", err, "hint", "waypoint runner resume")
 		on = true
 	}
 	if on {

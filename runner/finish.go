@@ -39,7 +39,7 @@ func (a *attempt) finish(end *supervisor.End) (*wire.Result, error) {
 	case a.work.Err() != nil:
 		result.State, result.Reason = wire.Canceled, wire.ReasonCanceled
 	default:
-		a.trouble("job cannot be finished", "err", err)
+		a.trouble("job cannot be finished", "error", err)
 		result.State, result.Reason, result.Error = wire.Failed, wire.ReasonFailed, err.Error()
 	}
 	return result, nil
@@ -83,7 +83,7 @@ func (a *attempt) mourn() (*supervisor.End, error) {
 // supervisor that is gone.
 func (a *attempt) killLeftovers() {
 	if err := supervisor.KillLeftovers(a.dir); err != nil {
-		a.log.Error("processes of a lost job not killed", "err", err)
+		a.log.Error("processes of a lost job not killed", "error", err)
 	}
 }
 

@@ -102,7 +102,7 @@ func (r *Runner) watch(ctx context.Context) {
 		if err == nil {
 			err = wire.Errorf(wire.Unavailable, "the supervisor watches no more")
 		}
-		r.log.Error("supervisor lost", "err", err)
+		r.log.Error("supervisor lost", "error", err)
 		r.parent.set(nil)
 		if r.cfg.Resupervise == nil {
 			r.end(err)
@@ -146,7 +146,7 @@ func (r *Runner) resupervise(ctx context.Context, pause *backoff) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		r.log.Error("supervisor not found again yet", "err", err)
+		r.log.Error("supervisor not found again yet", "error", err)
 		if !sleep(ctx, pause.next()) {
 			return false
 		}
@@ -184,6 +184,6 @@ func (r *Runner) expel(ctx context.Context, jobs supervisor.Jobs, ref wire.JobRe
 		}
 	})
 	if err := jobs.Forget(ctx, ref); err != nil && ctx.Err() == nil {
-		r.log.Warn("supervisor does not forget a job", "job", ref.Job, "attempt", ref.Attempt, "err", err)
+		r.log.Warn("supervisor does not forget a job", "job", ref.Job, "attempt", ref.Attempt, "error", err)
 	}
 }

@@ -197,7 +197,7 @@ func (a *attempt) online(ctx context.Context, tries int, f func(s *mux.Session) 
 			return err
 		}
 		try++
-		a.log.Warn("server cannot serve blobs now", "err", err)
+		a.log.Warn("server cannot serve blobs now", "error", err)
 		if !sleep(ctx, pause.next()) {
 			return context.Cause(ctx)
 		}
@@ -213,7 +213,7 @@ func (a *attempt) say(line string) {
 		err = errors.Join(err, w.Close())
 	}
 	if err != nil {
-		a.log.Warn("job log cannot be written", "err", err)
+		a.log.Warn("job log cannot be written", "error", err)
 	}
 	poke(a.wake)
 }

@@ -42,7 +42,7 @@ func (a *attempt) ship() {
 			a.drop(err.Error())
 			return
 		default:
-			a.log.Warn("job cannot be reported now", "err", err)
+			a.log.Warn("job cannot be reported now", "error", err)
 			if !sleep(a.ctx, pause.next()) {
 				return
 			}
@@ -193,7 +193,7 @@ func (sh *shipment) sendLog() error {
 // broken gives the rest of a log up: the job still has its end.
 func (sh *shipment) broken(err error) {
 	sh.bad = true
-	sh.a.log.Error("job log cannot be read", "err", err)
+	sh.a.log.Error("job log cannot be read", "error", err)
 }
 
 // sendResult sends the result behind the last byte. Output that was written and

@@ -126,7 +126,7 @@ func (a *attempt) conclude(end *supervisor.End) *supervisor.End {
 		}
 	}
 	if err != nil {
-		a.log.Warn("end of job not recorded", "err", err)
+		a.log.Warn("end of job not recorded", "error", err)
 	}
 	a.reach(ended)
 	return end
@@ -207,7 +207,7 @@ func (r *Runner) load(ctx context.Context) error {
 		if a == nil {
 			r.log.Info("leftover removed", "dir", dir, "why", why)
 			if err := removeTree(dir); err != nil {
-				r.log.Error("leftover cannot be removed", "dir", dir, "err", err)
+				r.log.Error("leftover cannot be removed", "dir", dir, "error", err)
 			}
 			continue
 		}

@@ -167,7 +167,7 @@ func shown(o wire.TokenOffer) wire.TokenOffer {
 // because is what a log says of an error: what goes before it, the error, and
 // what to do about it where it says that.
 func because(err error, attrs ...any) []any {
-	attrs = append(attrs, "err", err)
+	attrs = append(attrs, "error", err)
 	if e, ok := errors.AsType[*wire.Error](err); ok && e.Hint != "" {
 		attrs = append(attrs, "hint", e.Hint)
 	}

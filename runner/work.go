@@ -163,7 +163,7 @@ func (r *Runner) refusal() string {
 // spoolFailed stops the taking of jobs until the spool can be written again: a
 // runner that only refuses would get the same job again and again.
 func (r *Runner) spoolFailed(err error) {
-	r.log.Error("spool cannot be written: taking no jobs", "dir", r.jobs, "err", err)
+	r.log.Error("spool cannot be written: taking no jobs", "dir", r.jobs, "error", err)
 	r.mu.Lock()
 	first := !r.sick
 	r.sick = true
