@@ -15,7 +15,7 @@ LDFLAGS  := -s -w $(if $(VERSION),-X main.number=$(VERSION))
 
 STATICCHECK := $(GO) tool -modfile=contrib/tools.mod staticcheck
 
-.PHONY: all build demo test race check fmt vet fix staticcheck example bench fuzz torture install clean
+.PHONY: all build demo test race check fmt vet fix staticcheck example bench fuzz torture packages install clean
 
 all: build
 
@@ -86,8 +86,12 @@ fuzz:
 torture:
 	TORTURE_DURATION=$(DURATION) $(GO) test -count=1 -timeout 0 -v ./contrib/torture
 
+# deb and rpm for amd64 and arm64 in dist/: make packages VERSION=1.2.3
+packages:
+	@VERSION=$(VERSION) packaging/build.sh
+
 install: build
 	install -D -m 0755 bin/waypoint $(DESTDIR)$(PREFIX)/bin/waypoint
 
 clean:
-	rm -rf bin
+	rm -rf bin dist
