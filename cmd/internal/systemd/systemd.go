@@ -1,11 +1,19 @@
 // Package systemd is what the service manager and a command say to each
-// other: the sockets it hands over, and when the command is ready. Without a
-// service manager there are no sockets and saying something does nothing.
+// other: the sockets and credentials it hands over; when the command is ready,
+// reads its configuration again, needs more time or ends; and that it is still
+// alive. Without a service manager there is nothing handed over, and saying
+// something does nothing.
 package systemd
 
 import (
+	"context"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -39,14 +47,58 @@ func Listeners() ([]Listener, error) {
 	return all, nil
 }
 
-// Ready says that the command does its work from here on.
+// Credential is the path of a credential that the service manager has handed
+// over, "" where it has handed over none of that name. What is there is a copy
+// from when the command was started.
+func Credential(name string) string {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	if dir == "" {
+		return ""
+	}
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); os.IsNotExist(err) {
+		return ""
+	}
+	return path // unreadable is for whoever reads it to say
+}
+
+// Ready says that the command does its work from here on, also after Reloading.
 func Ready() error { return notify(daemon.SdNotifyReady) }
+
+// Reloading says that the command reads its configuration again, until Ready.
+func Reloading() error {
+	return notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+}
 
 // Stopping says that the command is coming to its end.
 func Stopping() error { return notify(daemon.SdNotifyStopping) }
 
 // Status says in one line what the command is doing.
 func Status(line string) error { return notify("STATUS=" + line) }
+
+// Extend says that starting or stopping, whichever is going on, is not over
+// yet and may take d from now on, whatever the unit's limit is.
+func Extend(d time.Duration) error {
+	return notify("EXTEND_TIMEOUT_USEC=" + strconv.FormatInt(d.Microseconds(), 10))
+}
+
+// Extending says Extend(d) again and again until stop is called.
+func Extending(d time.Duration) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		again := time.NewTicker(d / 3)
+		defer again.Stop()
+		for Extend(d) == nil { // without anybody who listens there is no limit to extend
+			select {
+			case <-ctx.Done():
+				return
+			case <-again.C:
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
 
 func notify(state string) error {
 	if _, err := daemon.SdNotify(false, state); err != nil {
