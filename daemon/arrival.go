@@ -113,11 +113,12 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 			return was, out, err
 		}
 		for _, ref := range lost {
-			s.log.Warn("job lost: its runner has been forgotten, and another has its id", "job", ref.Job, "attempt", ref.Attempt, "runner", v.id)
+			s.log.Warn("job lost", "job", ref.Job, "attempt", ref.Attempt, "runner", v.id,
+				"why", "its runner has been forgotten, and another has its id")
 			s.fleet.end(ref, false)
 		}
 		s.fleet.evict(gone)
-		s.logStanding(was, rec)
+		s.logStanding(was, rec, out.Standing.Admitted)
 	}
 	s.fleet.stand(v, out, rec.Labels, tokens, now)
 	s.wakeClock()
@@ -193,7 +194,7 @@ func grantOf(r store.RunnerRecord, now time.Time) string {
 func utc(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
 
 // logStanding says how a runner stands now, if that is news.
-func (s *Server) logStanding(was, is store.RunnerRecord) {
+func (s *Server) logStanding(was, is store.RunnerRecord, admitted bool) {
 	if was.State == is.State && was.Problem == is.Problem && was.Detail == is.Detail &&
 		was.TokenSource == is.TokenSource && was.TokenExpiry.Equal(is.TokenExpiry) {
 		return
@@ -205,7 +206,14 @@ func (s *Server) logStanding(was, is store.RunnerRecord) {
 	if !is.TokenExpiry.IsZero() {
 		attrs = append(attrs, "source", is.TokenSource, "expires_at", is.TokenExpiry)
 	}
-	s.log.Info("runner's standing", attrs...)
+	switch {
+	case is.State == wire.Pending:
+		s.log.Info("runner pending", attrs...)
+	case !admitted && is.Problem != "":
+		s.log.Warn("runner gets no jobs", attrs...)
+	default:
+		s.log.Info("runner's standing", attrs...)
+	}
 }
 
 // room refuses a newcomer that would have to wait for adoption where too many
@@ -224,7 +232,7 @@ func (s *Server) room(v *visitor, pending func(group string) ([]string, error), 
 		return err
 	}
 	gone := ""
-	if len(ids) >= s.cfg.MaxPendingPerPeer {
+	if len(ids) >= s.cfg().MaxPendingPerPeer {
 		if gone = s.fleet.firstOffline(ids); gone == "" {
 			return full(len(ids), " of this peer")
 		}
@@ -233,7 +241,7 @@ func (s *Server) room(v *visitor, pending func(group string) ([]string, error), 
 	if err != nil {
 		return err
 	}
-	if gone == "" && n >= s.cfg.MaxPending {
+	if gone == "" && n >= s.cfg().MaxPending {
 		if ids, err = pending(""); err != nil {
 			return err
 		}

@@ -76,9 +76,9 @@ func (s *Server) secure(ctx context.Context) (err error) {
 	if have {
 		return nil
 	}
-	c := &certificate{log: s.log, now: time.Now, names: s.cfg.TLSNames}
-	if s.cfg.TLSCert != "" {
-		c.files, err = openPair(s.cfg.TLSCert, s.cfg.TLSKey, s.log, time.Now())
+	c := &certificate{log: s.log, now: time.Now, names: s.cfg().TLSNames}
+	if s.cfg().TLSCert != "" {
+		c.files, err = openPair(s.cfg().TLSCert, s.cfg().TLSKey, s.log, time.Now())
 	} else {
 		c.own, err = openAuthority(ctx, s.store, s.id, time.Now())
 	}
@@ -161,7 +161,7 @@ func (c *certificate) current(ctx context.Context, local net.IP) (*tls.Certifica
 		return nil, err
 	}
 	c.issued, c.at = issued, now
-	c.log.Debug("certificate made", "names", names, "expiry", issued.Leaf.NotAfter)
+	c.log.Debug("certificate made", "names", names, "expires_at", issued.Leaf.NotAfter)
 	return issued, nil
 }
 
@@ -213,8 +213,8 @@ func (s *Server) announce(addr string, tcp bool) {
 		s.log.Info("listening", "address", addr)
 		return
 	}
-	s.log.Info("listening", "address", addr, "fingerprint", s.pin(), "certificate", cmp.Or(s.cfg.TLSCert, "own"))
-	if s.cfg.Plain {
+	s.log.Info("listening", "address", addr, "fingerprint", s.pin(), "certificate", cmp.Or(s.cfg().TLSCert, "own"))
+	if s.cfg().Plain {
 		s.log.Warn("listening without TLS as well, for this host's own connections", "address", addr)
 	}
 }

@@ -55,7 +55,7 @@ func openPair(certFile, keyFile string, log *slog.Logger, now time.Time) (*pair,
 		return nil, wire.Errorf(wire.BadUsage, "read certificate: %v", err)
 	}
 	if leaf := p.cert.Leaf; now.After(leaf.NotAfter) {
-		log.Warn("certificate has expired", "file", certFile, "expiry", leaf.NotAfter)
+		log.Warn("certificate has expired", "file", certFile, "expires_at", leaf.NotAfter)
 	}
 	return p, nil
 }
@@ -78,7 +78,7 @@ func (p *pair) look(now time.Time) *tls.Certificate {
 	case err == nil && p.cert != old:
 		p.said = ""
 		after := mux.Fingerprint(p.cert.Leaf)
-		p.log.Info("certificate renewed", "file", p.certFile, "expiry", p.cert.Leaf.NotAfter, "fingerprint", after)
+		p.log.Info("certificate renewed", "file", p.certFile, "expires_at", p.cert.Leaf.NotAfter, "fingerprint", after)
 		if after != before {
 			p.log.Warn("certificate has another key: tokens made before now name the old one's fingerprint", "before", before, "now", after)
 		}

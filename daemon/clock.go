@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"errors"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -57,7 +56,7 @@ func (s *Server) tick(now time.Time) (time.Time, error) {
 	}
 	if err := errors.Join(
 		s.requeue(d.requeue, "not acknowledged"),
-		s.lose(d.lost, "its runner was out of contact for longer than "+s.cfg.Lease.String()),
+		s.lose(d.lost, "its runner was out of contact for longer than "+s.cfg().Lease.String()),
 		s.abandon(d.gone, now),
 		s.lapse(d.lapsed),
 		s.renew(d.renew),
@@ -91,8 +90,10 @@ func (s *Server) tick(now time.Time) (time.Time, error) {
 
 // requeue gives attempts that have not started back to the queue.
 func (s *Server) requeue(refs []wire.JobRef, why string) error {
-	return s.give(refs, why, slog.LevelWarn, "job given back to the queue", func(tx *store.Tx, ref wire.JobRef) error {
+	return s.give(refs, func(tx *store.Tx, ref wire.JobRef) error {
 		return tx.Requeue(ref, s.fleet.runnerOf(ref), time.Now())
+	}, func(ref wire.JobRef, runner string) {
+		s.log.Warn("job given back to the queue", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "why", why)
 	})
 }
 
@@ -109,24 +110,28 @@ func (s *Server) lose(refs []wire.JobRef, why string) error {
 	}
 	const gone = "the command line that ran it is gone"
 	return errors.Join(
-		s.give(remote, why, slog.LevelWarn, "job lost", func(tx *store.Tx, ref wire.JobRef) error {
+		s.give(remote, func(tx *store.Tx, ref wire.JobRef) error {
 			return tx.Lost(ref, why, time.Now())
+		}, func(ref wire.JobRef, runner string) {
+			s.log.Warn("job lost", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "why", why)
 		}),
-		s.give(local, gone, slog.LevelInfo, "job lost", func(tx *store.Tx, ref wire.JobRef) error {
+		s.give(local, func(tx *store.Tx, ref wire.JobRef) error {
 			return tx.Lost(ref, gone, time.Now())
+		}, func(ref wire.JobRef, runner string) {
+			s.log.Info("job lost", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "why", gone)
 		}),
 	)
 }
 
-// give takes attempts from their runners: f in the store, then here. An
+// give takes attempts from their runners: f in the store, said in the log, then here. An
 // attempt that is not live in the store either is only forgotten here.
-func (s *Server) give(refs []wire.JobRef, why string, level slog.Level, what string, f func(*store.Tx, wire.JobRef) error) error {
+func (s *Server) give(refs []wire.JobRef, f func(*store.Tx, wire.JobRef) error, said func(ref wire.JobRef, runner string)) error {
 	err := together(refs, func(ref wire.JobRef) error {
 		runner := s.fleet.runnerOf(ref)
 		err := s.store.Update(s.ctx, func(tx *store.Tx) error { return f(tx, ref) })
 		switch wire.KindOf(err) {
 		case "":
-			s.log.Log(s.ctx, level, what, "job", ref.Job, "attempt", ref.Attempt, "why", why)
+			said(ref, runner)
 		case wire.Conflict, wire.NotFound:
 		default:
 			return err

@@ -217,7 +217,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 // open opens the store and rebuilds the fleet's picture of active jobs: every
 // runner is away as of now and has a whole lease to come back.
 func (s *Server) open(ctx context.Context) (err error) {
-	dsn := s.cfg.StoreDSN
+	dsn := s.cfg().StoreDSN
 	if dsn == "" {
 		dsn = s.dir.Path("waypoint.db")
 	}
@@ -343,7 +343,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
 	greet, greeted := func() {}, func() {}
 	if l.Addr().Network() == "tcp" {
-		greeting := make(chan struct{}, max(1, min(maxGreeting, s.cfg.MaxSessions/4)))
+		greeting := make(chan struct{}, max(1, min(maxGreeting, s.cfg().MaxSessions/4)))
 		greet = func() {
 			select {
 			case greeting <- struct{}{}:
@@ -365,7 +365,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		case err != nil:
 			greeted()
-			s.log.Warn("accept failed", "addr", l.Addr().String(), "error", err)
+			s.log.Warn("accept failed", "address", l.Addr().String(), "error", err)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -376,7 +376,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 		case s.slots <- struct{}{}:
 		default:
 			greeted()
-			s.log.Warn("connection refused: too many sessions", "max", s.cfg.MaxSessions)
+			s.log.Warn("connection refused: too many sessions", "max", s.cfg().MaxSessions)
 			conn.Close()
 			continue
 		}
@@ -412,8 +412,8 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, greeted func()) {
 	began := time.Now()
 	var runner *visitor
 	session, err := mux.Accept(ctx, conn, mux.Config{
-		Software: s.cfg.Software, Logger: s.log, MaxStreams: maxStreams,
-		TLS: s.shown().config(), Plain: s.cfg.Plain,
+		Software: s.cfg().Software, Logger: s.log, MaxStreams: maxStreams,
+		TLS: s.shown().config(), Plain: s.cfg().Plain,
 	}, func(ctx context.Context, peer *mux.Peer) (*mux.Admission, error) {
 		a, err := s.admit(ctx, peer)
 		if err == nil {

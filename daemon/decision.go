@@ -94,13 +94,13 @@ func (s *Server) runnerAdopt(ctx context.Context, peer *mux.Peer, req wire.Adopt
 				return nil // it is handed out again
 			}
 		}
-		r.Grant, granted, err = s.mint(tx, adoption.Grant(runner), s.cfg.GrantLife, time.Now())
+		r.Grant, granted, err = s.mint(tx, adoption.Grant(runner), s.cfg().GrantLife, time.Now())
 		return err
 	})
 	if err != nil {
 		return wire.Runner{}, err
 	}
-	s.log.Info("runner adopted", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String())
+	s.log.Info("runner adopted", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String(), "peer", peer)
 	if granted.Serial != 0 {
 		s.minted("adoption", granted)
 	}
@@ -152,7 +152,7 @@ func (s *Server) runnerReject(ctx context.Context, peer *mux.Peer, req wire.Runn
 	if err != nil {
 		return wire.Runner{}, err
 	}
-	s.log.Info("runner rejected", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String())
+	s.log.Info("runner rejected", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String(), "peer", peer)
 	return s.withSession(r.Runner), nil
 }
 
@@ -184,7 +184,7 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 	}
 	was := s.withSession(r.Runner)
 	s.dismiss(req.ID, r.Fingerprint)
-	s.log.Info("runner forgotten", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String())
+	s.log.Info("runner forgotten", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String(), "peer", peer)
 	return was, nil
 }
 

@@ -26,7 +26,7 @@ func (s *Server) runnerDrain(ctx context.Context, peer *mux.Peer, req wire.Drain
 		return wire.Runner{}, err
 	}
 	if was != req.Drain {
-		s.log.Info("runner draining", "runner", r.ID, "draining", req.Drain, "by", loginOf(peer).String())
+		s.log.Info("runner's drain has changed", "runner", r.ID, "draining", req.Drain, "by", loginOf(peer).String(), "peer", peer)
 	}
 	if v, ok := s.fleet.get(req.ID); ok && v.onHost && !req.Drain {
 		// The operator's own drain is over all the same: else each of the two

@@ -14,7 +14,7 @@ import (
 const maxSubmit = 1000
 
 // jobSubmit answers once the jobs are durable.
-func (s *Server) jobSubmit(_ context.Context, _ *mux.Peer, req wire.SubmitRequest) (reply wire.SubmitReply, err error) {
+func (s *Server) jobSubmit(_ context.Context, peer *mux.Peer, req wire.SubmitRequest) (reply wire.SubmitReply, err error) {
 	if len(req.Jobs) == 0 {
 		return reply, wire.Errorf(wire.BadUsage, "no job to queue")
 	}
@@ -36,14 +36,14 @@ func (s *Server) jobSubmit(_ context.Context, _ *mux.Peer, req wire.SubmitReques
 		return wire.SubmitReply{}, err
 	}
 	for _, j := range reply.Jobs {
-		s.queued(j)
+		s.queued(j, peer)
 	}
 	return reply, nil
 }
 
 // queued follows up a job that has been queued.
-func (s *Server) queued(j wire.Job) {
-	s.log.Info("job queued", "job", j.ID, "operation", j.Operation)
+func (s *Server) queued(j wire.Job, peer *mux.Peer) {
+	s.log.Info("job queued", "job", j.ID, "operation", j.Operation, "by", loginOf(peer).String(), "peer", peer)
 	s.fleet.expect(j.Target.ID, time.Now())
 	s.wakeClock()
 }
@@ -96,7 +96,7 @@ func fitting[T any](list []T) int {
 
 // jobCancel asks for an end. A job that has ended stays as it is; one that
 // runs is canceled by its runner, or with force here and now.
-func (s *Server) jobCancel(_ context.Context, _ *mux.Peer, req wire.CancelRequest) (job wire.Job, err error) {
+func (s *Server) jobCancel(_ context.Context, peer *mux.Peer, req wire.CancelRequest) (job wire.Job, err error) {
 	err = s.update(func(tx *store.Tx) (err error) {
 		job, err = tx.Cancel(req.ID, req.Force, time.Now())
 		return err
@@ -104,7 +104,7 @@ func (s *Server) jobCancel(_ context.Context, _ *mux.Peer, req wire.CancelReques
 	if err != nil {
 		return wire.Job{}, err
 	}
-	s.log.Info("job cancel requested", "job", job.ID, "force", req.Force, "state", job.State)
+	s.log.Info("job cancel requested", "job", job.ID, "force", req.Force, "state", job.State, "by", loginOf(peer).String(), "peer", peer)
 	s.store.Matched() // an assignment that has been seen is the fleet's by now
 	if job.State.Ended() {
 		if job.Attempt > 0 {
@@ -119,13 +119,13 @@ func (s *Server) jobCancel(_ context.Context, _ *mux.Peer, req wire.CancelReques
 }
 
 // jobRetry queues the same as a new job.
-func (s *Server) jobRetry(_ context.Context, _ *mux.Peer, req wire.JobRequest) (job wire.Job, err error) {
+func (s *Server) jobRetry(_ context.Context, peer *mux.Peer, req wire.JobRequest) (job wire.Job, err error) {
 	err = s.update(func(tx *store.Tx) (err error) {
 		job, err = tx.Retry(req.ID, time.Now())
 		return err
 	})
 	if err == nil {
-		s.queued(job)
+		s.queued(job, peer)
 	}
 	return job, err
 }

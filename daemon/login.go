@@ -47,7 +47,7 @@ func (s *Server) login(ctx context.Context, peer *mux.Peer) (*login, error) {
 	}
 	c, err := s.verify(ctx, text, time.Now())
 	if err != nil {
-		s.log.Info("login refused", "peer", peer.String(), "error", err)
+		s.log.Info("login refused", "peer", peer, "error", err)
 		if c.Kind == wire.RunnerToken { // a new one of its kind would not help
 			e := wire.Errorf(wire.KindOf(err), "%s, and a runner token is no login", err)
 			err = e.WithHint("%s", errRunnerToken.Hint)

@@ -99,7 +99,7 @@ func (s *Server) record(ctx context.Context, ref wire.JobRef, runner string, len
 		if wire.KindOf(err) != wire.Unavailable {
 			return length, err
 		}
-		s.log.Warn("job output waits for room", "job", ref.Job, "error", err)
+		s.log.Warn("job output waits for room", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "error", err)
 		select {
 		case <-ctx.Done():
 			return 0, context.Cause(ctx)

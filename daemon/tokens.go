@@ -121,6 +121,6 @@ func (s *Server) tokenKeyRotate(ctx context.Context, peer *mux.Peer, req wire.Ro
 	for _, k := range retired {
 		reply.Retired = append(reply.Retired, wire.TokenKey{ID: hex.EncodeToString(k.ID[:]), Until: k.Until})
 	}
-	s.log.Warn("token key rotated", "by", loginOf(peer).String(), "key", reply.KeyID, "retired", len(retired), "revoked", req.Revoke)
+	s.log.Warn("token key rotated", "by", loginOf(peer).String(), "peer", peer, "key", reply.KeyID, "retired", len(retired), "revoked", req.Revoke)
 	return reply, nil
 }

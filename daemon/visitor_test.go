@@ -128,14 +128,14 @@ func TestReconnectIsCheap(t *testing.T) {
 	if written() != before {
 		t.Error("something was written")
 	}
-	if n := log.count("runner's standing"); n != 1 {
+	if n := log.count("runner pending"); n != 1 {
 		t.Errorf("%d lines for one standing", n)
 	}
 	arrive("wprun_x")
 	if written() == before {
 		t.Error("nothing was written: this test cannot tell")
 	}
-	if n := log.count("runner's standing"); n != 2 {
+	if n := log.count("runner pending"); n != 2 {
 		t.Errorf("%d lines for two standings", n)
 	}
 }

@@ -80,7 +80,7 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 			s.fleet.leave(other, time.Now())
 		}
 	}
-	s.log.Info("runner connected", "runner", m.id, "kind", m.kind, "peer", m.peerName)
+	s.log.Info("runner connected", "runner", m.id, "kind", m.kind, "peer", m.peer)
 	return nil
 }
 
@@ -196,7 +196,7 @@ func (s *Server) hear(st *mux.Stream, m *member) error {
 			s.refused(m, *e.Nack)
 		case e.Drain != nil:
 			s.fleet.drain(m, *e.Drain)
-			s.log.Info("runner draining", "runner", m.id, "draining", *e.Drain)
+			s.log.Info("runner's drain has changed", "runner", m.id, "draining", *e.Drain, "by", "host")
 			s.store.Kick()
 		case e.Holds != nil:
 			if err := s.lose(s.fleet.missing(m, e.Holds.Jobs), "its runner does not have it any more"); err != nil {
@@ -222,6 +222,7 @@ func (s *Server) acknowledged(m *member, ref wire.JobRef) {
 		return
 	}
 	m.orders.put(wire.WorkOrder{Start: &ref})
+	s.log.Info("job started", "job", ref.Job, "attempt", ref.Attempt, "runner", m.id)
 	if !durable {
 		s.settleSoon(ref, m.id)
 	}
@@ -238,7 +239,7 @@ func (s *Server) settle(ref wire.JobRef, runner string) {
 	}
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return s.settleIn(tx, ref, runner) })
 	if err != nil && s.ctx.Err() == nil {
-		s.log.Warn("job start not recorded yet", "job", ref.Job, "error", err)
+		s.log.Warn("job start not recorded yet", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "error", err)
 		if wire.KindOf(err) == wire.Unavailable {
 			time.AfterFunc(clockRetry, func() { s.settle(ref, runner) })
 		}
@@ -269,7 +270,7 @@ func (s *Server) refused(m *member, n wire.Nack) {
 	if !s.fleet.holds(m, n.JobRef) {
 		return
 	}
-	s.log.Warn("runner refused a job", "runner", m.id, "job", n.Job, "attempt", n.Attempt, "why", n.Error)
+	s.log.Warn("job refused", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "why", n.Error)
 	s.fleet.rest(m, time.Now())
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.Requeue(n.JobRef, m.id, time.Now()) })
 	switch wire.KindOf(err) {
@@ -278,7 +279,7 @@ func (s *Server) refused(m *member, n wire.Nack) {
 		err = s.lose([]wire.JobRef{n.JobRef}, "its runner gave it back after its start")
 	}
 	if k := wire.KindOf(err); k != "" && k != wire.NotFound {
-		s.log.Warn("job not given back yet", "job", n.Job, "error", err)
+		s.log.Warn("job not given back yet", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "error", err)
 		return // still live here: due at its deadline, or told missing by a heartbeat
 	}
 	s.fleet.end(n.JobRef, false)

@@ -148,14 +148,14 @@ func (s *Session) handle(st *Stream) (err error) {
 	}
 	defer func() {
 		if v := recover(); v != nil {
-			s.cfg.Logger.Error("handler panicked", "method", st.method, "peer", s.peer.String(),
+			s.cfg.Logger.Error("handler panicked", "method", st.method, "peer", s.peer,
 				"panic", v, "stack", string(debug.Stack()))
 			err = wire.Errorf(wire.Internal, "internal error")
 		}
 	}()
 	err = h(st.ctx, st)
 	if _, hidden := statusOf(err); hidden && !errors.Is(err, io.EOF) {
-		s.cfg.Logger.Error("call failed", "method", st.method, "peer", s.peer.String(), "error", err)
+		s.cfg.Logger.Error("call failed", "method", st.method, "peer", s.peer, "error", err)
 	}
 	return err
 }

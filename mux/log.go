@@ -26,6 +26,6 @@ func (l *yamuxLog) Printf(format string, v ...any) { l.say(fmt.Sprintf(format, v
 
 func (l *yamuxLog) say(text string) {
 	if l.limit.Allow() {
-		l.logger.Debug("yamux", "peer", l.peer.String(), "text", strings.TrimSpace(text))
+		l.logger.Debug("yamux", "peer", l.peer, "text", strings.TrimSpace(text))
 	}
 }

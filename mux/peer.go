@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 
@@ -34,6 +35,20 @@ func (p *Peer) String() string {
 		return fmt.Sprintf("unix uid=%d pid=%d", p.UID, p.PID)
 	}
 	return p.Network
+}
+
+// MarshalText is how logs show a peer.
+func (p *Peer) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// LogFields are what a log with fields keeps of a peer besides its text.
+func (p *Peer) LogFields() []slog.Attr {
+	switch p.Network {
+	case "tcp":
+		return []slog.Attr{slog.String("address", p.Addr)}
+	case "unix":
+		return []slog.Attr{slog.Int("uid", p.UID), slog.Int("pid", p.PID)}
+	}
+	return nil
 }
 
 // newPeer asks the kernel who is at the other end of conn.

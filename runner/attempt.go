@@ -62,7 +62,7 @@ type attempt struct {
 func (r *Runner) newAttempt(job wire.Assignment, dir string, s stage) *attempt {
 	a := &attempt{
 		r: r, job: job, dir: dir, stage: s,
-		log:       r.log.With("job", job.Job, "attempt", job.Attempt),
+		log:       r.log.With("job", job.Job, "attempt", job.Attempt, "runner", r.name()),
 		permitted: newGate(), exited: newGate(), bereaved: newGate(), shipped: newGate(),
 		cancels: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}

@@ -42,7 +42,7 @@ func (r *Runner) drainHost(on bool) error {
 		return err
 	}
 	if r.setDrain(&r.drained, on) {
-		r.log.Info("drain of this host has changed", "draining", on)
+		r.log.Info("runner's drain has changed", "runner", r.name(), "draining", on, "by", "host")
 	}
 	r.tellDrain()
 	r.retell()

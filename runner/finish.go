@@ -88,7 +88,7 @@ func (a *attempt) killLeftovers() {
 }
 
 func (a *attempt) lost(why string) *supervisor.End {
-	a.log.Error("job lost", "why", why)
+	a.log.Warn("job lost", "why", why)
 	return a.conclude(&supervisor.End{
 		State: wire.Failed, Reason: wire.ReasonRunnerLost, Error: why, At: time.Now().UTC(),
 	})

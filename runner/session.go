@@ -68,14 +68,20 @@ func (r *Runner) connect(ctx context.Context) {
 		if said != err.Error() {
 			level, said = slog.LevelWarn, err.Error()
 		}
-		pause, what := &lost, "not connected"
-		if isRefusal(at, err) {
-			pause, what = &refused, "refused by the server, which is asked again now and then"
-			if at == dialing {
-				what = "server cannot be used, and is tried again now and then"
-			}
+		attrs := because(err, "runner", r.name())
+		pause := &lost
+		switch {
+		case !isRefusal(at, err) && at == serving:
+			r.log.Log(ctx, level, "runner disconnected", attrs...)
+		case !isRefusal(at, err):
+			r.log.Log(ctx, level, "not connected", attrs...)
+		case at == dialing:
+			pause = &refused
+			r.log.Log(ctx, level, "server cannot be used, and is tried again now and then", attrs...)
+		default:
+			pause = &refused
+			r.log.Log(ctx, level, "refused by the server, which is asked again now and then", attrs...)
 		}
-		r.log.Log(ctx, level, what, because(err, "runner", r.name())...)
 		r.disconnected(err)
 		if !r.rest(ctx, pause.next(), &refused) {
 			return

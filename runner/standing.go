@@ -67,7 +67,7 @@ func (r *Runner) stand(st wire.Standing, asked *int) {
 	}
 	r.tokens.judged(st)
 	if !was {
-		r.log.Info("connected", "runner", r.name(), "state", st.State)
+		r.log.Info("runner connected", "runner", r.name(), "state", st.State, "server", r.cfg.Server)
 	}
 	r.sayStanding(before, st)
 	poke(r.standing.fresh)
@@ -88,7 +88,7 @@ func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 	}
 	for _, x := range st.Refused {
 		if !slices.Contains(before.Refused, x) {
-			r.log.Warn("token refused", "source", x.Source, "problem", x.Problem, "detail", x.Detail)
+			r.log.Warn("token refused", "runner", r.name(), "source", x.Source, "problem", x.Problem, "detail", x.Detail)
 		}
 	}
 	if st.State != before.State {
@@ -97,14 +97,17 @@ func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 	switch {
 	case st.Admitted:
 		if st.Source != "" && (!before.Admitted || st.Source != before.Source || !st.Expiry.Equal(before.Expiry)) {
-			r.log.Info("token in use", "source", st.Source, "expires", st.Expiry)
+			r.log.Info("token in use", "runner", r.name(), "source", st.Source, "expires_at", st.Expiry)
 		}
 	case st.Granted: // a token is under way
-	case st.Problem != before.Problem || st.Detail != before.Detail || before.Admitted:
-		r.log.Info("no jobs are given to this runner", "state", st.State, "problem", st.Problem, "detail", st.Detail)
+	case st.Problem == before.Problem && st.Detail == before.Detail && !before.Admitted:
+	case st.State == wire.Pending:
+		r.log.Info("runner pending", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail)
+	default:
+		r.log.Warn("runner gets no jobs", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail)
 	}
 	if st.Draining != before.Draining {
-		r.log.Info("operator's drain has changed", "draining", st.Draining)
+		r.log.Info("runner's drain has changed", "runner", r.name(), "draining", st.Draining, "by", "operator")
 	}
 }
 
@@ -142,7 +145,7 @@ func (r *Runner) watchLife(ctx context.Context) {
 		}
 		if level != 0 && (low == 0 || level < low) {
 			low = level
-			r.log.Warn("token expires soon", "source", last.Source, "expires", last.Expiry,
+			r.log.Warn("token expires soon", "runner", r.name(), "source", last.Source, "expires_at", last.Expiry,
 				"left", last.Expiry.Sub(now).Round(time.Second), "hint", "make a new one with `waypoint runner token` and put it into "+r.cfg.Tokens.file())
 		}
 		r.standing.mu.Lock()

@@ -108,7 +108,7 @@ func (r *Runner) assign(w *workStream, job wire.Assignment) {
 		refusal = err.Error()
 	}
 	if refusal != "" {
-		r.log.Warn("job refused", "job", job.Job, "attempt", job.Attempt, "why", refusal)
+		r.log.Warn("job refused", "job", job.Job, "attempt", job.Attempt, "runner", r.name(), "why", refusal)
 		w.send(wire.WorkEvent{Nack: &wire.Nack{JobRef: job.JobRef, Error: refusal}})
 		return
 	}

@@ -143,14 +143,17 @@ func (c *committer) transact(ops []*op, match, mayMatch bool) {
 				// A lone caller's failure has taken the transaction with it.
 				c.transact(nil, match, mayMatch)
 			}
+			c.s.hasRoom(time.Now())
 			return
+		}
+		if v == noSpace {
+			c.s.isFull(time.Now(), err)
 		}
 		switch {
 		case v == fatal:
 			err = c.s.fail(err)
 		case byMatch && v == noSpace:
 			// The callers must not suffer for it; what is ready stays so.
-			c.s.cfg.Logger.Warn("no space to hand out jobs", "error", err)
 			mayMatch, match = false, false
 			if len(ops) == 0 {
 				return
@@ -372,6 +375,24 @@ func (s *Store) refusal(v verdict, err error) error {
 		return wire.Errorf(wire.Unavailable, "database is out of reach: %v", err)
 	}
 	return err
+}
+
+// roomAfter is how long nothing was refused for want of room when the log says
+// that there is some again: small changes fit in between.
+const roomAfter = int64(10 * time.Second)
+
+// isFull says, once, that there is no room.
+func (s *Store) isFull(now time.Time, err error) {
+	if s.fullAt.Swap(now.UnixNano()) == 0 {
+		s.cfg.Logger.Error("store is full: jobs and output wait for room", "store", s.engine.describe(), "error", err)
+	}
+}
+
+// hasRoom says, once, that there is room again.
+func (s *Store) hasRoom(now time.Time) {
+	if at := s.fullAt.Load(); at != 0 && now.UnixNano()-at > roomAfter && s.fullAt.CompareAndSwap(at, 0) {
+		s.cfg.Logger.Info("store has room again", "store", s.engine.describe())
+	}
 }
 
 // fail ends the store's life: nothing is written or read any more.

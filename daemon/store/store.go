@@ -100,6 +100,8 @@ type Store struct {
 
 	dead     atomic.Pointer[error] // set once, when the store is no longer trusted
 	deadOnce sync.Once
+
+	fullAt atomic.Int64 // when there was no room last; 0: it has been said that there is some
 }
 
 // engine is what differs between the databases.
