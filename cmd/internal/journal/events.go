@@ -1,0 +1,298 @@
+package journal
+
+// Events are the messages with an id, in the order of the catalog. A text
+// that is changed here is changed where it is logged; an id never is.
+var Events = []Event{
+	{
+		Text:    "server started",
+		ID:      "0dc80ed36d394f0891fbcbdba6515b88",
+		Subject: "Waypoint's server has started",
+		Body: `
+The server, version @WAYPOINT_VERSION@, takes jobs from here on. Jobs that were queued
+or running before go on; what its runners hold is sorted out when they connect.`,
+	},
+	{
+		Text:    "server stopped",
+		ID:      "79e6a4cc547141a4bff122964993681f",
+		Subject: "Waypoint's server has stopped",
+		Body: `
+Nothing was lost: jobs that run go on at their runners, and everything else is in
+the store. Runners and command lines that wait for output connect again when the
+server is back. The cause: @WAYPOINT_CAUSE@`,
+	},
+	{
+		Text:    "listening",
+		ID:      "02370f40ab394b00a6f6d1e27067f1b7",
+		Subject: "Waypoint's server listens on @WAYPOINT_ADDRESS@",
+		Body: `
+Whoever can open that socket, or connect and show a token, is answered there.`,
+	},
+	{
+		Text:    "runner connected",
+		ID:      "f1ea7ba8a89c4de7b908d53a725854b4",
+		Subject: "Runner @WAYPOINT_RUNNER@ has connected",
+		Body: `
+It gets jobs if it is adopted or has a usable token: see
+waypoint runner inspect @WAYPOINT_RUNNER@`,
+	},
+	{
+		Text:    "runner disconnected",
+		ID:      "2536abc8b1334962a074dbfbf8c899b5",
+		Subject: "Runner @WAYPOINT_RUNNER@ has no connection any more",
+		Body: `
+Its running jobs go on and are reported when it is back. If it stays away for
+longer than the lease (two minutes, unless configured), they end as lost. Look on its
+host: systemctl status waypoint-runner`,
+	},
+	{
+		Text:    "runner pending",
+		ID:      "895f5b9d2ef34fd7886e3bfd7770cb19",
+		Subject: "Runner @WAYPOINT_RUNNER@ waits for adoption",
+		Body: `
+It has no usable token (@WAYPOINT_PROBLEM@), so it gets no jobs. Compare the fingerprint that
+it shows on its own host with that of
+  waypoint runner inspect @WAYPOINT_RUNNER@
+and then either
+  waypoint runner adopt @WAYPOINT_RUNNER@
+or
+  waypoint runner reject @WAYPOINT_RUNNER@`,
+	},
+	{
+		Text:    "runner gets no jobs",
+		ID:      "8280168e057e4916b7bf017497fd46a9",
+		Subject: "Runner @WAYPOINT_RUNNER@ gets no jobs",
+		Body: `
+It is @WAYPOINT_STATE@, but no token that it has is usable: @WAYPOINT_PROBLEM@
+(@WAYPOINT_DETAIL@). Its running jobs go on. Mend it from the server with
+  waypoint runner adopt @WAYPOINT_RUNNER@
+or on its host with a new token of
+  waypoint runner token --id @WAYPOINT_RUNNER@`,
+	},
+	{
+		Text:    "runner adopted",
+		ID:      "e9a95867e9074d9b9c00915a89444bb5",
+		Subject: "Runner @WAYPOINT_RUNNER@ was adopted by @WAYPOINT_BY@",
+		Body: `
+It gets jobs, with a token that was made for its key @WAYPOINT_FINGERPRINT@ and is renewed by itself.
+To take that back: waypoint runner reject @WAYPOINT_RUNNER@`,
+	},
+	{
+		Text:    "runner rejected",
+		ID:      "47d78dfd85ee43f3a15874ce9033b321",
+		Subject: "Runner @WAYPOINT_RUNNER@ was rejected by @WAYPOINT_BY@",
+		Body: `
+It gets no further job; what it runs ends as usual. It stays listed, and goes on asking
+now and then. To take that back: waypoint runner adopt @WAYPOINT_RUNNER@`,
+	},
+	{
+		Text:    "runner forgotten",
+		ID:      "05fa4e9cab0647f9b0ce931819a31c40",
+		Subject: "Runner @WAYPOINT_RUNNER@ was forgotten by @WAYPOINT_BY@",
+		Body: `
+Its record and the binding of its id to its key are gone. If it connects again it is
+as a new one: with a usable token it gets jobs, without one it waits for adoption. To keep
+it away, reject it instead.`,
+	},
+	{
+		Text:    "runner's drain has changed",
+		ID:      "cf89c27c02b448f28d3a3052355a3c0d",
+		Subject: "The drain of runner @WAYPOINT_RUNNER@ has changed",
+		Body: `
+Draining now: @WAYPOINT_DRAINING@. A drained runner gets no further job; what it runs ends
+as usual. The drain of an operator and that of the host's own people are taken back where they
+were made, with waypoint runner resume. By: @WAYPOINT_BY@`,
+	},
+	{
+		Text:    "this host is drained: no jobs are taken",
+		ID:      "e2aa92678fc34854998f029980114e4f",
+		Subject: "This host's runner is drained",
+		Body: `
+Somebody on this host has drained its runner, and that outlives a restart. To take jobs again,
+on this host: waypoint runner resume`,
+	},
+	{
+		Text:    "token refused",
+		ID:      "bd2d8829ff3e4744ac03f6a1135b7528",
+		Subject: "The server cannot use a token of runner @WAYPOINT_RUNNER@",
+		Body: `
+The token from the @WAYPOINT_SOURCE@ is not used: @WAYPOINT_PROBLEM@ (@WAYPOINT_DETAIL@).
+The runner goes on with the next one that it has. Replace or remove it; one is made with
+  waypoint runner token --id @WAYPOINT_RUNNER@`,
+	},
+	{
+		Text:    "token expires soon",
+		ID:      "07728db2aba1465781738fa57fde4602",
+		Subject: "The token of runner @WAYPOINT_RUNNER@ expires soon",
+		Body: `
+The token from the @WAYPOINT_SOURCE@ is good until @WAYPOINT_EXPIRES_AT@; from then on
+this runner gets no jobs. Tokens of adopted runners are renewed by themselves; this one is not, or could
+not be. Make a new one with
+  waypoint runner token --id @WAYPOINT_RUNNER@
+and put it into the file "token" in the runner's state directory: it is taken up at once.`,
+	},
+	{
+		Text:    "granted token stored",
+		ID:      "71f327783b2f4eefbcdd1ca3ca84b73c",
+		Subject: "Runner @WAYPOINT_RUNNER@ has a new token",
+		Body: `
+The server has granted it, by adoption or renewal, and it is on disk. There is nothing to do.`,
+	},
+	{
+		Text:    "granted token cannot be stored: it is used from memory, and lost when this process ends",
+		ID:      "bd6f517716a847c1bbfc04d30116d769",
+		Subject: "A new token of the runner cannot be stored",
+		Body: `
+The runner works, but after a restart it may have no usable token: @WAYPOINT_ERROR@
+Make its state directory writable, or room on its disk; the runner tries again by itself.`,
+	},
+	{
+		Text:    "refused by the server, which is asked again now and then",
+		ID:      "41e7fd172d5a42b5abfbc290c351cf86",
+		Subject: "The server refuses runner @WAYPOINT_RUNNER@",
+		Body: `
+The server says: @WAYPOINT_ERROR@
+The runner stays up and asks again, at most once a minute. Where an operator has rejected it, one can adopt
+it again; where its id is in use by another identity, give it an id of its own or have the other one
+forgotten.`,
+	},
+	{
+		Text:    "server cannot be used, and is tried again now and then",
+		ID:      "242c9740bbee40fa958ea5e78c4b6b5d",
+		Subject: "Runner @WAYPOINT_RUNNER@ does not trust the server",
+		Body: `
+@WAYPOINT_ERROR@
+The runner does not show its tokens to a server that it cannot tell to be the right one. Compare the fingerprint with
+that of waypoint server status on the server's host, and name it with server_tls_fingerprint in
+/etc/waypoint/runner.toml.`,
+	},
+	{
+		Text:    "job queued",
+		ID:      "caa640d49140409b9003ef8e6b07b44c",
+		Subject: "Job @WAYPOINT_JOB@ was queued by @WAYPOINT_BY@",
+		Body: `
+If it waits for long: waypoint job why @WAYPOINT_JOB@`,
+	},
+	{
+		Text:    "job assigned",
+		ID:      "d3b2e8831d9540d889787c1ff438d3d4",
+		Subject: "Job @WAYPOINT_JOB@ was given to runner @WAYPOINT_RUNNER@",
+		Body: `
+This is attempt @WAYPOINT_ATTEMPT@. It starts as soon as the runner has acknowledged it.`,
+	},
+	{
+		Text:    "job started",
+		ID:      "2404978bbd6b4ea4bc31b93fd2cc21f9",
+		Subject: "Job @WAYPOINT_JOB@ runs",
+		Body: `
+This is attempt @WAYPOINT_ATTEMPT@. Its output: waypoint job stream @WAYPOINT_JOB@`,
+	},
+	{
+		Text:    "job ended",
+		ID:      "7c605716955b4af8a246cef553af5aee",
+		Subject: "Job @WAYPOINT_JOB@ has ended: @WAYPOINT_STATE@",
+		Body: `
+This was attempt @WAYPOINT_ATTEMPT@. All of it: waypoint job inspect @WAYPOINT_JOB@`,
+	},
+	{
+		Text:    "job refused",
+		ID:      "65f479ae3eb147209eb8b73be94b948b",
+		Subject: "Runner @WAYPOINT_RUNNER@ has refused job @WAYPOINT_JOB@",
+		Body: `
+The job goes back to the queue. Why: @WAYPOINT_WHY@`,
+	},
+	{
+		Text:    "job given back to the queue",
+		ID:      "a875eb36d51d4bd4bdbe240f3ab8516b",
+		Subject: "Job @WAYPOINT_JOB@ went back to the queue",
+		Body: `
+Attempt @WAYPOINT_ATTEMPT@ had not started: @WAYPOINT_WHY@. It is given to a runner again.`,
+	},
+	{
+		Text:    "job lost",
+		ID:      "222f822617794671afdd8410a7efe422",
+		Subject: "Job @WAYPOINT_JOB@ was lost",
+		Body: `
+Nobody knows how attempt @WAYPOINT_ATTEMPT@ would have ended: @WAYPOINT_WHY@. The job ends as
+runner_lost. It may have done its work or a part of it, so it is not started again by itself; to do that:
+  waypoint job retry @WAYPOINT_JOB@`,
+	},
+	{
+		Text:    "store is full: jobs and output wait for room",
+		ID:      "5d9169d4082c48248878a21f76f099b3",
+		Subject: "No room is left for the store",
+		Body: `
+Nothing that was stored is lost, and running jobs go on: their output waits on their runners. New jobs are
+refused until there is room again in @WAYPOINT_STORE@. The server tries again by itself; it need not be
+restarted.`,
+	},
+	{
+		Text:    "store has room again",
+		ID:      "bffb4bbb21aa46898fa997998e07253b",
+		Subject: "The store has room again",
+		Body: `
+What has waited goes on.`,
+	},
+	{
+		Text:    "store failed",
+		ID:      "38ad34f43d594d9788b8178d99bea9f6",
+		Subject: "The store cannot be trusted any more",
+		Body: `
+An I/O error, or a commit of unknown outcome: @WAYPOINT_ERROR@
+The server ends, and is started anew from what is durable. If this is said again and again, look after
+the disk (dmesg, smartctl) or the database.`,
+	},
+	{
+		Text:    "spool cannot be written: taking no jobs",
+		ID:      "a9aaaaa94f4841ee9cb25d9a99997550",
+		Subject: "The runner cannot write its jobs' directory",
+		Body: `
+@WAYPOINT_ERROR@
+It takes no jobs until @WAYPOINT_DIR@ can be written again, which it tries by itself. Most often the disk is full.`,
+	},
+	{
+		Text:    "certificate not renewed, the one before stays in use",
+		ID:      "6ae32c873dcd49f9978c554ef28cd1d2",
+		Subject: "The server's new certificate cannot be used",
+		Body: `
+@WAYPOINT_ERROR@
+The one before stays in use until its end. Mend the files; the server looks at them again by itself.`,
+	},
+	{
+		Text:    "certificate renewed",
+		ID:      "6c1745033814407cbeed4a1546a85317",
+		Subject: "The server has a new certificate",
+		Body: `
+It is good until @WAYPOINT_EXPIRES_AT@. Its fingerprint is @WAYPOINT_FINGERPRINT@.`,
+	},
+	{
+		Text:    "supervisor started",
+		ID:      "2d11cb6ec6744b0ab69a0b2099c637cb",
+		Subject: "The supervisor of the jobs has started",
+		Body: `
+Process @WAYPOINT_PID@ is the parent of all jobs of this runner from here on, with isolation by @WAYPOINT_ISOLATION@.`,
+	},
+	{
+		Text:    "supervisor lost",
+		ID:      "1b0c019b194b4b36a8cf1ead7c409987",
+		Subject: "The runner has lost the supervisor of its jobs",
+		Body: `
+@WAYPOINT_ERROR@
+The supervisor is the parent of the jobs: if its process has died, so have they, and they end as runner_lost. The
+runner waits for another one. Look for the reason: journalctl -u waypoint-jobs`,
+	},
+	{
+		Text:    "supervisor found again",
+		ID:      "a71d97fe02ea4f03bed25ef6d3a7d945",
+		Subject: "The runner has a supervisor again",
+		Body: `
+It holds @WAYPOINT_JOBS@ jobs. Those that it does not have end as runner_lost.`,
+	},
+	{
+		Text:    "token key rotated",
+		ID:      "f3cab92cd98e4d91b0f47fadfd47a648",
+		Subject: "The key that signs tokens was rotated by @WAYPOINT_BY@",
+		Body: `
+New tokens are signed by @WAYPOINT_KEY@. With revocation (@WAYPOINT_REVOKED@) all older tokens are good
+for nothing, and every runner and user needs a new one; without it they are good until they expire.`,
+	},
+}
