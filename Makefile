@@ -7,6 +7,7 @@ PREFIX   ?= /usr/local
 DESTDIR  ?=
 DURATION ?= 5s
 VERSION  ?=
+RUN      ?= .
 
 # The commit is stamped in where git knows it; a checkout that git does not
 # trust, or a tarball, builds all the same.
@@ -81,6 +82,18 @@ fuzz:
 			done; \
 		done; \
 	done
+
+# The packages on booted systems (packaging/lab), as root: an old version and a
+# newer one of this tree. The tests see no more of this machine than they need,
+# and nothing of theirs is left when they are stopped. RUN chooses some of them.
+test-system:
+	@set -e; for v in old=0.0.1 new=0.0.2; do dir=dist/lab/$${v%=*}; \
+		rm -rf $$dir; echo "== packages $${v#*=}"; \
+		ARCHS=$$($(GO) env GOHOSTARCH) DIST=$$dir VERSION=$${v#*=} packaging/build.sh >/dev/null; \
+		echo $${v#*=} >$$dir/version; \
+	done
+	LAB_PACKAGES=$(CURDIR)/dist/lab unshare --mount --pid --fork --kill-child --mount-proc \
+		$(GO) test -count=1 -timeout 20m -parallel 4 -run '$(RUN)' ./packaging/lab
 
 # Kill server and runner for so long while jobs run: make torture DURATION=10m
 torture:

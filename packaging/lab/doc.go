@@ -1,0 +1,33 @@
+// Package lab tests what the packages make of a host: real systemd, the units,
+// the sockets, the maintainer scripts, through the programs that an
+// administrator uses. Unit tests cannot: who may open a socket, what survives
+// an upgrade and who is restarted is decided by systemd, dpkg and rpm.
+//
+//	make test-system                                # builds the packages, runs all of it
+//	make test-system RUN='TestUpgrade.*/trixie'     # some of it
+//
+// # Labs
+//
+// A lab is a Debian that is booted for one test: systemd 252 (bookworm) or 257
+// (trixie) in systemd-nspawn, over a base that mmdebstrap makes once and that
+// is kept in LAB_CACHE (/var/cache/waypoint-lab). What a test changes is in a
+// file system in memory, which goes with it. Each lab has a cgroup of its own:
+// labs that share one would see units of the same name in each other.
+//
+// Inside, PID 1, cgroup.kill, sandboxes, sockets and the journal are real. Limits
+// of memory, CPU and processes need the controllers of cgroup v2, which a host may
+// have bound to v1; tests of those boot the same base in qemu, without KVM, with
+// the kernel of Debian's cloud images, which needs no initrd.
+//
+// # Waiting
+//
+// No test sleeps. A command waits by itself (systemctl start, job wait), or
+// await asks again with each line that the journal gets. The times in here
+// are bounds of what is hung, never expectations.
+//
+// # What it needs
+//
+// Root, and systemd-container mmdebstrap qemu-system-x86 e2fsprogs of Debian.
+// Without LAB_PACKAGES, the directory with the packages, the tests are
+// skipped; with it, what is missing is a failure.
+package lab
