@@ -222,7 +222,7 @@ func (a *attempt) judge(end *End, last outcome, usage executor.Usage) {
 	end.State = wire.Failed
 	switch {
 	case reason == stopClose:
-		end.Reason, end.Error = wire.ReasonRunnerLost, "the runner's supervisor was stopped"
+		end.Reason, end.Error = wire.ReasonRunnerLost, "the runner was stopped on its host, by an operator or with the host, before the job had ended"
 	case a.out.failure() != nil:
 		end.Reason, end.Error = wire.ReasonFailed, fmt.Sprintf("keep output: %v", a.out.failure())
 	case reason == stopCancel:

@@ -44,7 +44,8 @@ type Supervisor struct {
 
 	mu       sync.Mutex
 	closed   bool
-	leaving  bool // idle for so long that the process ends: nothing is started any more
+	leaving  bool // the process ends: nothing is started any more
+	life     life // what ends it; see life.go
 	attempts map[wire.JobRef]*attempt
 	watchers map[*watcher]struct{}
 	running  int                 // attempts without an end
@@ -113,7 +114,7 @@ func (s *Supervisor) Start(ctx context.Context, spec Spec) error {
 	s.mu.Lock()
 	if s.closed || s.leaving {
 		s.mu.Unlock()
-		return wire.Errorf(wire.Unavailable, "the supervisor is stopping")
+		return ErrLeaving
 	}
 	if s.attempts[spec.JobRef] != nil {
 		s.mu.Unlock()
@@ -256,6 +257,7 @@ func (s *Supervisor) Close() error {
 
 // busyLocked tells Serve whether anything is going on; mu is held.
 func (s *Supervisor) busyLocked() {
+	s.countLocked()
 	if s.idle != nil {
 		s.idle(s.running == 0 && len(s.agents) == 0)
 	}

@@ -43,6 +43,10 @@ func connect(ctx context.Context, conn net.Conn) (Jobs, error) {
 
 func (r *remote) Isolation() string { return r.inspection.Isolation }
 
+func (r *remote) Version() string { return r.inspection.Version }
+
+func (r *remote) PID() int { return r.inspection.PID }
+
 func (r *remote) Close() error { return r.session.Close() }
 
 func (r *remote) Start(ctx context.Context, spec Spec) error {
@@ -76,6 +80,10 @@ func (r *remote) Stop(ctx context.Context, ref wire.JobRef, force bool) error {
 
 func (r *remote) Takeover(ctx context.Context) error {
 	return r.session.Call(ctx, methodTakeover, empty{}, nil)
+}
+
+func (r *remote) Retire(ctx context.Context) error {
+	return r.session.Call(ctx, methodRetire, empty{}, nil)
 }
 
 func (r *remote) Forget(ctx context.Context, ref wire.JobRef) error {

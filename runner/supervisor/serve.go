@@ -23,6 +23,7 @@ const (
 	methodInspect = "supervisor.inspect" // empty -> inspection
 
 	methodTakeover = "supervisor.takeover" // empty -> empty, when the agents before this one are gone
+	methodRetire   = "supervisor.retire"   // empty -> empty
 )
 
 type empty struct{}
@@ -40,6 +41,7 @@ type listPage struct {
 type inspection struct {
 	Isolation string `json:"isolation"`
 	PID       int    `json:"pid"`
+	Version   string `json:"version,omitempty"`
 }
 
 // pageSize keeps a page of ends with long errors far below wire.MaxMsg.
@@ -64,7 +66,10 @@ func (s *Supervisor) table() mux.Table {
 			return empty{}, s.endBefore(ctx, peer.Data.(*agent))
 		}),
 		methodInspect: mux.Unary(func(context.Context, *mux.Peer, empty) (inspection, error) {
-			return inspection{Isolation: s.Isolation(), PID: os.Getpid()}, nil
+			return inspection{Isolation: s.Isolation(), PID: s.PID(), Version: s.Version()}, nil
+		}),
+		methodRetire: mux.Unary(func(ctx context.Context, _ *mux.Peer, _ empty) (empty, error) {
+			return empty{}, s.Retire(ctx)
 		}),
 	}
 }
@@ -110,12 +115,16 @@ func (s *Supervisor) admit(peer *mux.Peer, a *agent) (*mux.Admission, error) {
 	return &mux.Admission{Table: s.table(), Data: a}, nil
 }
 
-// errIdle ends Serve when nothing has gone on for some time.
-var errIdle = errors.New("idle")
+// What ends Serve by itself: nothing has gone on for some time; or it was asked
+// to end, and no job runs.
+var (
+	errIdle    = errors.New("idle")
+	errRetired = errors.New("retired")
+)
 
-// Serve serves Jobs to agents until ctx ends or, with idleAfter above 0,
-// until no job has run and no agent has been connected for so long. It closes
-// the listener and its sessions, not the Supervisor. Serve once.
+// Serve serves Jobs to agents until ctx ends; until no job runs, once it has been asked
+// to Retire; or, with idleAfter above 0, until no job has run and no agent has been connected
+// for so long. It closes the listener and its sessions, not the Supervisor. Serve once.
 func (s *Supervisor) Serve(ctx context.Context, ln net.Listener, idleAfter time.Duration) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -123,6 +132,7 @@ func (s *Supervisor) Serve(ctx context.Context, ln net.Listener, idleAfter time.
 	defer sessions.Wait()
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	defer ln.Close()
+	defer s.retirable(func() { cancel(errRetired) })()
 	if idleAfter > 0 {
 		stop := s.watchIdle(idleAfter, func() { cancel(errIdle) })
 		defer stop()

@@ -75,11 +75,12 @@ type Status struct {
 }
 
 // Event says that an attempt's log has grown or that it has ended. Events of the same
-// attempt may be merged, never lost.
+// attempt may be merged, never lost. With Leaving it is of no attempt.
 type Event struct {
 	wire.JobRef
 	LogBytes int64 `json:"log_bytes"`
 	Ended    bool  `json:"ended,omitempty"`
+	Leaving  bool  `json:"leaving,omitempty"` // the supervisor starts nothing more; what runs goes on for a while
 }
 
 // Jobs is what the agent asks of a supervisor: one in its own process (New) or one behind a
@@ -93,9 +94,15 @@ type Jobs interface {
 	// what List does not name then was not started.
 	Takeover(ctx context.Context) error
 	Forget(ctx context.Context, ref wire.JobRef) error // only ended ones; the directory is the agent's to remove
+	// Retire has the supervisor's process end with the last running job, at once where there
+	// is none; jobs are started until then. Unimplemented: it has no process of its own, or
+	// is too old to know of it.
+	Retire(ctx context.Context) error
 	// Watch calls f with an Event for each held attempt at once and then for each change, until
 	// ctx ends or the supervisor is gone (Unavailable).
 	Watch(ctx context.Context, f func(Event)) error
 	Isolation() string // cgroup | process-group
+	Version() string   // of the program that it runs, "" where it does not say
+	PID() int
 	Close() error
 }

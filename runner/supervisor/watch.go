@@ -13,14 +13,22 @@ import (
 type watcher struct {
 	wake chan struct{} // one token; sent by mark and close
 
-	mu     sync.Mutex
-	dirty  map[*attempt]struct{}
-	closed bool
+	mu      sync.Mutex
+	dirty   map[*attempt]struct{}
+	leaving bool // to be told; set once
+	closed  bool
 }
 
 func (w *watcher) mark(a *attempt) {
 	w.mu.Lock()
 	w.dirty[a] = struct{}{}
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *watcher) leave() {
+	w.mu.Lock()
+	w.leaving = true
 	w.mu.Unlock()
 	w.poke()
 }
@@ -40,11 +48,12 @@ func (w *watcher) poke() {
 }
 
 // take is what is to be told now.
-func (w *watcher) take() (dirty map[*attempt]struct{}, closed bool) {
+func (w *watcher) take() (dirty map[*attempt]struct{}, leaving, closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	dirty, w.dirty = w.dirty, map[*attempt]struct{}{}
-	return dirty, w.closed
+	leaving, w.leaving = w.leaving, false
+	return dirty, leaving, w.closed
 }
 
 // changed tells all watchers about an attempt.
@@ -57,13 +66,15 @@ func (s *Supervisor) changed(a *attempt) {
 }
 
 // Watch calls f with an Event for each held attempt at once and then for each change, until
-// ctx ends (its cause is returned) or the supervisor is closed (Unavailable).
+// ctx ends (its cause is returned) or the supervisor is closed (Unavailable). That it is
+// leaving is said once.
 func (s *Supervisor) Watch(ctx context.Context, f func(Event)) error {
 	w := &watcher{wake: make(chan struct{}, 1), dirty: map[*attempt]struct{}{}}
 	s.mu.Lock()
 	for _, a := range s.attempts {
 		w.dirty[a] = struct{}{}
 	}
+	w.leaving = s.leaving
 	w.closed = s.closed && s.running == 0
 	s.watchers[w] = struct{}{}
 	s.mu.Unlock()
@@ -73,7 +84,10 @@ func (s *Supervisor) Watch(ctx context.Context, f func(Event)) error {
 		s.mu.Unlock()
 	}()
 	for {
-		dirty, closed := w.take()
+		dirty, leaving, closed := w.take()
+		if leaving {
+			f(Event{Leaving: true})
+		}
 		for a := range dirty {
 			if e, held := s.event(a); held {
 				f(e)
