@@ -30,7 +30,7 @@ type runnerAgent struct {
 	Config      string   `placeholder:"FILE" help:"Configuration in TOML (default /etc/waypoint/runner.toml if present)."`
 	Once        bool     `help:"End after one job."`
 	LogLevel    string   `placeholder:"LEVEL" from:"WAYPOINT_LOG_LEVEL" help:"debug, info, warn or error (default info)."`
-	LogFormat   string   `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text or json (default text)."`
+	LogFormat   string   `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text, json or journal (default journal where stderr goes to the journal, else text)."`
 }
 
 func (*runnerAgent) Help() string {
@@ -74,7 +74,7 @@ func (c *runnerAgent) run(a *app) error {
 			return fmt.Errorf("start runner: %w", err)
 		}
 	}
-	log, err := programLog(a, cfg.LogLevel, cfg.LogFormat)
+	log, _, err := programLog(a, runnerIdentifier, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ type serverRun struct {
 	TLSKey    string   `name:"tls-key" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_KEY" help:"The certificate's key in PEM."`
 	TLSName   []string `name:"tls-name" sep:"none" placeholder:"NAME" help:"A further host name or address for the server's own certificate; repeatable ($$WAYPOINT_SERVER_TLS_NAMES, separated by commas)."`
 	LogLevel  string   `placeholder:"LEVEL" from:"WAYPOINT_LOG_LEVEL" help:"debug, info, warn or error (default info)."`
-	LogFormat string   `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text or json (default text)."`
+	LogFormat string   `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text, json or journal (default journal where stderr goes to the journal, else text)."`
 }
 
 func (*serverRun) Help() string {
@@ -44,7 +44,7 @@ func (c *serverRun) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	log, err := programLog(a, cfg.LogLevel, cfg.LogFormat)
+	log, _, err := programLog(a, serverIdentifier, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err
 	}
@@ -170,26 +170,4 @@ func listenOn(ctx context.Context, text string, mode uint32) (net.Listener, erro
 		return nil, err
 	}
 	return mux.Listen(ctx, addr, mode) // its errors name the address
-}
-
-// programLog is the log of a server or a runner, on stderr.
-func programLog(a *app, level, format string) (*slog.Logger, error) {
-	opts := new(slog.HandlerOptions)
-	l := slog.LevelInfo
-	if level != "" {
-		if err := l.UnmarshalText([]byte(level)); err != nil {
-			return nil, wire.Errorf(wire.BadUsage, "start log: %q is no level", level).WithHint("use debug, info, warn or error")
-		}
-	}
-	if a.Verbose > 0 {
-		l = slog.LevelDebug
-	}
-	opts.Level = l
-	switch format {
-	case "", "text":
-		return slog.New(slog.NewTextHandler(a.stderr, opts)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(a.stderr, opts)), nil
-	}
-	return nil, wire.Errorf(wire.BadUsage, "start log: %q is no format", format).WithHint("use text or json")
 }

@@ -19,11 +19,11 @@ type runnerSupervisor struct {
 	Isolation   string        `placeholder:"KIND" help:"cgroup or process-group (default the best that can be had)."`
 	Controllers bool          `help:"This process's own cgroup is delegated to it: account for the memory of each job."`
 	LogLevel    string        `placeholder:"LEVEL" from:"WAYPOINT_LOG_LEVEL" help:"debug, info, warn or error (default info)."`
-	LogFormat   string        `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text or json (default text)."`
+	LogFormat   string        `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text, json or journal (default journal where stderr goes to the journal, else text)."`
 }
 
 func (c *runnerSupervisor) Run(a *app) error {
-	log, err := programLog(a, c.LogLevel, c.LogFormat)
+	log, _, err := programLog(a, jobsIdentifier, c.LogLevel, c.LogFormat)
 	if err != nil {
 		return err
 	}
