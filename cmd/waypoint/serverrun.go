@@ -14,7 +14,6 @@ import (
 	"github.com/waypointd/waypoint/cmd/internal/systemd"
 	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/mux"
-	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // serverConfigFile is read when no other is named, if it is there.
