@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -31,9 +30,10 @@ func newJournal() *journal { return &journal{changed: make(chan struct{})} }
 func (l *lab) follow() {
 	l.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	// It only sees the lab's files: systemd would end one of its own processes at
-	// a shutdown, before the last lines.
-	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(l.leader), "--mount", "--", "journalctl", "--follow", "--lines=all", "--output=json", "--all")
+	// The host's, on the lab's files: at a shutdown systemd would end one of the
+	// lab's before the last lines.
+	id := l.run("cat", "/etc/machine-id")
+	cmd := exec.CommandContext(ctx, "journalctl", "--directory", fmt.Sprintf("/proc/%d/root/run/log/journal/%s", l.leader, id), "--follow", "--lines=all", "--output=json", "--all")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()

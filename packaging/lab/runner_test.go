@@ -1,0 +1,185 @@
+package lab
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// counting is a job that says numbered lines until it is told that it is enough.
+const counting = `i=0; until [ -e /tmp/enough ]; do i=$((i+1)); echo "line $i"; sleep 0.5; done; echo "end $i"`
+
+// counted fails the test unless a job succeeded at its first attempt and all of
+// its lines are there, each once.
+func (l *lab) counted(id string) {
+	l.t.Helper()
+	j := l.ended(id)
+	if j.State != "success" || j.Attempt != 1 {
+		l.t.Errorf("job %s: %s", id, j)
+	}
+	var lines []string
+	for line := range strings.Lines(l.output(id)) {
+		if line = strings.TrimSpace(line); line != "begun" {
+			lines = append(lines, line)
+		}
+	}
+	for i, line := range lines {
+		want := "line " + strconv.Itoa(i+1)
+		if i == len(lines)-1 {
+			want = "end " + strconv.Itoa(i)
+		}
+		if line != want {
+			l.t.Errorf("job %s: line %d of %d is %q, and not %q", id, i+1, len(lines), line, want)
+			return
+		}
+	}
+	if len(lines) < 2 {
+		l.t.Errorf("job %s: it said only %q", id, lines)
+	}
+}
+
+// TestUpgrade lets the agent come and go in every way while 50 jobs run: they go
+// on under the same supervisor, and nothing of what they say is lost. After the
+// upgrade the supervisor renews itself when no job runs any more.
+func TestUpgrade(t *testing.T) {
+	onEach(t, func(l *lab, p packages) {
+		l.install(p.old.deb)
+		l.sh("echo 'concurrency = 60' >>/etc/waypoint/runner.toml")
+		l.waypoint("server", "status")
+		runner := l.adopted()
+		var jobs []string
+		for range 50 {
+			jobs = append(jobs, l.submit(counting))
+		}
+		l.await("50 jobs run", func() bool { return l.runners()[0].RunningJobs == 50 })
+		supervisor := l.property("waypoint-jobs", "MainPID")
+
+		for _, how := range []struct {
+			name string
+			do   func()
+		}{
+			{"restart", func() { l.run("systemctl", "restart", "waypoint-runner") }},
+			{"kill -9", func() { l.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "waypoint-runner") }},
+			{"restart of the server", func() { l.run("systemctl", "restart", "waypoint-server") }},
+			{"upgrade", func() { l.install(p.new.deb) }},
+		} {
+			agent, before := l.property("waypoint-runner", "MainPID"), l.job(jobs[0]).LogBytes
+			how.do()
+			if how.name != "restart of the server" {
+				l.awaitChange("waypoint-runner", "MainPID", agent)
+			}
+			l.awaitRunner("back with its jobs after "+how.name, func(r remote) bool { return r.ID == runner && ready(r) && r.RunningJobs == 50 })
+			l.await("output comes after "+how.name, func() bool { return l.job(jobs[0]).LogBytes > before })
+			equal(l, "the supervisor after "+how.name, l.property("waypoint-jobs", "MainPID"), supervisor)
+		}
+		l.run("touch", "/tmp/enough")
+		for _, id := range jobs {
+			l.counted(id)
+		}
+		l.awaitChange("waypoint-jobs", "MainPID", supervisor)
+		l.awaitRunner("of the new version", func(r remote) bool { return r.Version == p.new.number && ready(r) })
+		equal(l, "a job under the new supervisor", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
+		equal(l, "failed units", l.run("systemctl", "--failed", "--no-legend"), "")
+	})
+}
+
+// TestStop: who stops the runner stops its jobs, after a while in which they
+// may end, and the server hears how each has ended.
+func TestStop(t *testing.T) {
+	onEach(t, func(l *lab, p packages) {
+		l.install(p.new.deb)
+		l.waypoint("server", "status")
+		runner := l.adopted()
+
+		short := l.running("until [ -e /tmp/enough ]; do sleep 0.1; done; echo well")
+		stop := l.begin("systemctl", "stop", "waypoint-runner")
+		l.await("the jobs' service is being stopped", func() bool { return l.active("waypoint-jobs") == "deactivating" })
+		late := l.submit("echo late")
+		l.run("touch", "/tmp/enough")
+		if r := stop.wait(); r.code != 0 {
+			l.t.Errorf("stop with a short job: exit code %d: %s", r.code, r.stderr)
+		}
+		j := l.ended(short)
+		if j.State != "success" || !strings.Contains(l.output(short), "well") {
+			l.t.Errorf("the short job: %s: %s", j, l.output(short))
+		}
+		equal(l, "units after the stop", l.active("waypoint-runner", "waypoint-jobs"), "inactive inactive")
+		equal(l, "a job that came during the stop", l.job(late).State, "queued")
+
+		// With less patience, and with a job that heeds nothing.
+		l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=2s")
+		l.run("systemctl", "start", "waypoint-runner")
+		equal(l, "the job that came during the stop", l.ended(late).State, "success")
+		l.awaitRunner("back", func(r remote) bool { return r.ID == runner && ready(r) })
+		long := l.running(`trap 'echo asked' TERM; (trap '' TERM; exec setsid sleep 1000) & while :; do sleep 0.1; done`)
+		if r := l.try("systemctl", "stop", "waypoint-runner"); r.code != 0 {
+			l.t.Errorf("stop with a long job: exit code %d: %s", r.code, r.stderr)
+		}
+		j = l.job(long)
+		if j.State != "error" && j.State != "canceled" || j.Reason == "runner_lost" {
+			l.t.Errorf("the long job: %s", j)
+		}
+		contains(l, "the long job was asked to end", l.output(long), "asked")
+		equal(l, "processes of jobs", l.try("pgrep", "--list-full", "-u", "waypoint-job").stdout, "")
+		equal(l, "processes of the runner", l.try("pgrep", "--list-full", "-u", "waypoint-runner").stdout, "")
+		equal(l, "failed units", l.run("systemctl", "--failed", "--no-legend"), "")
+	})
+}
+
+// TestInstances runs two runners of the template on one host.
+func TestInstances(t *testing.T) {
+	onEach(t, func(l *lab, p packages) {
+		l.install(p.new.deb)
+		l.waypoint("server", "status")
+		for _, name := range []string{"a", "b"} {
+			l.sh(fmt.Sprintf("sed 's/^#*id *=.*//' /etc/waypoint/runner.toml >/etc/waypoint/runner-%[1]s.toml; echo 'id = \"host-%[1]s\"' | cat - /etc/waypoint/runner-%[1]s.toml >/tmp/x; cat /tmp/x >/etc/waypoint/runner-%[1]s.toml; chgrp waypoint-runner /etc/waypoint/runner-%[1]s.toml; chmod 640 /etc/waypoint/runner-%[1]s.toml", name))
+			l.run("systemctl", "enable", "--now", "waypoint-runner@"+name)
+			l.awaitRunner("pending "+name, func(r remote) bool { return r.ID == "host-"+name && r.State == "pending" && r.Online })
+			l.waypoint("runner", "adopt", "host-"+name)
+			l.awaitRunner("ready "+name, func(r remote) bool { return r.ID == "host-"+name && ready(r) })
+		}
+		equal(l, "the one runner that no instance is", l.active("waypoint-runner", "waypoint-jobs"), "inactive inactive")
+		for _, name := range []string{"a", "b"} {
+			got := l.waypoint("run", "--runner", "host-"+name, "--", "cat", "/proc/self/cgroup")
+			contains(l, "the cgroup of a job of "+name, got, "waypoint-jobs@"+name+".service")
+		}
+		job := l.running(counting, "--runner", "host-b")
+		l.run("systemctl", "stop", "waypoint-runner@a")
+		equal(l, "the other instance", l.active("waypoint-runner@a", "waypoint-jobs@a", "waypoint-runner@b", "waypoint-jobs@b"), "inactive inactive active active")
+		l.run("touch", "/tmp/enough")
+		l.counted(job)
+		l.run("dpkg", "--purge", "waypoint")
+		equal(l, "what a purge leaves", l.left(), "")
+	})
+}
+
+// TestReboot: a runner comes back by itself, adopted. What ran when the power
+// was cut is lost, and the server says so as soon as the runner is back; what
+// ran at a shutdown was ended and reported.
+func TestReboot(t *testing.T) {
+	onEach(t, func(l *lab, p packages) {
+		l.install(p.new.deb)
+		l.waypoint("server", "status")
+		runner := l.adopted()
+		l.run("systemctl", "enable", "waypoint-runner")
+		l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
+
+		job := l.running("sleep 1000")
+		l.powerOff()
+		l.start()
+		l.awaitRunner("back and adopted after a shutdown", func(r remote) bool { return r.ID == runner && ready(r) && r.State == "adopted" })
+		if j := l.ended(job); j.State == "success" || j.Reason == "runner_lost" {
+			l.t.Errorf("a job that ran at the shutdown: %s", j)
+		}
+
+		job = l.running("sleep 1000")
+		l.kill()
+		l.start()
+		l.awaitRunner("back and adopted after a power cut", func(r remote) bool { return r.ID == runner && ready(r) && r.State == "adopted" })
+		// The lease is 2 minutes: it is the runner that says what it does not have.
+		l.await("the job is lost", func() bool { return l.job(job).State == "error" })
+		equal(l, "a job that ran when the power was cut", l.job(job).Reason, "runner_lost")
+		equal(l, "a job after that", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
+	})
+}
