@@ -252,7 +252,7 @@ func TestTokenRotation(t *testing.T) {
 		t.Error("the agent does not say that a token file was open to others")
 	}
 	for _, log := range []string{s.server.log, s.agent.log} {
-		if counted(t, log, "wprun_") != 0 {
+		if counted(t, log, "wprun_")+counted(t, log, "wpusr_") != 0 {
 			t.Errorf("there is a token in %s", log)
 		}
 	}
