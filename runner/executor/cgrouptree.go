@@ -67,15 +67,32 @@ func ignoreEINTRFd(f func() (int, error)) (int, error) {
 
 func (t *cgroupTree) Isolation() string { return IsolationCgroup }
 
-func (t *cgroupTree) Start(c Command) error {
-	stdin, err := c.openStdin()
+func (t *cgroupTree) Start(c Command) (err error) {
+	t.e.start.run(func() { err = t.start(c) })
+	return err
+}
+
+// start is Start in a thread of the starter.
+func (t *cgroupTree) start(c Command) error {
+	user := t.e.cfg.User
+	stdin := t.e.devnull
+	var path string
+	var err error
+	user.as(func() {
+		var f *os.File
+		if f, err = c.openStdin(); err != nil {
+			return
+		}
+		if f != nil {
+			stdin = f
+		}
+		path, err = c.resolve()
+	})
+	if stdin != t.e.devnull {
+		defer stdin.Close()
+	}
 	if err != nil {
 		return err
-	}
-	if stdin == nil {
-		stdin = t.e.devnull
-	} else {
-		defer stdin.Close()
 	}
 	attr := &os.ProcAttr{
 		Dir:   c.Dir,
@@ -84,15 +101,16 @@ func (t *cgroupTree) Start(c Command) error {
 		Sys: &syscall.SysProcAttr{
 			Setsid:      true, // no terminal's keys reach it
 			Pdeathsig:   syscall.SIGKILL,
+			Credential:  user.credential(),
 			UseCgroupFD: true,
 			CgroupFD:    int(t.dir.Fd()),
 		},
 	}
-	return c.launch(func(path string, argv []string) error {
-		p, err := t.e.start.run(path, argv, attr)
+	return c.launch(path, func(path string, argv []string) error {
+		p, err := os.StartProcess(path, argv, attr)
 		if err == nil {
 			t.main = p
-			resetOOMScore(p.Pid)
+			user.as(func() { resetOOMScore(p.Pid) }) // the file is the command's
 			return nil
 		}
 		if errors.Is(err, syscall.ENOEXEC) {
@@ -103,7 +121,8 @@ func (t *cgroupTree) Start(c Command) error {
 		if perr := t.probe(err); perr != nil {
 			return fmt.Errorf("%w: %w", errNoCgroup, perr)
 		}
-		return execError(c.Argv[0], path, err)
+		user.as(func() { err = execError(c.Argv[0], path, err) })
+		return err
 	})
 }
 
@@ -119,7 +138,12 @@ func (t *cgroupTree) probe(failed error) error {
 		Dir:   "/",
 		Env:   []string{},
 		Files: []*os.File{t.e.devnull, t.e.devnull, t.e.cfg.ShimLog},
-		Sys:   &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(t.dir.Fd())},
+		Sys: &syscall.SysProcAttr{
+			Setsid:      true,
+			Credential:  t.e.cfg.User.credential(),
+			UseCgroupFD: true,
+			CgroupFD:    int(t.dir.Fd()),
+		},
 	})
 	if err != nil {
 		return err

@@ -36,6 +36,8 @@ func (c *Command) resolve() (string, error) {
 		return "", &StartError{Text: fmt.Sprintf("open working directory %s: %v", c.Dir, cause(err))}
 	} else if !fi.IsDir() {
 		return "", &StartError{Text: fmt.Sprintf("open working directory %s: it is no directory", c.Dir)}
+	} else if err := access(c.Dir); err != nil {
+		return "", &StartError{Text: fmt.Sprintf("open working directory %s: %v", c.Dir, err)}
 	}
 	name := c.Argv[0]
 	if strings.Contains(name, "/") {
@@ -80,10 +82,7 @@ func executable(path string) error {
 	if fi.IsDir() {
 		return syscall.EISDIR
 	}
-	// faccessat asks for the real user, who is the effective one here, and
-	// knows about lists of access and read-only mounts.
-	const xOK = 1
-	return ignoreEINTR(func() error { return syscall.Faccessat(-100, path, xOK, 0) })
+	return access(path)
 }
 
 // startError is the StartError of a program that cannot be executed.
@@ -122,14 +121,10 @@ func (c *Command) openStdin() (*os.File, error) {
 	return f, nil
 }
 
-// launch calls exec with the program, and for a script without an interpreter
-// line with sh, as execvp does.
-func (c *Command) launch(exec func(path string, argv []string) error) error {
-	path, err := c.resolve()
-	if err != nil {
-		return err
-	}
-	err = exec(path, c.Argv)
+// launch calls exec with the program that was resolved, and for a script
+// without an interpreter line with sh, as execvp does.
+func (c *Command) launch(path string, exec func(path string, argv []string) error) error {
+	err := exec(path, c.Argv)
 	if errors.Is(err, syscall.ENOEXEC) {
 		err = exec("/bin/sh", append([]string{"sh", path}, c.Argv[1:]...))
 	}

@@ -61,7 +61,11 @@ type Config struct {
 	// cgroup where systemd has delegated that and no other process is in it,
 	// so that memory can be accounted for each tree.
 	Controllers bool
-	Logger      *slog.Logger // nil discards
+	// User is whom commands, and shims, run as; nil is this process's own. They
+	// have its groups and no capabilities, and what may be executed or read is
+	// asked for it. What it cannot have is an error of New.
+	User   *User
+	Logger *slog.Logger // nil discards
 }
 
 // Executor starts trees. It is safe for concurrent use.
@@ -110,7 +114,14 @@ func New(cfg Config) (*Executor, error) {
 		return nil, fmt.Errorf("open standard input: %w", err)
 	}
 	e.devnull = devnull
-	e.start = newStarter(min(2, runtime.GOMAXPROCS(0)))
+	if e.start, err = newStarter(min(2, runtime.GOMAXPROCS(0)), cfg.User); err != nil {
+		e.closeFiles()
+		return nil, err
+	}
+	if err := e.checkUser(); err != nil {
+		e.Close()
+		return nil, err
+	}
 	return e, nil
 }
 
@@ -125,6 +136,10 @@ func (e *Executor) Isolation() string {
 // Close ends the executor; its trees must have been closed.
 func (e *Executor) Close() error {
 	e.start.close()
+	return e.closeFiles()
+}
+
+func (e *Executor) closeFiles() error {
 	if e.cgroup != nil {
 		e.cgroup.close()
 	}

@@ -70,6 +70,18 @@ func overwrite(path string, b []byte) error {
 // once the process that held the tree is gone, and removes the file. Without
 // the file there is nothing to do.
 func KillLeftovers(path string) error {
+	if err := EndLeftovers(path); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove process handle: %w", err)
+	}
+	return nil
+}
+
+// EndLeftovers is KillLeftovers, but leaves the file: it says that something
+// was started.
+func EndLeftovers(path string) error {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -82,12 +94,7 @@ func KillLeftovers(path string) error {
 		if h.Version > handleVersion {
 			return fmt.Errorf("read process handle %s: version %d is of a newer waypoint", path, h.Version)
 		}
-		if err := h.kill(); err != nil {
-			return err
-		}
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove process handle: %w", err)
+		return h.kill()
 	}
 	return nil
 }

@@ -79,6 +79,9 @@ func ShimMain() int {
 	// them: the first thread lives as long as the process.
 	runtime.LockOSThread()
 	closeOnExec(shimSocket)
+	// What it looks after runs as the same user: none of that is to look into
+	// it, or to take its socket.
+	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, "waypoint job shim: become subreaper:", err)
 		return 1
@@ -145,11 +148,16 @@ func (s *shim) run(id int, c *Command) {
 		return
 	}
 	defer stdin.Close()
+	path, err := c.resolve()
+	if err != nil {
+		s.reply(shimReply{ID: id, Failed: asStartError(c, err)})
+		return
+	}
 	s.mu.Lock()
 	s.starting, s.early = true, map[int]syscall.WaitStatus{}
 	s.mu.Unlock()
 	var pid int
-	err = c.launch(func(path string, argv []string) error {
+	err = c.launch(path, func(path string, argv []string) error {
 		p, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{
 			Dir:   c.Dir,
 			Env:   c.Env,
@@ -163,6 +171,7 @@ func (s *shim) run(id int, c *Command) {
 			return execError(c.Argv[0], path, err)
 		}
 		pid = p
+		resetOOMScore(pid)
 		return nil
 	})
 	if err == nil {

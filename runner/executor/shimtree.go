@@ -40,11 +40,14 @@ func (e *Executor) newShimTree(o Options) (*shimTree, error) {
 	syscall.SetNonblock(fds[0], true)
 	ours, theirs := os.NewFile(uintptr(fds[0]), "shim"), os.NewFile(uintptr(fds[1]), "shim")
 	defer theirs.Close()
-	p, err := os.StartProcess(e.cfg.Shim, []string{ShimArg}, &os.ProcAttr{
-		Dir:   "/",
-		Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB"},
-		Files: []*os.File{e.devnull, e.devnull, e.cfg.ShimLog, theirs, o.Stdout, o.Stderr},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+	var p *os.Process
+	e.start.run(func() {
+		p, err = os.StartProcess(e.cfg.Shim, []string{ShimArg}, &os.ProcAttr{
+			Dir:   "/",
+			Env:   []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=16MiB"},
+			Files: []*os.File{e.devnull, e.devnull, e.cfg.ShimLog, theirs, o.Stdout, o.Stderr},
+			Sys:   &syscall.SysProcAttr{Setsid: true, Credential: e.cfg.User.credential()},
+		})
 	})
 	if err != nil {
 		ours.Close()

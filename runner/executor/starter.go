@@ -1,42 +1,56 @@
 package executor
 
 import (
-	"os"
 	"runtime"
 	"sync"
 )
 
 // starter forks from threads that live as long as itself: the kernel sends
 // the parent death signal when the thread that forked ends, and Go's own
-// threads may end at any time.
+// threads may end at any time. The threads are enlisted with the commands' user.
 type starter struct {
 	work chan func() // sent by run, closed by close
 	wg   sync.WaitGroup
 }
 
-func newStarter(threads int) *starter {
+func newStarter(threads int, user *User) (*starter, error) {
 	s := &starter{work: make(chan func())}
+	enlisted := make(chan error, threads) // one from each
 	for range threads {
 		s.wg.Go(func() {
-			// Never unlocked: the thread ends with the goroutine.
+			// Never unlocked: the thread ends with the goroutine, and what it
+			// has become with it.
 			runtime.LockOSThread()
+			err := user.enlist()
+			if enlisted <- err; err != nil {
+				return
+			}
 			for f := range s.work {
 				f()
 			}
 		})
 	}
-	return s
+	var failed error
+	for range threads {
+		if err := <-enlisted; err != nil {
+			failed = err
+		}
+	}
+	if failed != nil {
+		s.close()
+		return nil, failed
+	}
+	return s, nil
 }
 
-// run calls os.StartProcess in one of the threads.
-func (s *starter) run(path string, argv []string, attr *os.ProcAttr) (p *os.Process, err error) {
+// run calls f in one of the threads.
+func (s *starter) run(f func()) {
 	done := make(chan struct{})
 	s.work <- func() {
-		p, err = os.StartProcess(path, argv, attr)
+		f()
 		close(done)
 	}
 	<-done
-	return p, err
 }
 
 func (s *starter) close() {
