@@ -101,6 +101,24 @@ func (a *attempt) steps(end *End) (outcome, executor.Usage) {
 	a.tree = tree
 	a.mu.Unlock()
 	var last outcome
+	if last.err = a.handOver(); last.err == nil {
+		last = a.runSteps(tree, end)
+	}
+	stopped, until := a.seal()
+	if stopped {
+		// What was asked to end has its time to do so.
+		tree.AwaitEmpty(time.Until(until))
+	}
+	usage, err := tree.Close()
+	if a.gone = err == nil; !a.gone {
+		a.s.log.Error("end processes", "job", a.spec.Job, "attempt", a.spec.Attempt, "error", err.Error())
+	}
+	a.takeBack()
+	return last, usage
+}
+
+// runSteps runs one after the other.
+func (a *attempt) runSteps(tree executor.Tree, end *End) (last outcome) {
 	for i := range a.spec.Steps {
 		step := &a.spec.Steps[i]
 		if len(a.spec.Steps) > 1 {
@@ -130,16 +148,14 @@ func (a *attempt) steps(end *End) (outcome, executor.Usage) {
 			break
 		}
 	}
-	stopped, until := a.seal()
-	if stopped {
-		// What was asked to end has its time to do so.
-		tree.AwaitEmpty(time.Until(until))
-	}
-	usage, err := tree.Close()
-	if a.gone = err == nil; !a.gone {
-		a.s.log.Error("end processes", "job", a.spec.Job, "attempt", a.spec.Attempt, "error", err.Error())
-	}
-	return last, usage
+	return last
+}
+
+// stopped reports whether the attempt is to end.
+func (a *attempt) stopped() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reason != stopNone
 }
 
 var errStopped = errors.New("the attempt was stopped")

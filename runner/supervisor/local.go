@@ -31,12 +31,18 @@ type Config struct {
 	Controllers bool         // see executor.Config
 	ShimLog     *os.File     // standard error of job shims; nil is this process's
 	Logger      *slog.Logger // nil discards
+
+	// JobUser is the user that jobs run as; empty is this process's own.
+	// Attempts are then in Dir, and what a supervisor before this one has
+	// left of them is ended and taken back by New.
+	JobUser string
 }
 
 // Supervisor runs attempts in this process. It implements Jobs.
 type Supervisor struct {
 	log  *slog.Logger
 	exec *executor.Executor
+	user *executor.User // of jobs; nil is this process's own
 	wg   sync.WaitGroup // of attempts
 
 	// quit is closed by Close: nothing waits for room on the disk any more.
@@ -69,7 +75,11 @@ func New(cfg Config) (*Supervisor, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	var err error
+	if s.user, err = jobUser(cfg.JobUser); err != nil {
+		return nil, err
+	}
 	s.exec, err = executor.New(executor.Config{
+		User:        s.user,
 		Dir:         cfg.Dir,
 		Isolation:   cfg.Isolation,
 		Controllers: cfg.Controllers,
@@ -79,7 +89,22 @@ func New(cfg Config) (*Supervisor, error) {
 	if err != nil {
 		return nil, wire.Errorf(wire.Unavailable, "start supervisor: %v", err)
 	}
+	if err = s.letIn(cfg.Dir); err == nil {
+		err = s.recoverAttempts(cfg.Dir)
+	}
+	if err != nil {
+		s.exec.Close()
+		return nil, err
+	}
 	return s, nil
+}
+
+// User is the name of the user that jobs run as; empty is this process's own.
+func (s *Supervisor) User() string {
+	if s.user == nil {
+		return ""
+	}
+	return s.user.Name
 }
 
 // Isolation is how jobs are isolated here.
@@ -96,6 +121,9 @@ func (s *Spec) validate() error {
 		return wire.Errorf(wire.BadUsage, "attempt %s has no steps", name(s.JobRef))
 	case s.Timeout < 0 || s.Grace < 0 || s.LogLimit < 0:
 		return wire.Errorf(wire.BadUsage, "attempt %s has a negative limit", name(s.JobRef))
+	}
+	if i := slices.IndexFunc(s.Theirs, func(n string) bool { return !validTheirs(n) }); i >= 0 {
+		return wire.Errorf(wire.BadUsage, "attempt %s: %q is no entry of its directory", name(s.JobRef), s.Theirs[i])
 	}
 	s.Grace = cmp.Or(s.Grace, DefaultGrace)
 	s.LogLimit = cmp.Or(s.LogLimit, DefaultLogLimit)

@@ -41,6 +41,7 @@ const (
 type ProcessConfig struct {
 	Dir         string        // holds the lock and the socket; made if missing
 	Isolation   string        // see Config
+	JobUser     string        // see Config
 	Controllers bool          // see Config
 	IdleExit    time.Duration // 0 is never
 	Version     string        // see Jobs
@@ -87,7 +88,7 @@ func Run(ctx context.Context, cfg ProcessConfig) error {
 	}
 	defer unlock()
 	unix.Umask(0o022)
-	s, err := New(Config{Dir: cfg.Dir, Isolation: cfg.Isolation, Controllers: cfg.Controllers, Logger: cfg.Logger})
+	s, err := New(Config{Dir: cfg.Dir, Isolation: cfg.Isolation, JobUser: cfg.JobUser, Controllers: cfg.Controllers, Logger: cfg.Logger})
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,8 @@ func connect(ctx context.Context, conn net.Conn) (Jobs, error) {
 
 func (r *remote) Isolation() string { return r.inspection.Isolation }
 
+func (r *remote) User() string { return r.inspection.User }
+
 func (r *remote) Version() string { return r.inspection.Version }
 
 func (r *remote) PID() int { return r.inspection.PID }

@@ -40,6 +40,7 @@ type listPage struct {
 // inspection is what an agent learns about the supervisor itself.
 type inspection struct {
 	Isolation string `json:"isolation"`
+	User      string `json:"user,omitempty"`
 	PID       int    `json:"pid"`
 	Version   string `json:"version,omitempty"`
 }
@@ -66,7 +67,7 @@ func (s *Supervisor) table() mux.Table {
 			return empty{}, s.endBefore(ctx, peer.Data.(*agent))
 		}),
 		methodInspect: mux.Unary(func(context.Context, *mux.Peer, empty) (inspection, error) {
-			return inspection{Isolation: s.Isolation(), PID: s.PID(), Version: s.Version()}, nil
+			return inspection{Isolation: s.Isolation(), User: s.User(), PID: s.PID(), Version: s.Version()}, nil
 		}),
 		methodRetire: mux.Unary(func(ctx context.Context, _ *mux.Peer, _ empty) (empty, error) {
 			return empty{}, s.Retire(ctx)

@@ -40,6 +40,7 @@ type Spec struct {
 	wire.JobRef
 	Dir      string        // the attempt's own directory: "log" and "end.json" are made here
 	WorkDir  string        // where the steps run
+	Theirs   []string      // entries of Dir that are the jobs' user's while the attempt runs, with all in them
 	Steps    []Step        // one after the other, until one fails
 	Env      []string      // the whole environment
 	Stdin    string        // a file; empty is /dev/null
@@ -102,6 +103,7 @@ type Jobs interface {
 	// ctx ends or the supervisor is gone (Unavailable).
 	Watch(ctx context.Context, f func(Event)) error
 	Isolation() string // cgroup | process-group
+	User() string      // whom jobs run as; "" is the supervisor's own user
 	Version() string   // of the program that it runs, "" where it does not say
 	PID() int
 	Close() error

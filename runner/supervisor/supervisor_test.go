@@ -41,6 +41,23 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	case len(os.Args) == 5 && os.Args[1] == "supervise-as":
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		err := Run(ctx, ProcessConfig{Dir: os.Args[2], Isolation: os.Args[3], JobUser: os.Args[4], Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, wire.KindOf(err), err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	case len(os.Args) == 3 && os.Args[1] == "deep":
+		n, _ := strconv.Atoi(os.Args[2])
+		for range n {
+			if os.Mkdir("d", 0o755) != nil || os.WriteFile("f", nil, 0o600) != nil || os.Chdir("d") != nil {
+				os.Exit(1)
+			}
+		}
+		os.Exit(0)
 	case len(os.Args) == 3 && os.Args[1] == "flood":
 		n, _ := strconv.ParseInt(os.Args[2], 10, 64)
 		b := bytes.Repeat([]byte("0123456789abcde\n"), 4<<10)
