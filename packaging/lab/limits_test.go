@@ -1,0 +1,67 @@
+package lab
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+)
+
+// TestLimits holds what takes a kernel with all controllers: a job that takes too
+// much memory ends for that reason, and alone; what jobs use is known; and the
+// supervisor can be restarted while jobs live in cgroups below its own.
+func TestLimits(t *testing.T) {
+	p := under(t)
+	needs(t, map[string]string{"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs", "mmdebstrap": "mmdebstrap"})
+	t.Parallel()
+	for _, suite := range suites {
+		t.Run(suite, func(t *testing.T) {
+			t.Parallel()
+			l := bootMachine(t, suite, p.new.deb)
+			l.run("dpkg", "--install", filepath.Base(p.new.deb))
+			l.waypoint("server", "status")
+			l.adopted()
+			group := l.property("waypoint-jobs", "ControlGroup")
+			for _, controller := range []string{"memory", "pids", "cpu"} {
+				contains(l, "controllers below the supervisor's cgroup", l.run("cat", "/sys/fs/cgroup"+group+"/cgroup.controllers"), controller)
+			}
+
+			modest := l.ended(l.submit("head -c 60M /dev/zero | tail >/dev/null"))
+			equal(l, "a modest job", modest.State, "success")
+			if rss := modest.Usage.MaxRSS; rss < 60<<20 || rss > 160<<20 {
+				l.t.Errorf("a job that used 60 MiB is said to have used %d bytes", rss)
+			}
+			busy := l.ended(l.submit("i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"))
+			if busy.Usage.CPUSeconds <= 0.05 {
+				l.t.Errorf("a busy job is said to have used %v s of CPU time", busy.Usage.CPUSeconds)
+			}
+
+			agent, supervisor := l.property("waypoint-runner", "MainPID"), l.property("waypoint-jobs", "MainPID")
+			l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=150M", "MemorySwapMax=0", "TasksMax=120")
+			other := l.running("until [ -e /tmp/enough ]; do sleep 0.5; done; echo well")
+			greedy := l.ended(l.submit("head -c 600M /dev/zero | tail >/dev/null; echo survived"))
+			equal(l, "a greedy job", fmt.Sprintf("%s %s", greedy.State, greedy.Reason), "error oom")
+			l.ended(l.submit("i=0; while [ $i -lt 300 ]; do i=$((i+1)); sleep 1 & done; wait"))
+			equal(l, "the agent and the supervisor after that", l.property("waypoint-runner", "MainPID")+" "+l.property("waypoint-jobs", "MainPID"), agent+" "+supervisor)
+			l.run("touch", "/tmp/enough")
+			equal(l, "a job that ran beside them", l.ended(other).State, "success")
+			l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=infinity", "TasksMax=infinity")
+
+			l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
+			job := l.running("sleep 1000")
+			l.run("systemctl", "restart", "waypoint-jobs")
+			equal(l, "the supervisor after a restart with a job", l.active("waypoint-jobs"), "active")
+			equal(l, "its result", l.property("waypoint-jobs", "Result"), "success")
+			if j := l.ended(job); j.State == "success" {
+				l.t.Errorf("a job whose supervisor was restarted: %s", j)
+			}
+			l.awaitRunner("ready", ready)
+			equal(l, "a job after that", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
+			// The same when the supervisor dies with a job alive.
+			l.running("sleep 1000")
+			pid := l.property("waypoint-jobs", "MainPID")
+			l.run("kill", "-KILL", pid)
+			l.awaitChange("waypoint-jobs", "MainPID", pid)
+			equal(l, "a job after its death", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
+		})
+	}
+}
