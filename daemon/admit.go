@@ -11,9 +11,13 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// admit decides on a session: what it may call, and for a runner, who it is.
-func (s *Server) admit(ctx context.Context, peer *mux.Peer) (*mux.Admission, error) {
+// admit decides on a session: what it may call, and for a runner, who it is. On
+// a listener for runners only an agent gets in, whoever it is that asks.
+func (s *Server) admit(ctx context.Context, peer *mux.Peer, runnersOnly bool) (*mux.Admission, error) {
 	welcome := wire.Welcome{ServerID: s.id}
+	if h := peer.Hello; runnersOnly && (h.Role != wire.RoleRunner || h.Runner.Kind != wire.KindRemote) {
+		return nil, s.errForRunners()
+	}
 	switch peer.Hello.Role {
 	case wire.RoleClient:
 		l, err := s.login(ctx, peer)

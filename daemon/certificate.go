@@ -69,19 +69,13 @@ func certifiable(name string) bool {
 }
 
 // secure sees to the certificate before TCP is served.
-func (s *Server) secure(ctx context.Context) (err error) {
-	s.mu.Lock()
-	have := s.certificate != nil
-	s.mu.Unlock()
-	if have {
+func (s *Server) secure(ctx context.Context) error {
+	s.reloading.Lock() // or a configuration that is read at this moment would have no certificate
+	defer s.reloading.Unlock()
+	if s.shown() != nil {
 		return nil
 	}
-	c := &certificate{log: s.log, now: time.Now, names: s.cfg().TLSNames}
-	if s.cfg().TLSCert != "" {
-		c.files, err = openPair(s.cfg().TLSCert, s.cfg().TLSKey, s.log, time.Now())
-	} else {
-		c.own, err = openAuthority(ctx, s.store, s.id, time.Now())
-	}
+	c, err := s.certify(ctx, s.cfg())
 	if err != nil {
 		return err
 	}
@@ -89,6 +83,26 @@ func (s *Server) secure(ctx context.Context) (err error) {
 	s.certificate = c
 	s.mu.Unlock()
 	return nil
+}
+
+// certify is the certificate that a configuration asks for.
+func (s *Server) certify(ctx context.Context, cfg *Config) (c *certificate, err error) {
+	c = &certificate{log: s.log, now: time.Now, names: cfg.TLSNames}
+	if cfg.TLSCert != "" {
+		c.files, err = openPair(cfg.TLSCert, cfg.TLSKey, s.log, time.Now())
+	} else {
+		c.own, err = openAuthority(ctx, s.store, s.id, time.Now())
+	}
+	return c, err
+}
+
+// same reports whether c, fresh from certify, would be shown as before is.
+func (c *certificate) same(before *certificate) bool {
+	if c.files == nil || before.files == nil {
+		return c.files == before.files && slices.Equal(c.names, before.names)
+	}
+	return c.files.certFile == before.files.certFile && c.files.keyFile == before.files.keyFile &&
+		c.files.inUse().Leaf.Equal(before.files.inUse().Leaf)
 }
 
 // shown is the server's certificate, nil where no TCP is served.
@@ -126,7 +140,15 @@ func (c *certificate) config() *tls.Config {
 // file, whose authority may be everybody's.
 func (c *certificate) fingerprint() string {
 	if c.files != nil {
-		return mux.Fingerprint(c.files.look(c.now()).Leaf)
+		c.files.look(c.now())
+	}
+	return c.pinned()
+}
+
+// pinned is fingerprint without another look at the files.
+func (c *certificate) pinned() string {
+	if c.files != nil {
+		return mux.Fingerprint(c.files.inUse().Leaf)
 	}
 	return mux.Fingerprint(c.own.cert)
 }
@@ -208,13 +230,13 @@ func hostNames(ctx context.Context, further []string) []string {
 }
 
 // announce says in the log where the server can be reached, and who it is there.
-func (s *Server) announce(addr string, tcp bool) {
+func (s *Server) announce(l wire.Listener, tcp bool) {
 	if !tcp {
-		s.log.Info("listening", "address", addr)
+		s.log.Info("listening", "address", l.Address, "kind", l.Kind)
 		return
 	}
-	s.log.Info("listening", "address", addr, "fingerprint", s.pin(), "certificate", cmp.Or(s.cfg().TLSCert, "own"))
+	s.log.Info("listening", "address", l.Address, "kind", l.Kind, "fingerprint", s.pin(), "certificate", cmp.Or(s.cfg().TLSCert, "own"))
 	if s.cfg().Plain {
-		s.log.Warn("listening without TLS as well, for this host's own connections", "address", addr)
+		s.log.Warn("listening without TLS as well, for this host's own connections", "address", l.Address)
 	}
 }

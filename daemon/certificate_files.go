@@ -80,10 +80,21 @@ func (p *pair) look(now time.Time) *tls.Certificate {
 		after := mux.Fingerprint(p.cert.Leaf)
 		p.log.Info("certificate renewed", "file", p.certFile, "expires_at", p.cert.Leaf.NotAfter, "fingerprint", after)
 		if after != before {
-			p.log.Warn("certificate has another key: tokens made before now name the old one's fingerprint", "before", before, "now", after)
+			warnOfKey(p.log, before, after)
 		}
 	}
 	return p.cert
+}
+
+// inUse is the pair in use, without another look at the files.
+func (p *pair) inUse() *tls.Certificate {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cert
+}
+
+func warnOfKey(log *slog.Logger, before, after string) {
+	log.Warn("certificate has another key: tokens made before now name the old one's fingerprint", "before", before, "now", after)
 }
 
 // load reads the files where they may have changed. An error stays the same

@@ -17,6 +17,10 @@ func newcomer(id string, state wire.RunnerState) *member {
 }
 
 // working is a runner with a work stream.
+func fixed(ackTimeout, lease time.Duration) func() (time.Duration, time.Duration) {
+	return func() (time.Duration, time.Duration) { return ackTimeout, lease }
+}
+
 func working(f *fleet, id string) *member {
 	m := newcomer(id, wire.Adopted)
 	f.join(m)
@@ -34,7 +38,7 @@ func assigned(f *fleet, job, runner string, now time.Time) wire.JobRef {
 // From the moment that an assignment is taken back its start is not confirmed
 // any more, though the store does not know yet: it would run twice.
 func TestLateAcknowledgement(t *testing.T) {
-	f := newFleet(time.Second, time.Minute)
+	f := newFleet(fixed(time.Second, time.Minute))
 	working(f, "one")
 	now := time.Now()
 	ref := assigned(f, "job", "one", now)
@@ -69,7 +73,7 @@ func TestLateAcknowledgement(t *testing.T) {
 // What a runner is told before its work stream has begun would come before its
 // state; reconcile says it instead.
 func TestNothingIsSaidBeforeTheState(t *testing.T) {
-	f := newFleet(time.Hour, time.Hour)
+	f := newFleet(fixed(time.Hour, time.Hour))
 	m := newcomer("one", wire.Pending)
 	f.join(m)
 	f.stand(m.visitor, adoption.Outcome{Standing: wire.Standing{State: wire.Adopted, Admitted: true}}, nil, nil, time.Now())
@@ -88,7 +92,7 @@ func TestNothingIsSaidBeforeTheState(t *testing.T) {
 // A runner that came back and left again while the clock was busy with its
 // absence has a lease anew.
 func TestAbsenceIsForgottenOnce(t *testing.T) {
-	f := newFleet(time.Hour, time.Second)
+	f := newFleet(fixed(time.Hour, time.Second))
 	now := time.Now()
 	m := working(f, "one")
 	f.ack(m, assigned(f, "job", "one", now), now)
@@ -111,7 +115,7 @@ func TestAbsenceIsForgottenOnce(t *testing.T) {
 // A command's own runner is known before it asks for work: a lease as short as
 // that of local mode must not be what it has to begin in.
 func TestExpectedRunnerHasTimeToBegin(t *testing.T) {
-	f := newFleet(time.Hour, 10*time.Millisecond)
+	f := newFleet(fixed(time.Hour, 10*time.Millisecond))
 	now := time.Now()
 	f.expect("cli-one", now)
 	if d := f.due(now.Add(beginWithin - time.Second)); len(d.gone) != 0 {
@@ -124,7 +128,7 @@ func TestExpectedRunnerHasTimeToBegin(t *testing.T) {
 
 // A runner that talks and never reads is not given memory without end.
 func TestConcurrencyIsBounded(t *testing.T) {
-	f := newFleet(time.Hour, time.Hour)
+	f := newFleet(fixed(time.Hour, time.Hour))
 	m := newcomer("one", wire.Adopted)
 	f.join(m)
 	for concurrency, want := range map[int]int{-1: 0, 7: 7, 1 << 40: maxConcurrency} {

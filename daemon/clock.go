@@ -23,7 +23,8 @@ func (s *Server) wakeClock() {
 }
 
 // clock ends what time ends: queued jobs that expire, assignments that nobody
-// acknowledges, attempts whose runner stays away.
+// acknowledges, attempts whose runner stays away. That it answers Probe tells
+// that it still does.
 func (s *Server) clock() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -31,6 +32,9 @@ func (s *Server) clock() {
 		select {
 		case <-s.ctx.Done():
 			return
+		case answered := <-s.pulse:
+			close(answered)
+			continue
 		case <-s.alarm:
 		case <-timer.C:
 			s.store.Kick()

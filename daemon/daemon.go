@@ -85,6 +85,10 @@ type Config struct {
 	PendingFor        time.Duration // a runner waiting for adoption is kept so long after it was last seen; 24 h
 	GrantLife         time.Duration // of the tokens of adopted runners; 30 days
 	NoTokenRenew      bool          // tokens of adopted runners are not renewed
+
+	// Reload has the configuration read again, for by, and calls Server.Reload.
+	// It is called for server.reload; nil where there is nothing to read.
+	Reload func(ctx context.Context, by string) (wire.Reloaded, error)
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -133,7 +137,7 @@ func (c Config) withDefaults() (Config, error) {
 
 // Server is one server over one state directory.
 type Server struct {
-	cfg     Config
+	config  atomic.Pointer[Config] // replaced as a whole by Reload, never changed
 	log     *slog.Logger
 	dir     *statedir.Dir
 	store   *store.Store
@@ -147,21 +151,25 @@ type Server struct {
 	roster   roster
 	readers  atomic.Int64 // of output, being sent something; see streamBatch
 	fatal    chan error
-	clients  mux.Table     // what a client may call
-	runners  mux.Table     // what a runner may call
-	others   mux.Table     // what a client may call that shows a runner's token: nothing
-	alarm    chan struct{} // to clock: a deadline has come nearer
+	clients  mux.Table          // what a client may call
+	runners  mux.Table          // what a runner may call
+	others   mux.Table          // what a client may call that shows a runner's token: nothing
+	alarm    chan struct{}      // to clock: a deadline has come nearer
+	pulse    chan chan struct{} // to clock, which closes what it is sent; see Probe
+	news     chan struct{}      // room for one: Summary may say something else now
 
 	sessions sync.WaitGroup // of Serve's listeners
 	serving  sync.WaitGroup // of ServeConn; no Add once closed is set
-	slots    chan struct{}  // a token for each session
+	accepted atomic.Int64   // of Serve's listeners, not over yet
 	work     sync.WaitGroup // clock, janitor, and what handlers leave behind
 	stop     context.CancelCauseFunc
 	ctx      context.Context // until Close
 
+	reloading sync.Mutex // held by Reload, and while TCP gets its certificate
+
 	mu        sync.Mutex
-	listeners []string // guarded by mu
-	closed    bool     // guarded by mu
+	listeners []wire.Listener // guarded by mu
+	closed    bool            // guarded by mu
 
 	certificate *certificate // guarded by mu; nil until TCP is served
 }
@@ -187,14 +195,16 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		cfg.Logger.Warn("state directory has been found in disorder", "what", note)
 	}
 	s := &Server{
-		cfg: cfg, log: cfg.Logger, dir: dir, started: time.Now(),
+		log: cfg.Logger, dir: dir, started: time.Now(),
 		watchers: newWatchers(),
 		turns:    newTurns(),
 		fatal:    make(chan error, 1),
 		alarm:    make(chan struct{}, 1),
-		slots:    make(chan struct{}, cfg.MaxSessions),
+		pulse:    make(chan chan struct{}),
+		news:     make(chan struct{}, 1),
 	}
-	s.fleet = newFleet(cfg.AckTimeout, cfg.Lease)
+	s.config.Store(&cfg)
+	s.fleet = newFleet(func() (ackTimeout, lease time.Duration) { c := s.cfg(); return c.AckTimeout, c.Lease })
 	s.keys = newKeyring(func(ctx context.Context) ([]token.Key, error) { return s.store.TokenKeys(ctx) },
 		func() { s.work.Go(func() { s.endRevoked(s.ctx, nil) }) })
 	s.clients, s.runners, s.others = s.table(client, nil), s.table(runner, nil), s.table(0, errRunnerToken) // once: sessions are many
@@ -214,6 +224,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
+// cfg is the configuration as it is now.
+func (s *Server) cfg() *Config { return s.config.Load() }
+
 // open opens the store and rebuilds the fleet's picture of active jobs: every
 // runner is away as of now and has a whole lease to come back.
 func (s *Server) open(ctx context.Context) (err error) {
@@ -224,7 +237,8 @@ func (s *Server) open(ctx context.Context) (err error) {
 	s.store, err = store.Open(ctx, dsn, store.Config{
 		Logger:  s.log,
 		Match:   s.match,
-		Changed: s.watchers.changed,
+		Changed: s.changed,
+		Room:    s.tell,
 		Fatal:   s.fail,
 	})
 	if err != nil {
@@ -292,7 +306,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	var accepts sync.WaitGroup
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
-		s.addListener(l.Addr())
+		s.addListener(l)
 		stopAccept := context.AfterFunc(ctx, func() { l.Close() })
 		accepts.Go(func() {
 			defer stopAccept()
@@ -329,21 +343,13 @@ func (s *Server) Prepare(ctx context.Context, listeners ...net.Listener) error {
 	return nil
 }
 
-func (s *Server) addListener(a net.Addr) {
-	addr := a.Network() + "://" + a.String()
-	s.mu.Lock()
-	s.listeners = append(s.listeners, addr)
-	s.mu.Unlock()
-	s.announce(addr, a.Network() == "tcp")
-}
-
 // accept takes connections from one listener until ctx ends. An error that
 // passes (too many open files) is waited out.
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
 	greet, greeted := func() {}, func() {}
 	if l.Addr().Network() == "tcp" {
-		greeting := make(chan struct{}, max(1, min(maxGreeting, s.cfg().MaxSessions/4)))
+		greeting := make(chan struct{}, max(1, min(maxGreeting, s.cfg().MaxSessions/4))) // of when it began to listen
 		greet = func() {
 			select {
 			case greeting <- struct{}{}:
@@ -372,17 +378,16 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		select {
-		case s.slots <- struct{}{}:
-		default:
+		if most := s.cfg().MaxSessions; s.accepted.Add(1) > int64(most) {
+			s.accepted.Add(-1)
 			greeted()
-			s.log.Warn("connection refused: too many sessions", "max", s.cfg().MaxSessions)
+			s.log.Warn("connection refused: too many sessions", "max", most)
 			conn.Close()
 			continue
 		}
 		s.sessions.Go(func() {
-			defer func() { <-s.slots }()
-			s.serveConn(ctx, conn, greeted)
+			defer s.accepted.Add(-1)
+			s.serveConn(ctx, conn, forRunners(l), greeted)
 		})
 	}
 }
@@ -394,11 +399,12 @@ const maxGreeting = 1024
 
 // ServeConn serves one connection until it or ctx ends, or the server is closed.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
-	s.serveConn(ctx, conn, func() {})
+	s.serveConn(ctx, conn, false, func() {})
 }
 
-// serveConn is ServeConn that calls greeted when the hello is over.
-func (s *Server) serveConn(ctx context.Context, conn net.Conn, greeted func()) {
+// serveConn is ServeConn, perhaps for runners only, that calls greeted when the
+// hello is over.
+func (s *Server) serveConn(ctx context.Context, conn net.Conn, runnersOnly bool, greeted func()) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -409,13 +415,13 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, greeted func()) {
 	s.serving.Add(1)
 	s.mu.Unlock()
 	defer s.serving.Done()
-	began := time.Now()
+	began, cfg := time.Now(), s.cfg()
 	var runner *visitor
 	session, err := mux.Accept(ctx, conn, mux.Config{
-		Software: s.cfg().Software, Logger: s.log, MaxStreams: maxStreams,
-		TLS: s.shown().config(), Plain: s.cfg().Plain,
+		Software: cfg.Software, Logger: s.log, MaxStreams: maxStreams,
+		TLS: s.shown().config(), Plain: cfg.Plain,
 	}, func(ctx context.Context, peer *mux.Peer) (*mux.Admission, error) {
-		a, err := s.admit(ctx, peer)
+		a, err := s.admit(ctx, peer, runnersOnly)
 		if err == nil {
 			runner, _ = a.Data.(*visitor)
 		}

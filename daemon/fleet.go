@@ -12,8 +12,7 @@ import (
 // fleet is who is connected and which attempts are alive: the server's memory
 // of what the store and the runners know. See daemon's package comment for its lock.
 type fleet struct {
-	ackTimeout time.Duration
-	lease      time.Duration
+	timing func() (ackTimeout, lease time.Duration) // as configured now
 
 	mu       sync.Mutex
 	members  map[string]*member             // by runner id; those with a session
@@ -44,9 +43,9 @@ type attempt struct {
 // maxConcurrency bounds the jobs of one runner: each needs a stream of its session.
 const maxConcurrency = 1000
 
-func newFleet(ackTimeout, lease time.Duration) *fleet {
+func newFleet(timing func() (ackTimeout, lease time.Duration)) *fleet {
 	return &fleet{
-		ackTimeout: ackTimeout, lease: lease,
+		timing:   timing,
 		members:  map[string]*member{},
 		sessions: map[string][]*visitor{},
 		active:   map[string]*attempt{},
@@ -150,8 +149,9 @@ func (f *fleet) tell(runner string, o wire.WorkOrder) {
 func (f *fleet) assign(made []store.Assigned, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	ackTimeout, _ := f.timing()
 	for _, as := range made {
-		a := &attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, ackBy: now.Add(f.ackTimeout)}
+		a := &attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, ackBy: now.Add(ackTimeout)}
 		f.put(a)
 		if m := f.members[as.RunnerID]; m == nil || !m.admitted(now) {
 			a.recalled = true // decided while this was being committed

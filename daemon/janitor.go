@@ -24,7 +24,7 @@ func (s *Server) janitor() {
 			return
 		case <-timer.C:
 		}
-		n, err := s.store.Prune(s.ctx, s.cfg.RetainFor, s.cfg.RetainJobs, time.Now())
+		n, err := s.store.Prune(s.ctx, s.cfg().RetainFor, s.cfg().RetainJobs, time.Now())
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("retention failed, trying again later", "error", err)
 		}
@@ -54,13 +54,13 @@ func (s *Server) prunePending(now time.Time) error {
 				}
 			}
 		}
-		n, err = tx.PrunePending(now.Add(-s.cfg.PendingFor))
+		n, err = tx.PrunePending(now.Add(-s.cfg().PendingFor))
 		return err
 	}); err != nil {
 		return err
 	}
 	if n > 0 {
-		s.log.Info("pending runners removed", "count", n, "unseen_for", s.cfg.PendingFor)
+		s.log.Info("pending runners removed", "count", n, "unseen_for", s.cfg().PendingFor)
 	}
 	return nil
 }

@@ -22,10 +22,11 @@ import (
 
 const patience = 20 * time.Second
 
-// site is a server that listens on a Unix socket and on TCP.
+// site is a server that listens on a Unix socket, on one for runners only and on
+// TCP.
 type site struct {
 	*Server
-	unix, tcp net.Addr
+	unix, runners, tcp net.Addr
 }
 
 func newSite(t testing.TB, cfg Config) *site {
@@ -42,30 +43,36 @@ func newSite(t testing.TB, cfg Config) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r, err := net.Listen("unix", filepath.Join(t.TempDir(), "r"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx, u, l) }()
+	go func() { served <- s.Serve(ctx, u, Listener{r, true}, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := errors.Join(<-served, s.Close()); err != nil {
 			t.Error(err)
 		}
 	})
-	h := &site{s, u.Addr(), l.Addr()}
+	h := &site{s, u.Addr(), r.Addr(), l.Addr()}
 	_, err = h.hello(t, "tcp", operator("")) // answered once it serves
 	is(t, err, wire.Unauthenticated, "no token", "waypoint login")
 	return h
 }
 
-// dial connects by "unix", "tcp" or "memory".
+// dial connects by "unix", "runners", "tcp" or "memory".
 func (s *site) dial(network string) (net.Conn, error) {
 	switch network {
 	case "unix":
 		return net.Dial("unix", s.unix.String())
+	case "runners":
+		return net.Dial("unix", s.runners.String())
 	case "tcp":
 		return net.Dial("tcp", s.tcp.String())
 	}
@@ -306,6 +313,7 @@ func TestCallFindsLoginOver(t *testing.T) {
 var mayCall = map[string]string{
 	//                           unix user runner-token local remote admitted
 	wire.MethodServerStatus:    "yes  yes  no           no    no     no",
+	wire.MethodServerReload:    "yes  yes  no           no    no     no",
 	wire.MethodServerBootstrap: "yes  no   no           no    no     no",
 	wire.MethodTokenKeyRotate:  "yes  yes  no           no    no     no",
 	wire.MethodUserToken:       "yes  yes  no           no    no     no",
@@ -337,7 +345,8 @@ var mayCall = map[string]string{
 
 // TestWhoMayCallWhat walks over the whole API with each kind of caller. Those
 // with an expired token, or none on TCP, get no further than the hello: see
-// TestLogin.
+// TestLogin. So does whoever is no agent where only runners are served, whatever
+// may be called elsewhere; agents may call the same there.
 func TestWhoMayCallWhat(t *testing.T) {
 	s := newSite(t, Config{})
 	callers := []struct {
@@ -362,21 +371,32 @@ func TestWhoMayCallWhat(t *testing.T) {
 		}
 	}
 	for i, c := range callers {
-		t.Run(c.name, func(t *testing.T) {
-			session := s.mustHello(t, c.network, c.hello)
-			if r := c.hello.Runner; r != nil && r.Kind == wire.KindRemote {
-				mustWork(t, session)
+		agent := c.hello.Runner != nil && c.hello.Runner.Kind == wire.KindRemote
+		for _, network := range []string{c.network, "runners"} {
+			if network == "runners" && !agent {
+				_, err := s.hello(t, network, c.hello)
+				is(t, err, wire.Denied, "only runners", "unix://"+s.unix.String())
+				continue
 			}
-			for _, m := range s.api() {
-				want := strings.Fields(mayCall[m.name])[i]
-				switch err := nonsense(t, session, m.name); {
-				case errors.Is(err, mux.ErrLost):
-					t.Fatalf("%s: %v", m.name, err)
-				case (wire.KindOf(err) != wire.Denied) != (want == "yes"):
-					t.Errorf("%s: %v, but may it be called? %s", m.name, err, want)
+			if agent { // a runner of its own: the key of the first belongs to its id
+				c.hello.Runner.ID += network
+			}
+			t.Run(c.name+" by "+network, func(t *testing.T) {
+				session := s.mustHello(t, network, c.hello)
+				if agent {
+					mustWork(t, session)
 				}
-			}
-		})
+				for _, m := range s.api() {
+					want := strings.Fields(mayCall[m.name])[i]
+					switch err := nonsense(t, session, m.name); {
+					case errors.Is(err, mux.ErrLost):
+						t.Fatalf("%s: %v", m.name, err)
+					case (wire.KindOf(err) != wire.Denied) != (want == "yes"):
+						t.Errorf("%s: %v, but may it be called? %s", m.name, err, want)
+					}
+				}
+			})
+		}
 	}
 }
 
@@ -508,7 +528,7 @@ func FuzzHello(f *testing.F) {
 		} else {
 			peer.Hello.Runner = nil
 		}
-		a, err := s.admit(t.Context(), peer)
+		a, err := s.admit(t.Context(), peer, false)
 		if err != nil {
 			if k := wire.KindOf(err); k == wire.Internal {
 				t.Fatalf("%s: %v", text, err)

@@ -34,7 +34,7 @@ func (s *Server) match(tx *store.Tx) (func(committed bool), error) {
 			return
 		}
 		for i := range made {
-			made[i].LogLimit = s.cfg.LogLimit
+			made[i].LogLimit = s.cfg().LogLimit
 		}
 		s.fleet.assign(made, now)
 		for _, a := range made {

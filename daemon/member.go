@@ -15,8 +15,9 @@ import (
 type member struct {
 	*visitor
 
-	heard    heardAt                 // when it last said something; atomic
-	replaced context.CancelCauseFunc // ends its work stream
+	heard     heardAt                 // when it last said something; atomic
+	replaced  context.CancelCauseFunc // ends its work stream
+	heartbeat time.Duration           // as configured when it came
 
 	working     bool // its work stream has begun: it can be given jobs
 	concurrency int
@@ -89,6 +90,13 @@ func (f *fleet) rest(m *member, now time.Time) {
 	defer f.mu.Unlock()
 	m.restUntil = now.Add(min(restMax, time.Second<<min(m.refusals, 10)))
 	m.refusals++
+}
+
+// size is how many sessions there are.
+func (f *fleet) size() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.members)
 }
 
 // online returns the sessions, in the order of their ids.

@@ -58,8 +58,9 @@ func (f *fleet) due(now time.Time) (d overdue) {
 			d.renew = append(d.renew, m.visitor)
 		}
 	}
+	_, lease := f.timing()
 	for id, since := range f.away {
-		if !at(since.Add(f.lease)) {
+		if !at(since.Add(lease)) {
 			continue
 		}
 		d.gone = append(d.gone, absence{id, since})

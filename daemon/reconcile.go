@@ -13,6 +13,7 @@ import (
 func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, now time.Time) (d differences) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	ackTimeout, _ := f.timing()
 	begun := wire.WorkBegun{HeartbeatEvery: wire.Duration(heartbeat)}
 	kept := map[string]bool{}
 	orphaned := f.orphaned(m.id) // its attempts are none of its business until it is admitted
@@ -34,7 +35,7 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 			a.running, a.startedAt = true, now
 			d.started = append(d.started, a.JobRef)
 		case !a.running:
-			a.sure, a.ackBy = true, now.Add(f.ackTimeout)
+			a.sure, a.ackBy = true, now.Add(ackTimeout)
 		}
 		if a.cancelSent {
 			cancels = append(cancels, wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: a.JobRef}})

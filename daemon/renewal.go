@@ -59,7 +59,7 @@ const renewRetry = time.Minute
 // renew grants adopted runners the token that follows the one in use. It is
 // handed out until it is stored, like that of an adoption.
 func (s *Server) renew(runners []*visitor) error {
-	if s.cfg.NoTokenRenew {
+	if s.cfg().NoTokenRenew {
 		return nil
 	}
 	return together(runners, func(v *visitor) error {
@@ -97,7 +97,7 @@ func (s *Server) renewOne(v *visitor) error {
 		if c, err := wire.ReadToken(rec.Grant); err == nil && c.Serial > using.Serial {
 			return nil // it has been handed out already
 		}
-		if rec.Grant, granted, err = s.mint(tx, adoption.Grant(v.runner()), s.cfg.GrantLife, time.Now()); err != nil {
+		if rec.Grant, granted, err = s.mint(tx, adoption.Grant(v.runner()), s.cfg().GrantLife, time.Now()); err != nil {
 			return err
 		}
 		return tx.PutRunner(rec)

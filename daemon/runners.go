@@ -115,14 +115,14 @@ func (v memberView) offering() queue.Runner {
 // serverStatus is the answer to `waypoint server status`.
 func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerStatusRequest) (wire.ServerStatus, error) {
 	st := wire.ServerStatus{
-		ID: s.id, Version: s.cfg.Software, StartedAt: s.started.UTC(),
+		ID: s.id, Version: s.cfg().Software, StartedAt: s.started.UTC(),
 		UptimeSeconds: int64(time.Since(s.started).Seconds()),
 		Store:         s.store.Describe(), StateDir: s.dir.Path(),
 		Runners: map[string]int{}, Jobs: map[string]int{},
 		ProtocolMin: wire.VersionMin, ProtocolMax: wire.VersionMax,
 	}
 	s.mu.Lock()
-	st.Listeners = append([]string{}, s.listeners...)
+	st.Listeners = append([]wire.Listener{}, s.listeners...)
 	s.mu.Unlock()
 	if c := s.shown(); c != nil {
 		st.Fingerprint, st.CertExpiry = c.fingerprint(), c.expiry(ctx)

@@ -133,7 +133,7 @@ func (s *Server) whyOffline(ctx context.Context, f store.QueueFacts, wants strin
 func (s *Server) whyActive(j wire.Job, format string, at time.Time) string {
 	text := fmt.Sprintf(format, j.RunnerID, stamp(at))
 	if _, ok := s.fleet.get(j.RunnerID); !ok {
-		text += fmt.Sprintf("; the runner is out of contact, and the job ends as %s when that has lasted %s", wire.ReasonRunnerLost, s.cfg.Lease)
+		text += fmt.Sprintf("; the runner is out of contact, and the job ends as %s when that has lasted %s", wire.ReasonRunnerLost, s.cfg().Lease)
 	}
 	if !j.CancelRequested.IsZero() {
 		text += "; its cancel was requested at " + stamp(j.CancelRequested)

@@ -35,7 +35,7 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 	if err := v.calls.Wait(ctx); err != nil {
 		return wire.Errorf(wire.Unavailable, "runner %q begins to work too often", v.id)
 	}
-	m := &member{visitor: v, orders: newOrders(), replaced: cancel}
+	m := &member{visitor: v, orders: newOrders(), replaced: cancel, heartbeat: s.cfg().Heartbeat}
 	m.heard.Store(s.uptime())
 	if err := s.enter(ctx, m); err != nil {
 		return err
@@ -57,9 +57,9 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 // one has half again a heartbeat's time to be heard: if it is, the newcomer is
 // a copy and refused; if not, it is replaced.
 func (s *Server) enter(ctx context.Context, m *member) error {
-	deadline := time.NewTimer(s.cfg.Heartbeat * 3 / 2)
+	deadline := time.NewTimer(m.heartbeat * 3 / 2)
 	defer deadline.Stop()
-	poll := time.NewTicker(min(max(s.cfg.Heartbeat/20, time.Millisecond), time.Second))
+	poll := time.NewTicker(min(max(m.heartbeat/20, time.Millisecond), time.Second))
 	defer poll.Stop()
 	since := s.uptime()
 	for {
@@ -80,6 +80,7 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 			s.fleet.leave(other, time.Now())
 		}
 	}
+	s.tell()
 	s.log.Info("runner connected", "runner", m.id, "kind", m.kind, "peer", m.peer)
 	return nil
 }
@@ -89,6 +90,7 @@ func (s *Server) exit(m *member) {
 	now := time.Now()
 	s.fleet.leave(m, now)
 	s.wakeClock()
+	s.tell()
 	if m.kind == wire.KindRemote {
 		// Also of a server that is ending, which closes its store after this.
 		if err := s.store.Update(context.WithoutCancel(s.ctx), func(tx *store.Tx) error { return tx.SeenRunner(m.id, now) }); err != nil {
@@ -120,7 +122,7 @@ func (s *Server) begin(ctx context.Context, m *member, b wire.WorkBegin) error {
 // what was granted to it. All of that may have changed since its hello.
 func (s *Server) welcome(ctx context.Context, m *member, b wire.WorkBegin) (d differences, err error) {
 	if m.kind == wire.KindLocal {
-		return s.fleet.reconcile(m, b, s.cfg.Heartbeat, time.Now()), nil
+		return s.fleet.reconcile(m, b, m.heartbeat, time.Now()), nil
 	}
 	done, err := s.turns.take(ctx, m.id)
 	if err != nil {
@@ -138,14 +140,14 @@ func (s *Server) welcome(ctx context.Context, m *member, b wire.WorkBegin) (d di
 	if out.Refused != nil && !s.fleet.mayReport(m.id) {
 		return d, out.Refused
 	}
-	d = s.fleet.reconcile(m, b, s.cfg.Heartbeat, time.Now())
+	d = s.fleet.reconcile(m, b, m.heartbeat, time.Now())
 	s.handOver(m.visitor, rec)
 	return d, nil
 }
 
 // speak sends orders and heartbeats until the stream, the runner or the server ends.
 func (s *Server) speak(ctx context.Context, st *mux.Stream, m *member, events <-chan error) error {
-	beat := time.NewTicker(s.cfg.Heartbeat)
+	beat := time.NewTicker(m.heartbeat)
 	defer beat.Stop()
 	for {
 		select {
@@ -164,7 +166,7 @@ func (s *Server) speak(ctx context.Context, st *mux.Stream, m *member, events <-
 				return over
 			}
 		case <-beat.C:
-			if silence := time.Duration(s.uptime() - m.heard.Load()); silence > missedHeartbeats*s.cfg.Heartbeat {
+			if silence := time.Duration(s.uptime() - m.heard.Load()); silence > missedHeartbeats*m.heartbeat {
 				return wire.Errorf(wire.Timeout, "nothing heard from the runner for %s", silence.Round(time.Millisecond))
 			}
 			if err := st.Send(wire.WorkOrder{Heartbeat: true}); err != nil {

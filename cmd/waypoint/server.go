@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/output"
+	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // serverStatus is `waypoint server status`.
@@ -27,7 +28,7 @@ func (serverStatus) Run(a *app) error {
 			f.Add("Up for", (time.Duration(s.UptimeSeconds) * time.Second).String())
 			f.Add("Store", s.Store)
 			f.Add("State directory", s.StateDir)
-			f.Add("Listening on", strings.Join(s.Listeners, ", "))
+			f.Add("Listening on", listenerWords(s.Listeners))
 			f.Add("Runners", output.Counts(s.Runners))
 			f.Add("Runners online", strconv.Itoa(s.RunnersOnline))
 			f.Add("Jobs", output.Counts(s.Jobs))
@@ -38,4 +39,17 @@ func (serverStatus) Run(a *app) error {
 			return f.Write(w)
 		})
 	})
+}
+
+// listenerWords are the addresses, each with whom it is for where that is not
+// said by its network.
+func listenerWords(listeners []wire.Listener) string {
+	words := make([]string, len(listeners))
+	for i, l := range listeners {
+		words[i] = l.Address
+		if l.Kind != wire.ForTCP {
+			words[i] += " (" + string(l.Kind) + ")"
+		}
+	}
+	return strings.Join(words, ", ")
 }

@@ -385,6 +385,7 @@ const roomAfter = int64(10 * time.Second)
 func (s *Store) isFull(now time.Time, err error) {
 	if s.fullAt.Swap(now.UnixNano()) == 0 {
 		s.cfg.Logger.Error("store is full: jobs and output wait for room", "store", s.engine.describe(), "error", err)
+		s.roomChanged()
 	}
 }
 
@@ -392,8 +393,18 @@ func (s *Store) isFull(now time.Time, err error) {
 func (s *Store) hasRoom(now time.Time) {
 	if at := s.fullAt.Load(); at != 0 && now.UnixNano()-at > roomAfter && s.fullAt.CompareAndSwap(at, 0) {
 		s.cfg.Logger.Info("store has room again", "store", s.engine.describe())
+		s.roomChanged()
 	}
 }
+
+func (s *Store) roomChanged() {
+	if s.cfg.Room != nil {
+		s.cfg.Room()
+	}
+}
+
+// Full reports whether writes are refused for want of room, or were a moment ago.
+func (s *Store) Full() bool { return s.fullAt.Load() != 0 }
 
 // fail ends the store's life: nothing is written or read any more.
 func (s *Store) fail(cause error) error {

@@ -75,6 +75,15 @@ const (
 	countEnded = `SELECT state, COUNT(*) FROM jobs WHERE finished_at > 0 GROUP BY state`
 )
 
+// LiveCounts is JobCounts of the jobs that have not ended.
+func (s *Store) LiveCounts(ctx context.Context) (map[wire.State]int, error) {
+	counts := map[wire.State]int{}
+	if err := count(s.read(ctx), countLive, counts); err != nil {
+		return nil, fmt.Errorf("count jobs: %w", err)
+	}
+	return counts, nil
+}
+
 // JobCounts is how many jobs there are of each state that has any.
 func (s *Store) JobCounts(ctx context.Context) (map[wire.State]int, error) {
 	counts := map[wire.State]int{}

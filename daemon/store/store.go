@@ -67,6 +67,9 @@ type Config struct {
 	// committer: it must not block. Calls never overlap.
 	Changed func(Changes)
 
+	// Room is called when Full has changed. It must not block.
+	Room func()
+
 	// Fatal is called (once) when the store can no longer be trusted: an I/O
 	// error, an unknown outcome of a commit. A full disk is not fatal.
 	Fatal func(error)

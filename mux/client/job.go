@@ -36,6 +36,12 @@ func (c *Client) ServerStatus(ctx context.Context) (wire.ServerStatus, error) {
 	return read[wire.ServerStatus](ctx, c, wire.MethodServerStatus, wire.ServerStatusRequest{})
 }
 
+// ServerReload has the server read its configuration again, and returns when it
+// has. BadUsage is a configuration that was refused: the old one stays.
+func (c *Client) ServerReload(ctx context.Context) (wire.Reloaded, error) {
+	return read[wire.Reloaded](ctx, c, wire.MethodServerReload, wire.ReloadRequest{})
+}
+
 // Submit queues jobs, all or none, exactly once even over a loss: a job
 // without an idempotency key is given one.
 func (c *Client) Submit(ctx context.Context, specs ...wire.JobSpec) ([]wire.Job, error) {

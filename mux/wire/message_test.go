@@ -52,6 +52,8 @@ func goldenMessages() []any {
 		RunnerTokenRequest{ID: "r1", Labels: map[string]string{"env": "prod"}, ExpiresIn: Duration(time.Hour)},
 		DrainRequest{ID: "r1", Drain: true},
 		TokenReply{Token: "wpusr_x", Expiry: when, Fingerprint: "SHA256:x"},
+		ServerStatus{ID: "s1", Version: "waypoint 0.1.0", Store: "sqlite /s", Listeners: []Listener{{Address: "unix:///s", Kind: ForRunners}}},
+		Reloaded{Changed: []string{"lease"}, RestartNeeded: []string{"listen"}},
 		UserTokenRequest{ExpiresIn: Duration(time.Hour)},
 		RotateRequest{Revoke: true},
 		RotateReply{KeyID: "00ff", Retired: []TokenKey{{ID: "ff00", Until: when}}},

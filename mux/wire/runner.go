@@ -113,7 +113,7 @@ type ServerStatus struct {
 	UptimeSeconds int64          `json:"uptime_seconds"`
 	Store         string         `json:"store"`     // "sqlite /var/lib/waypoint/waypoint.db", never a password
 	StateDir      string         `json:"state_dir"` // empty when in memory
-	Listeners     []string       `json:"listeners"`
+	Listeners     []Listener     `json:"listeners"`
 	Runners       map[string]int `json:"runners"`        // by state
 	RunnersOnline int            `json:"runners_online"` //
 	Jobs          map[string]int `json:"jobs"`           // by state
@@ -122,6 +122,31 @@ type ServerStatus struct {
 	ProtocolMax   int            `json:"protocol_max"`
 	Fingerprint   string         `json:"tls_fingerprint,omitempty"` // of the certificate to trust, "SHA256:…"; where there is a TCP listener
 	CertExpiry    time.Time      `json:"tls_expires_at,omitzero"`   // of the certificate in use
+}
+
+// Listener is where a server can be reached, and by whom.
+type Listener struct {
+	Address string       `json:"address"` // "unix:///run/waypoint/waypoint.sock"
+	Kind    ListenerKind `json:"kind"`
+}
+
+// ListenerKind says whom a listener is for.
+type ListenerKind string
+
+// The kinds of listener.
+const (
+	ForOperators ListenerKind = "operators" // and whoever else can open it
+	ForRunners   ListenerKind = "runners"   // an agent's own methods only
+	ForTCP       ListenerKind = "tcp"       // whoever shows a token, and runners
+)
+
+// ReloadRequest has no fields.
+type ReloadRequest struct{}
+
+// Reloaded is what has become of a configuration that was read again.
+type Reloaded struct {
+	Changed       []string `json:"changed"`        // keys whose new values hold from now on
+	RestartNeeded []string `json:"restart_needed"` // keys whose values will hold after a restart
 }
 
 // MaxLabels is how many labels a runner may have besides os, arch and hostname.

@@ -69,6 +69,7 @@ const (
 	MethodPing  = "ping"
 
 	MethodServerStatus    = "server.status"    // ServerStatusRequest -> ServerStatus
+	MethodServerReload    = "server.reload"    // ReloadRequest -> Reloaded; BadUsage where the configuration is bad
 	MethodServerBootstrap = "server.bootstrap" // BootstrapRequest -> TokenReply, once
 	MethodTokenKeyRotate  = "token_key.rotate" // RotateRequest -> RotateReply
 	MethodUserToken       = "user.token"       // UserTokenRequest -> TokenReply

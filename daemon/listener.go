@@ -1,0 +1,56 @@
+package daemon
+
+import (
+	"net"
+	"strings"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Listener is a listener that may be for runners only: what is no agent's
+// session is refused there, whoever asks, so that it can be opened to agents
+// without making them operators.
+type Listener struct {
+	net.Listener
+	Runners bool
+}
+
+// forRunners reports whether a listener is for runners only.
+func forRunners(l net.Listener) bool {
+	own, ok := l.(Listener)
+	return ok && own.Runners
+}
+
+// addListener takes note of a listener and says so in the log.
+func (s *Server) addListener(l net.Listener) {
+	a := l.Addr()
+	entry := wire.Listener{Address: a.Network() + "://" + a.String(), Kind: wire.ForOperators}
+	switch {
+	case forRunners(l):
+		entry.Kind = wire.ForRunners
+	case a.Network() == "tcp":
+		entry.Kind = wire.ForTCP
+	}
+	s.mu.Lock()
+	s.listeners = append(s.listeners, entry)
+	s.mu.Unlock()
+	s.tell()
+	s.announce(entry, a.Network() == "tcp")
+}
+
+// errForRunners refuses whoever is no agent, and says where others go.
+func (s *Server) errForRunners() error {
+	s.mu.Lock()
+	var others []string
+	for _, l := range s.listeners {
+		if l.Kind != wire.ForRunners {
+			others = append(others, l.Address)
+		}
+	}
+	s.mu.Unlock()
+	denied := wire.Errorf(wire.Denied, "only runners are served here")
+	if len(others) == 0 {
+		return denied
+	}
+	return denied.WithHint("operators use another address: --server-addr %s", strings.Join(others, " or "))
+}

@@ -1,0 +1,60 @@
+package daemon
+
+import (
+	"context"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Reload makes cfg the server's configuration, as far as it can change while
+// the server runs; StateDir, StoreDSN, Software, Logger, Plain and Reload stay as
+// they are. An error changes nothing; without one all of it holds when Reload
+// returns, a heartbeat for the sessions that begin from now on, an
+// acknowledgement for the jobs that are handed out from now on. The files of a
+// certificate are read again; renewed tells whether another one is shown now.
+func (s *Server) Reload(ctx context.Context, cfg Config) (renewed bool, err error) {
+	s.reloading.Lock()
+	defer s.reloading.Unlock()
+	old := s.cfg()
+	cfg.StateDir, cfg.StoreDSN, cfg.Software = old.StateDir, old.StoreDSN, old.Software
+	cfg.Logger, cfg.Plain, cfg.Reload = old.Logger, old.Plain, old.Reload
+	cfg, err = cfg.withDefaults()
+	if err != nil {
+		return false, err
+	}
+	before, after := s.shown(), (*certificate)(nil)
+	var was, is string
+	if before != nil {
+		if after, err = s.certify(ctx, &cfg); err != nil {
+			return false, err
+		}
+		if after.same(before) {
+			after = before // with what it has made and noticed
+		}
+		was, is = before.pinned(), after.pinned()
+	}
+	s.mu.Lock()
+	s.config.Store(&cfg)
+	s.certificate = after
+	s.mu.Unlock()
+	if was != is {
+		warnOfKey(s.log, was, is)
+	}
+	s.wakeClock() // a lease may end sooner now
+	return after != before, nil
+}
+
+// serverReload is the answer to `waypoint server reload`. Whatever is wrong with
+// the configuration is BadUsage, so that it is told from what is wrong with the call.
+func (s *Server) serverReload(ctx context.Context, peer *mux.Peer, _ wire.ReloadRequest) (wire.Reloaded, error) {
+	reload := s.cfg().Reload
+	if reload == nil {
+		return wire.Reloaded{}, wire.Errorf(wire.Unimplemented, "this server has no configuration to read again")
+	}
+	done, err := reload(ctx, loginOf(peer).String())
+	if err != nil && wire.KindOf(err) != wire.BadUsage {
+		err = wire.Errorf(wire.BadUsage, "%v", err)
+	}
+	return done, err
+}
