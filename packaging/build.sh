@@ -26,6 +26,9 @@ for arch in $ARCHS; do binary "$arch"; done
 host=$stage/$(go env GOHOSTARCH)/waypoint
 [ -x "$host" ] || binary "$(go env GOHOSTARCH)"
 
+for shell in bash zsh fish; do
+	"$host" completion "$shell" >"$stage/waypoint.$shell"
+done
 awk -v version="$VERSION" -v date="$(date -uRd "@$SOURCE_DATE_EPOCH")" -f packaging/changelog.awk CHANGELOG.md |
 	gzip -9n >"$stage/changelog.gz"
 
@@ -37,14 +40,15 @@ document() {
 {
 	sed "s|\${STAGE}|$stage|g" packaging/nfpm.yaml
 	for page in man/*.[1-8]; do
-		[ -e "$page" ] || continue
 		name=$(basename "$page")
 		gzip -9n <"$page" >"$stage/$name.gz"
 		document "$stage/$name.gz" "/usr/share/man/man${name##*.}/$name.gz"
 	done
-	for file in packaging/examples/* contrib/example/*; do
-		[ -f "$file" ] || continue
-		document "$file" "/usr/share/doc/waypoint/examples/${file#*/*/}"
+	for file in packaging/examples/*; do
+		document "$file" "/usr/share/doc/waypoint/examples/${file##*/}"
+	done
+	for file in contrib/example/*; do
+		document "$file" "/usr/share/doc/waypoint/examples/project/${file##*/}"
 	done
 } >"$stage/nfpm.yaml"
 
