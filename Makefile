@@ -16,7 +16,7 @@ LDFLAGS  := -s -w $(if $(VERSION),-X main.number=$(VERSION))
 
 STATICCHECK := $(GO) tool -modfile=contrib/tools.mod staticcheck
 
-.PHONY: all build demo test race check fmt vet fix staticcheck example bench fuzz torture packages install clean
+.PHONY: all build demo test race check fmt vet fix staticcheck example bench fuzz torture packages install man clean
 
 all: build
 
@@ -54,6 +54,10 @@ staticcheck:
 	@echo "== staticcheck"
 	@if $(GO) tool -modfile=contrib/tools.mod -n staticcheck >/dev/null 2>&1; then $(STATICCHECK) ./...; \
 	else echo "SKIPPED: staticcheck is not here and cannot be fetched"; fi
+
+# The pages of the commands, made of the command line and of man/prose.
+man:
+	$(GO) test ./cmd/waypoint -count=1 -run '^TestManual$$' -update
 
 example:
 	@echo "== contrib/example"
@@ -103,8 +107,9 @@ torture:
 packages:
 	@VERSION=$(VERSION) packaging/build.sh
 
+# The files only; contrib/install.sh by itself sets up this host as well.
 install: build
-	install -D -m 0755 bin/waypoint $(DESTDIR)$(PREFIX)/bin/waypoint
+	contrib/install.sh --prefix '$(PREFIX)' --destdir '$(DESTDIR)'
 
 clean:
 	rm -rf bin dist
