@@ -2,14 +2,15 @@
 # Builds waypoint_VERSION_ARCH.deb and waypoint-VERSION-1.ARCH.rpm for each of
 # ARCHS (amd64 arm64) in DIST (dist). It takes Go and nothing of a
 # distribution's, and the same sources give the same bytes, whoever builds
-# where and when: SOURCE_DATE_EPOCH is the last commit's time unless it is set.
+# where and when: SOURCE_DATE_EPOCH is the last commit's time unless it is set,
+# and where git knows of none, that of CHANGELOG.md.
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
 
 # The release that the binary says, unless another is asked for.
 : "${VERSION:=$(sed -n 's/^var number = "\(.*\)"$/\1/p' cmd/waypoint/version.go)}"
-: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct)}"
+: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)}"
 : "${ARCHS:=amd64 arm64}"
 : "${DIST:=dist}"
 export VERSION SOURCE_DATE_EPOCH CGO_ENABLED=0 LC_ALL=C TZ=UTC0
@@ -54,6 +55,7 @@ document() {
 
 for arch in $ARCHS; do
 	for format in deb rpm; do
-		GOARCH=$arch go tool -modfile=packaging/tools.mod nfpm package -f "$stage/nfpm.yaml" -p "$format" -t "$DIST/"
+		ARCH=$arch go tool -modfile=packaging/tools.mod nfpm package -f "$stage/nfpm.yaml" -p "$format" -t "$DIST/" >/dev/null
 	done
 done
+ls "$DIST"/*"$VERSION"*
