@@ -29,6 +29,9 @@ var (
 	errOver     = errors.New("the attempt is over")
 )
 
+// errUnbegun says that the supervisor that was to run it has not begun.
+var errUnbegun = errors.New("the supervisor has not begun the attempt")
+
 // attempt is one assignment in this runner's hands.
 type attempt struct {
 	r     *Runner
@@ -36,6 +39,8 @@ type attempt struct {
 	dir   string
 	log   *slog.Logger
 	again bool // taken up by this agent: what was prepared before is made anew
+
+	earlier bool // from before the host's last start
 
 	ctx      context.Context // ended by a drop, by the Run's end, and when it is over
 	stop     context.CancelCauseFunc
@@ -48,10 +53,12 @@ type attempt struct {
 	shipped   gate // opened by ship when it returns
 
 	cancels chan struct{} // one token: a cancel has come
+	unheld  chan struct{} // one token: no supervisor has begun it, nor will
 	wake    chan struct{} // one token: the log has grown, or the result is there
 
 	mu     sync.Mutex
 	stage  stage        // guarded by mu
+	asking bool         // the supervisor is being asked to run it; guarded by mu
 	force  bool         // guarded by mu
 	result *wire.Result // guarded by mu
 	sent   bool         // the result is on its way: the server may see it end any moment; guarded by mu
@@ -64,7 +71,7 @@ func (r *Runner) newAttempt(job wire.Assignment, dir string, s stage) *attempt {
 		r: r, job: job, dir: dir, stage: s,
 		log:       r.log.With("job", job.Job, "attempt", job.Attempt, "runner", r.name()),
 		permitted: newGate(), exited: newGate(), bereaved: newGate(), shipped: newGate(),
-		cancels: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		cancels: make(chan struct{}, 1), unheld: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 	a.ctx, a.stop = context.WithCancelCause(r.ctx)
 	a.work, a.stopWork = context.WithCancelCause(a.ctx)
@@ -144,6 +151,14 @@ func (a *attempt) supervised(ev supervisor.Event) {
 	poke(a.wake)
 }
 
+// isGiven reports whether a supervisor was given it and has taken it, as far as
+// this side knows.
+func (a *attempt) isGiven() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stage == given && !a.asking
+}
+
 // bereave says that the supervisor that had it is gone and no other has it.
 func (a *attempt) bereave() { a.bereaved.open() }
 
@@ -156,6 +171,15 @@ type gate struct {
 func newGate() gate { return gate{once: new(sync.Once), c: make(chan struct{})} }
 
 func (g gate) open() { g.once.Do(func() { close(g.c) }) }
+
+func (g gate) opened() bool {
+	select {
+	case <-g.c:
+		return true
+	default:
+		return false
+	}
+}
 
 // poke leaves a token for whoever waits on c.
 func poke(c chan struct{}) {
@@ -209,14 +233,32 @@ func (a *attempt) execute() (*supervisor.End, error) {
 		return a.readEnd()
 	case given:
 		a.r.attempts.Go(a.ship)
-		return a.awaitExit()
+		if end, err := a.awaitExit(); !errors.Is(err, errUnbegun) {
+			return end, err
+		}
+		a.reach(started)
+	default:
+		select {
+		case <-a.permitted.c:
+		case <-a.ctx.Done():
+			return nil, context.Cause(a.ctx)
+		}
+		a.r.attempts.Go(a.ship)
 	}
-	select {
-	case <-a.permitted.c:
-	case <-a.ctx.Done():
-		return nil, context.Cause(a.ctx)
+	for {
+		end, err := a.begin()
+		if !errors.Is(err, errUnbegun) {
+			return end, err
+		}
+		a.log.Info("job was not begun by its supervisor: it goes to the next")
+		a.reach(started)
+		a.again = true // the next one's jobs may be another user's
 	}
-	a.r.attempts.Go(a.ship)
+}
+
+// begin prepares it and has a supervisor run it to its end. errUnbegun: that
+// supervisor has done nothing of it, and it is to begin again.
+func (a *attempt) begin() (*supervisor.End, error) {
 	spec, jobs, err := a.ready()
 	switch {
 	case err == nil:
@@ -243,11 +285,21 @@ func (a *attempt) ready() (spec supervisor.Spec, jobs supervisor.Jobs, err error
 			return spec, nil, err
 		}
 	}
-	if spec, err = a.prepare(a.work); err != nil {
-		return spec, nil, err
-	}
-	if jobs, err = a.r.parent.wait(a.work); err != nil {
-		return spec, nil, err
+	for {
+		if jobs, err = a.r.parent.taker(a.work); err != nil {
+			return spec, nil, err
+		}
+		user := jobs.User()
+		if spec, err = a.prepare(a.work); err != nil {
+			return spec, nil, err
+		}
+		if jobs, err = a.r.parent.taker(a.work); err != nil {
+			return spec, nil, err
+		}
+		if jobs.User() == user {
+			break
+		}
+		a.again = true // it was prepared for another user's jobs
 	}
 	if err := context.Cause(a.work); err != nil {
 		return spec, nil, err
@@ -255,17 +307,31 @@ func (a *attempt) ready() (spec supervisor.Spec, jobs supervisor.Jobs, err error
 	if err := a.mark(markRunning); err != nil {
 		return spec, nil, err
 	}
-	a.reach(given)
+	a.mu.Lock()
+	a.stage, a.asking = given, true
+	a.mu.Unlock()
 	return spec, jobs, nil
+}
+
+// asked says that what has become of the question to the supervisor is known.
+func (a *attempt) asked() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asking = false
 }
 
 // submit gives the attempt to the supervisor. An end means that it refused.
 func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*supervisor.End, error) {
+	defer a.asked()
 	// Not the attempt's context: a drop must find it started or not, nothing between.
 	err := jobs.Start(a.r.ctx, spec)
 	if err == nil {
 		a.log.Info("job started")
 		return nil, nil
+	}
+	if errors.Is(err, supervisor.ErrLeaving) {
+		a.r.left(jobs)
+		return nil, errUnbegun
 	}
 	list, lost := jobs.List(a.r.ctx)
 	switch {
@@ -274,8 +340,7 @@ func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*superviso
 	case lost != nil:
 		// It may have started it or not, and is taken to have.
 		a.log.Warn("supervisor lost while it was given a job", "error", err)
-		a.r.attempts.Go(func() { a.reclaim(jobs) })
-		return nil, nil
+		return nil, a.reclaim(jobs)
 	case a.isIn(list):
 		return nil, nil
 	}
@@ -298,6 +363,8 @@ func (a *attempt) awaitExit() (*supervisor.End, error) {
 			return a.readEnd()
 		case <-a.bereaved.c:
 			return a.mourn()
+		case <-a.unheld:
+			return nil, errUnbegun
 		case <-a.cancels:
 			a.mu.Lock()
 			force := a.force

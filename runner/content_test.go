@@ -234,14 +234,14 @@ func TestRestartWhileFinishing(t *testing.T) {
 // by itself.
 func TestSpoolBroken(t *testing.T) {
 	b := newBench(t, nil).start().connected()
-	if err := os.Remove(b.r.jobs); err != nil {
+	if err := os.Remove(b.cfg.Dir); err != nil {
 		t.Fatal(err)
 	}
-	write(t, b.r.jobs, "in the way")
+	write(t, b.cfg.Dir, "in the way")
 	a := script("true")
 	b.s.assign(a)
 	b.s.await("it is given back and nothing more wanted", func() bool { return len(b.s.nacks) == 1 && len(b.s.drains) == 1 })
-	if err := os.Remove(b.r.jobs); err != nil {
+	if err := os.Remove(b.cfg.Dir); err != nil {
 		t.Fatal(err)
 	}
 	b.s.await("it is well again", func() bool { return len(b.s.drains) == 2 && !b.s.drains[1] })

@@ -141,6 +141,11 @@ func (r *Runner) Status() wire.AgentStatus {
 		Fingerprint: statedir.Fingerprint(r.cfg.Key.Public().(ed25519.PublicKey)),
 		Concurrency: r.cfg.Concurrency, Jobs: r.holds(),
 	}
+	st.Supervisor = wire.AgentSupervisor{State: r.parent.state(), Dir: r.cfg.Dir}
+	if jobs := r.parent.now(); jobs != nil {
+		st.Supervisor.PID, st.Supervisor.Version, st.Supervisor.Isolation = jobs.PID(), jobs.Version(), jobs.Isolation()
+		st.Supervisor.User = jobs.User()
+	}
 	st.Standing, st.Connected = r.standing.now()
 	r.mu.Lock()
 	st.Draining, st.Stopping = r.drained, r.stopping

@@ -67,9 +67,10 @@ func (r *Runner) setDrain(mark *bool, on bool) bool {
 
 // wantsNothing reports whether the server is to give nothing more for now.
 func (r *Runner) wantsNothing() bool {
+	unsupervised := r.unsupervised() != ""
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.stopping || r.drained || r.sick || r.cfg.Once && len(r.held) > 0
+	return unsupervised || r.stopping || r.drained || r.sick || r.cfg.Once && len(r.held) > 0
 }
 
 // tellDrain tells the server whether to give nothing more, where that has changed.
@@ -87,6 +88,10 @@ func (r *Runner) tellDrain() {
 // is reported, and what has not begun is settled, by the next agent on this
 // directory.
 func (r *Runner) stop(why error) {
+	if r.cfg.Managed {
+		r.handOver()
+		return
+	}
 	r.log.Info("draining", "why", why)
 	r.setDrain(&r.stopping, true)
 	r.tellDrain()

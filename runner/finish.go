@@ -95,21 +95,32 @@ func (a *attempt) lost(why string) *supervisor.End {
 }
 
 // reclaim waits for a supervisor to be there again and asks whether it has the
-// attempt; if not, that is as if its supervisor had gone.
-func (a *attempt) reclaim(old supervisor.Jobs) {
+// attempt. If not, and the old one has not begun it, it is for the new one;
+// else that is as if its supervisor had gone.
+func (a *attempt) reclaim(old supervisor.Jobs) error {
 	for a.r.parent.left(a.ctx, old) {
 		jobs, err := a.r.parent.wait(a.ctx)
 		if err != nil {
-			return
+			return err
 		}
-		list, err := jobs.List(a.ctx)
-		if err != nil {
+		theirs, err := takeOver(a.ctx, jobs)
+		switch {
+		case err != nil:
 			old = jobs
 			continue
-		}
-		if !a.isIn(list) {
+		case theirs.has(a.job.JobRef):
+		case a.unbegun(theirs):
+			return errUnbegun
+		default:
 			a.bereave()
 		}
-		return
+		return nil
 	}
+	return context.Cause(a.ctx)
+}
+
+// unbegun reports whether no supervisor has begun it nor will, where the one
+// that is asked does not hold it.
+func (a *attempt) unbegun(theirs holding) bool {
+	return theirs.alone && !a.earlier && !supervisor.Begun(a.dir)
 }

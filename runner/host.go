@@ -50,11 +50,15 @@ func bootID() string {
 
 // hello is what the runner says of itself, and shows, when it connects.
 func (r *Runner) hello() wire.Hello {
+	isolation := r.parent.isolation()
+	r.mu.Lock()
+	r.isolation = isolation
+	r.mu.Unlock()
 	rh := &wire.RunnerHello{
 		Kind:     r.cfg.Kind,
 		Labels:   r.host.labels,
 		Hostname: r.host.name, OS: runtime.GOOS, Arch: runtime.GOARCH,
-		Isolation:   r.parent.isolation(),
+		Isolation:   isolation,
 		Concurrency: r.cfg.Concurrency,
 	}
 	rh.PublicKey = []byte(r.cfg.Key[32:])

@@ -181,27 +181,43 @@ func TestBothKilled(t *testing.T) {
 	}
 }
 
-// A supervisor that dies while it is given a job may have started it: the job
-// is not started again.
+// A supervisor dies while it is given a job. One that it has begun, or may have, is not
+// started again; one that it has not is for the next supervisor.
 func TestSupervisorLostAtStart(t *testing.T) {
-	next := newSupervisor(t, t.TempDir())
-	var first *line
-	b := newBench(t, func(c *Config) {
-		first = newLine(newSupervisor(t, c.Dir))
-		first.before = func(supervisor.Spec) { first.cut() }
-		c.Supervisor = first
-		c.Resupervise = func(context.Context) (supervisor.Jobs, error) { return newLine(next), nil }
-	}).start().connected()
-	a := script("echo on")
-	b.s.assign(a)
-	j := b.s.ended(a.JobRef)
-	want(t, j, wire.Failed, wire.ReasonRunnerLost)
-	if len(j.log) > 0 {
-		t.Errorf("output %q", j.log)
+	for name, begun := range map[string]bool{"begun": true, "unbegun": false} {
+		t.Run(name, func(t *testing.T) {
+			next := newSupervisor(t, t.TempDir())
+			var first *line
+			b := newBench(t, func(c *Config) {
+				first = newLine(newSupervisor(t, c.Dir))
+				first.before = func(spec supervisor.Spec) {
+					if begun {
+						write(t, filepath.Join(spec.Dir, supervisor.LogFile), "")
+					}
+					first.cut()
+				}
+				c.Supervisor = first
+				c.Resupervise = func(context.Context) (supervisor.Jobs, error) { return newLine(next), nil }
+			}).start().connected()
+			a := script("echo on")
+			b.s.assign(a)
+			j := b.s.ended(a.JobRef)
+			if begun {
+				want(t, j, wire.Failed, wire.ReasonRunnerLost)
+				if len(j.log) > 0 {
+					t.Errorf("output %q", j.log)
+				}
+			} else {
+				want(t, j, wire.Success, "")
+				if string(j.log) != "on\n" {
+					t.Errorf("output %q", j.log)
+				}
+			}
+			again := script("echo on")
+			b.s.assign(again)
+			want(t, b.s.ended(again.JobRef), wire.Success, "")
+		})
 	}
-	again := script("echo on")
-	b.s.assign(again)
-	want(t, b.s.ended(again.JobRef), wire.Success, "")
 }
 
 // A start that is refused ends the job with the reason.
@@ -237,7 +253,7 @@ func TestSupervisorLostForGood(t *testing.T) {
 // spool writes an attempt's directory as an agent before this one left it.
 func (b *bench) spool(a wire.Assignment, boot string, files map[string]string) string {
 	b.t.Helper()
-	dir := filepath.Join(b.cfg.Dir, "jobs", a.Job+"-1")
+	dir := filepath.Join(b.cfg.Dir, a.Job+"-1")
 	body, err := json.Marshal(spooled{Boot: boot, Assignment: a})
 	if err != nil {
 		b.t.Fatal(err)
@@ -275,6 +291,8 @@ func TestLoad(t *testing.T) {
 	if err := os.Rename(foreign, foreign+"x"); err != nil {
 		t.Fatal(err)
 	}
+	strange := filepath.Join(b.cfg.Dir, "strange")
+	write(t, filepath.Join(strange, "file"), "somebody's")
 	b.start()
 	want(t, b.s.ended(prepared.JobRef), wire.Success, "")
 	want(t, b.s.ended(unbegun.JobRef), wire.Success, "")
@@ -288,6 +306,9 @@ func TestLoad(t *testing.T) {
 		if _, err := os.Stat(dir); !os.IsNotExist(err) {
 			t.Errorf("%s is still there: %v", dir, err)
 		}
+	}
+	if _, err := os.Stat(filepath.Join(strange, "file")); err != nil {
+		t.Errorf("what is no attempt's was touched: %v", err)
 	}
 	if n := len(b.s.begins[0].Held); n != 5 {
 		t.Errorf("%d attempts held: %+v", n, b.s.begins[0].Held)

@@ -24,7 +24,9 @@ type Event struct {
 
 	Jobs     int  // held here; a change of nothing else is told at most once a second
 	Draining bool // by `runner drain` on this host; see Standing for the operator's
-	Stopping bool // it ends when its jobs have ended
+	Stopping bool // it ends when its jobs have ended, or when it has handed over
+
+	Supervisor wire.SupervisorState
 }
 
 // news is what Notify was told.
@@ -47,8 +49,11 @@ func (r *Runner) retell() {
 	n := &r.news
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.last != nil {
+	switch {
+	case n.last != nil:
 		r.tell(Event{State: n.last.State, Err: n.last.Err})
+	case r.unsupervised() != "": // said before the server has been asked anything
+		r.tell(Event{})
 	}
 }
 
@@ -71,7 +76,7 @@ func (r *Runner) tellCounts(ctx context.Context) {
 // news.mu is held.
 func (r *Runner) tell(ev Event) {
 	n := &r.news
-	ev.ID, ev.Jobs = r.name(), r.count()
+	ev.ID, ev.Jobs, ev.Supervisor = r.name(), r.count(), r.parent.state()
 	if ev.Standing, _ = r.standing.now(); ev.State != "" && ev.Standing != nil {
 		ev.State = ev.Standing.State // which may have changed since the last was told
 	}

@@ -2,6 +2,8 @@ package runner
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +17,8 @@ type parent struct {
 	mu      sync.Mutex
 	jobs    supervisor.Jobs // nil while it is lost; guarded by mu
 	own     bool            // made by Resupervise, so closed here; guarded by mu
+	leaving bool            // it starts nothing more; guarded by mu
+	kind    string          // isolation of the last one; guarded by mu
 	changed chan struct{}   // closed, and replaced, at each change; guarded by mu
 }
 
@@ -25,11 +29,56 @@ func (p *parent) now() supervisor.Jobs {
 	return p.jobs
 }
 
+// isolation is that of the supervisor in use, or of the last one.
 func (p *parent) isolation() string {
-	if jobs := p.now(); jobs != nil {
-		return jobs.Isolation()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.jobs != nil {
+		p.kind = p.jobs.Isolation()
 	}
-	return ""
+	return p.kind
+}
+
+// state is how far there is one.
+func (p *parent) state() wire.SupervisorState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.jobs == nil:
+		return wire.SupervisorMissing
+	case p.leaving:
+		return wire.SupervisorLeaving
+	}
+	return wire.SupervisorReady
+}
+
+// leave takes note that a supervisor starts nothing more, and reports whether
+// that is news of the one in use.
+func (p *parent) leave(jobs supervisor.Jobs) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.jobs != jobs || p.leaving {
+		return false
+	}
+	p.leaving = true
+	return true
+}
+
+// taker is wait, and waits for the next one while this one is leaving.
+func (p *parent) taker(ctx context.Context) (supervisor.Jobs, error) {
+	for {
+		p.mu.Lock()
+		jobs, leaving, changed := p.jobs, p.leaving, p.changed
+		p.mu.Unlock()
+		if jobs != nil && !leaving {
+			return jobs, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // wait is now, and waits while it is lost.
@@ -69,7 +118,7 @@ func (p *parent) left(ctx context.Context, jobs supervisor.Jobs) bool {
 func (p *parent) set(jobs supervisor.Jobs) {
 	p.mu.Lock()
 	old, own := p.jobs, p.own
-	p.jobs, p.own = jobs, jobs != nil
+	p.jobs, p.own, p.leaving = jobs, jobs != nil, false
 	close(p.changed)
 	p.changed = make(chan struct{})
 	p.mu.Unlock()
@@ -89,31 +138,66 @@ func (p *parent) close() {
 	}
 }
 
+// unsupervised is why no job can be given to the supervisor for some time, ""
+// when one can. One that is lost and not Managed is replaced at once.
+func (r *Runner) unsupervised() string {
+	switch state := r.parent.state(); {
+	case state == wire.SupervisorLeaving:
+		return "the supervisor of the runner's jobs is stopping"
+	case state == wire.SupervisorMissing && r.cfg.Managed:
+		return "the runner has no supervisor for its jobs"
+	}
+	return ""
+}
+
+// left takes note that a supervisor starts nothing more.
+func (r *Runner) left(jobs supervisor.Jobs) {
+	r.intake.Lock() // no job is being taken for it when this returns
+	news := r.parent.leave(jobs)
+	r.intake.Unlock()
+	if news {
+		r.log.Info("supervisor is leaving: no jobs are taken until there is another", "jobs", r.count())
+		r.tellDrain()
+		r.retell()
+	}
+}
+
 // watch passes the supervisor's events on to the attempts until ctx ends, and
 // replaces a supervisor that is lost.
 func (r *Runner) watch(ctx context.Context) {
 	pause := backoff{min: r.waits.connectMin, max: r.waits.connectMax}
+	retired := "" // the version that was asked to retire last
 	for {
-		began := time.Now()
-		err := r.parent.now().Watch(ctx, r.supervised)
-		if ctx.Err() != nil {
-			return
-		}
-		if err == nil {
-			err = wire.Errorf(wire.Unavailable, "the supervisor watches no more")
-		}
-		r.log.Error("supervisor lost", "error", err)
-		r.parent.set(nil)
-		if r.cfg.Resupervise == nil {
-			r.end(err)
-			return
-		}
-		// The first time at once: jobs wait. One that is lost again and again
-		// is not asked for in a loop.
-		if time.Since(began) > pause.last {
-			pause.last = 0
-		} else if !sleep(ctx, pause.next()) {
-			return
+		if jobs := r.parent.now(); jobs != nil {
+			began := time.Now()
+			asked := r.retire(ctx, jobs, &retired)
+			err := jobs.Watch(ctx, func(ev supervisor.Event) { r.supervised(jobs, ev) })
+			if ctx.Err() != nil {
+				return
+			}
+			if err == nil {
+				err = wire.Errorf(wire.Unavailable, "the supervisor watches no more")
+			}
+			if asked || r.parent.state() == wire.SupervisorLeaving {
+				r.log.Info("supervisor has left", "why", err)
+			} else {
+				r.log.Error("supervisor lost", "error", err)
+			}
+			r.parent.set(nil)
+			r.readEnds()
+			r.tellDrain()
+			r.retell()
+			if r.cfg.Resupervise == nil {
+				r.end(err)
+				return
+			}
+			// The first time at once: jobs wait. One that is lost again and again
+			// is not asked for in a loop.
+			if time.Since(began) > pause.last {
+				pause.last = 0
+			} else if !sleep(ctx, pause.next()) {
+				return
+			}
 		}
 		if !r.resupervise(ctx, &pause) {
 			return
@@ -121,24 +205,94 @@ func (r *Runner) watch(ctx context.Context) {
 	}
 }
 
-// supervised hands an event to its attempt.
-func (r *Runner) supervised(ev supervisor.Event) {
+// retire asks a supervisor of another version to end once no job runs, so that
+// its place is taken by one of this agent's; it reports whether it did. One
+// of the version that was asked to retire before is left alone: whoever starts them has no other.
+func (r *Runner) retire(ctx context.Context, jobs supervisor.Jobs, before *string) bool {
+	_, own, _ := strings.Cut(r.cfg.Software, " ")
+	version := jobs.Version()
+	if r.cfg.Resupervise == nil || version == "" || version == own || version == *before {
+		return false
+	}
+	err := jobs.Retire(ctx)
+	switch k := wire.KindOf(err); {
+	case k == "", k == wire.Unavailable: // it may have gone before its answer had left
+		*before = version
+		r.log.Info("supervisor is of another version and retires once no job runs", "supervisor", version, "version", own)
+		return true
+	case ctx.Err() == nil:
+		r.log.Warn("supervisor of another version does not retire", "supervisor", version, "version", own, "error", err)
+	}
+	return false
+}
+
+// supervised takes an event of the supervisor's, or hands it to its attempt.
+func (r *Runner) supervised(jobs supervisor.Jobs, ev supervisor.Event) {
+	if ev.Leaving {
+		r.left(jobs)
+		return
+	}
 	if a := r.attempt(ev.JobRef); a != nil {
 		a.supervised(ev)
 	}
 }
 
-// resupervise gets another supervisor, and sorts who is held by it: an attempt
-// that was given to the old one and is not with the new one is bereaved.
+// readEnds finds the ends that a supervisor has recorded and may not have come
+// to say: nobody else will say them before there is another.
+func (r *Runner) readEnds() {
+	for _, a := range r.all() {
+		if a.at() != given {
+			continue
+		}
+		if end, err := readEnd(a.dir); err == nil && end.State.Ended() {
+			a.exited.open()
+		}
+	}
+}
+
+// holding is what a supervisor holds.
+type holding struct {
+	list []supervisor.Status
+	refs map[wire.JobRef]bool
+	// alone: what an agent has given to a supervisor and is not in the list
+	// will never be begun.
+	alone bool
+}
+
+func (h holding) has(ref wire.JobRef) bool { return h.refs[ref] }
+
+// takeOver ends what agents before this one, and this one's lost connections,
+// may have on their way to the supervisor, and returns what it holds. One that is too old to know
+// of Takeover is not asked again for it.
+func takeOver(ctx context.Context, jobs supervisor.Jobs) (holding, error) {
+	h := holding{refs: map[wire.JobRef]bool{}}
+	err := jobs.Takeover(ctx)
+	h.alone = err == nil
+	if err != nil && wire.KindOf(err) != wire.Unimplemented {
+		return h, fmt.Errorf("take supervisor over: %w", err)
+	}
+	if h.list, err = jobs.List(ctx); err != nil {
+		return h, fmt.Errorf("list supervised jobs: %w", err)
+	}
+	for _, s := range h.list {
+		h.refs[s.JobRef] = true
+	}
+	return h, nil
+}
+
+// resupervise gets another supervisor, and sorts who is held by it.
 func (r *Runner) resupervise(ctx context.Context, pause *backoff) bool {
 	for {
 		jobs, err := r.cfg.Resupervise(ctx)
 		if err == nil {
-			var list []supervisor.Status
-			if list, err = jobs.List(ctx); err == nil {
-				r.sort(ctx, jobs, list)
+			var theirs holding
+			if theirs, err = takeOver(ctx, jobs); err == nil {
+				r.sort(ctx, jobs, theirs)
 				r.parent.set(jobs)
-				r.log.Info("supervisor found again", "jobs", len(list))
+				r.log.Info("supervisor found", "jobs", len(theirs.list), "pid", jobs.PID(), "version", jobs.Version())
+				r.tellDrain()
+				r.retell()
+				r.introduce()
 				return true
 			}
 			jobs.Close()
@@ -146,26 +300,42 @@ func (r *Runner) resupervise(ctx context.Context, pause *backoff) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		r.log.Error("supervisor not found again yet", "error", err)
+		r.log.Error("supervisor not found yet", "error", err)
 		if !sleep(ctx, pause.next()) {
 			return false
 		}
 	}
 }
 
+// introduce has the runner say hello again where it has said of itself what
+// is so no more.
+func (r *Runner) introduce() {
+	kind := r.parent.isolation()
+	r.mu.Lock()
+	w, stale := r.work, r.isolation != kind
+	r.mu.Unlock()
+	if w != nil && stale {
+		w.end(errStale)
+	}
+}
+
 // sort compares what a supervisor holds with what this runner gave away, and
-// resolves every difference: what only the supervisor knows is stopped there.
-func (r *Runner) sort(ctx context.Context, jobs supervisor.Jobs, list []supervisor.Status) {
-	theirs := map[wire.JobRef]bool{}
-	for _, s := range list {
-		theirs[s.JobRef] = true
+// resolves every difference: what only the supervisor knows is stopped there; what only this
+// runner knows is given to the supervisor anew, if none has begun it, or else
+// bereaved. What is being asked for at this moment finds out for itself.
+func (r *Runner) sort(ctx context.Context, jobs supervisor.Jobs, theirs holding) {
+	for _, s := range theirs.list {
 		if r.attempt(s.JobRef) == nil {
 			r.log.Warn("supervisor holds a job that this runner does not: stopping it", "job", s.Job, "attempt", s.Attempt)
 			r.attempts.Go(func() { r.expel(ctx, jobs, s.JobRef) })
 		}
 	}
 	for _, a := range r.all() {
-		if a.at() == given && !theirs[a.job.JobRef] {
+		switch {
+		case !a.isGiven(), theirs.has(a.job.JobRef):
+		case a.unbegun(theirs):
+			poke(a.unheld)
+		default:
 			a.bereave()
 		}
 	}

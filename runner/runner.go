@@ -14,12 +14,13 @@
 //	                                   └──────── report: log, from the server's offset ──┘
 //
 // An attempt is one goroutine (attempt.go) and, from its start on, one more
-// that ships its log (report.go). Its directory Dir/jobs/<job>-<attempt> says
+// that ships its log (report.go). Its directory Dir/<job>-<attempt> says
 // how far it has come: assignment.json before Ack, a line "started" in it once
 // the server has confirmed it and it is being prepared, a line "running"
 // before the supervisor is asked to run it, end.json when it is over. What was
 // not yet given to a supervisor is prepared anew after a restart; what was,
-// never runs twice.
+// never runs twice. One that a supervisor was given and has not begun, because
+// it was leaving or has died, is given to the next.
 //
 // A Drop, and a report that is refused as Conflict or NotFound, end an attempt
 // without a word: killed if it runs, forgotten, removed.
@@ -50,6 +51,18 @@
 // socket (control.go) and said to the server (drain.go); the operator's is the
 // server's to keep, and is in Standing. Neither changes the other. To be
 // stopped is a third.
+//
+// # The supervisor
+//
+// One that says that it is leaving is given nothing more, and the server gives
+// nothing more either until the next one is there. Of its jobs it says how they ended.
+// One of another version is asked to retire (parent.go).
+//
+// A managed agent starts none: somebody else does, and it waits (Managed).
+// Then its end is no end of the jobs either: asked to stop, it hands over
+// (handover.go). What was not confirmed goes back to the server, what is under
+// way has a few seconds to be given to the supervisor or reported, and the rest is the
+// next agent's.
 //
 // # Goroutines
 //
@@ -95,8 +108,8 @@ type Config struct {
 	Key         ed25519.PrivateKey
 	Labels      map[string]string // besides os, arch, hostname
 	Concurrency int               // default: the number of CPUs
-	Dir         string            // attempts live in Dir/jobs/<job>-<attempt>
-	Supervisor  supervisor.Jobs   // not closed by the Runner
+	Dir         string            // attempts live in Dir/<job>-<attempt>; what else is there is the supervisor's
+	Supervisor  supervisor.Jobs   // not closed by the Runner; nil: wait for what Resupervise brings
 	Root        string            // kind local: jobs run here, the caller's own directory, with BaseEnv
 	BaseEnv     []string          // kind local: the caller's environment without its token
 	Once        bool              // end after one job
@@ -106,8 +119,12 @@ type Config struct {
 	Login       string            // kind local: the command line's token, "" where it has none
 	Logger      *slog.Logger      // nil discards
 
+	// Managed says that somebody else starts and ends the supervisor: while there is none no jobs
+	// are taken, and to be stopped is to hand over.
+	Managed bool
+
 	// Resupervise replaces a supervisor that is gone: it starts one, or connects
-	// to the one that is there. The Runner closes what it returned before it
+	// to the one that is there, or waits for one. The Runner closes what it returned before it
 	// asks again. Nil for one in this process, which cannot be lost: Run then
 	// ends with the loss.
 	Resupervise func(ctx context.Context) (supervisor.Jobs, error)
@@ -137,6 +154,8 @@ type waits struct {
 	anew                   time.Duration // until tokens that the server could not use are shown to it again
 	storeMin, storeMax     time.Duration // until a grant that could not be stored is tried again
 	apart                  time.Duration // that a stopping agent waits for a server that is not there
+	handOver               time.Duration // for what is under way when a managed agent ends
+	supervisor             time.Duration // that a managed agent waits for its supervisor before it connects, so as to say at once what it can do
 	accept                 time.Duration // until another command is accepted where there was no room for one
 	now                    func() time.Time
 }
@@ -148,7 +167,7 @@ var defaultWaits = waits{
 	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second,
 	spool: 10 * time.Second, counts: time.Second,
 	call: 30 * time.Second, anew: time.Minute, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
-	apart: 10 * time.Second, accept: time.Second,
+	apart: 10 * time.Second, accept: time.Second, handOver: 5 * time.Second, supervisor: 2 * time.Second,
 	now: time.Now,
 }
 
@@ -157,11 +176,11 @@ type Runner struct {
 	cfg    Config
 	log    *slog.Logger
 	host   host
-	jobs   string // Dir/jobs
 	boot   string // id of this boot of the host, "" where not known
 	waits  waits
 	uplink uplink
 	parent parent
+	pulse  pulse
 
 	tokens   credentials
 	standing standing
@@ -185,6 +204,7 @@ type Runner struct {
 	drained   bool                     // on this host; guarded by mu
 	why       error                    // it is not connected; guarded by mu
 	sick      bool                     // the spool cannot be written; guarded by mu
+	isolation string                   // what the server was told last; guarded by mu
 
 	news news
 }
@@ -203,7 +223,7 @@ func New(cfg Config) (*Runner, error) {
 	switch {
 	case cfg.Dial == nil:
 		return nil, wire.Errorf(wire.BadUsage, "a runner needs a server to dial")
-	case cfg.Supervisor == nil:
+	case cfg.Supervisor == nil && cfg.Resupervise == nil:
 		return nil, wire.Errorf(wire.BadUsage, "a runner needs a supervisor")
 	case len(cfg.Key) != ed25519.PrivateKeySize:
 		return nil, wire.Errorf(wire.BadUsage, "a runner needs an identity key")
@@ -234,7 +254,7 @@ func New(cfg Config) (*Runner, error) {
 		return nil, err
 	}
 	r := &Runner{
-		cfg: cfg, log: cfg.Logger, host: host, jobs: filepath.Join(cfg.Dir, "jobs"), boot: bootID(),
+		cfg: cfg, log: cfg.Logger, host: host, boot: bootID(),
 		waits:    defaultWaits,
 		counted:  make(chan struct{}, 1),
 		known:    make(chan struct{}),
@@ -250,7 +270,7 @@ func New(cfg Config) (*Runner, error) {
 }
 
 // Run serves until stop ends (take nothing more; return when the running jobs are done
-// and reported) or ctx ends (return at once: jobs go on under the supervisor). Neither is an error. It reconnects for ever,
+// and reported, or where it is Managed as soon as it has handed over) or ctx ends (return at once: jobs go on under the supervisor). Neither is an error. It reconnects for ever,
 // also where the server refuses it: an operator may think better of it. Only with Once, and for kind local before the
 // first welcome, a refusal at the hello is returned (Denied, Conflict, Unauthenticated, Expired): those do not wait to be wanted.
 // Run is called once.
@@ -269,6 +289,7 @@ func (r *Runner) Run(ctx, stop context.Context) error {
 	if err := r.load(ctx); err != nil {
 		return err
 	}
+	r.retell() // of a supervisor that is waited for
 	wg.Go(func() { r.watch(ctx) })
 	wg.Go(func() { r.tellCounts(ctx) })
 	wg.Go(func() { r.watchLife(ctx) })

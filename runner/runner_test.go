@@ -193,7 +193,7 @@ func TestRun(t *testing.T) {
 	if j.result.ExitCode == nil || *j.result.ExitCode != 3 || j.result.Outputs["k"] != "v" || j.result.Usage == nil {
 		t.Errorf("result %+v", j.result)
 	}
-	work := filepath.Join(b.cfg.Dir, "jobs", a.Job+"-1", "work")
+	work := filepath.Join(b.cfg.Dir, a.Job+"-1", "work")
 	if got, want := string(j.byKind[wire.Stdout]), "out\n"+work+"\n"+a.Job+"\n"; got != want {
 		t.Errorf("stdout %q, want %q", got, want)
 	}

@@ -21,6 +21,7 @@ var (
 	errSilent    = wire.Errorf(wire.Unavailable, "nothing heard from the server for too long")
 	errEnded     = wire.Errorf(wire.Unavailable, "the server ended the session")
 	errAbandoned = errors.New("the session has ended")
+	errStale     = errors.New("the runner has to say hello again: how it isolates jobs has changed")
 )
 
 // phase is how far a session has come.
@@ -43,10 +44,20 @@ func (r *Runner) connect(ctx context.Context) {
 	refused := backoff{min: r.waits.refusedMin, max: r.waits.refusedMax, whole: true}
 	said := ""
 	r.tokens.fresh(r.look())
+	if r.cfg.Managed {
+		soon, done := context.WithTimeout(ctx, r.waits.supervisor)
+		r.parent.wait(soon)
+		done()
+	}
 	for {
+		r.pulse.due(callLimit)
 		at, lasted, err := r.session(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errStale) {
+			r.log.Info("saying hello again", "runner", r.name(), "why", err)
+			continue
 		}
 		if (r.cfg.Once || r.local() && !r.isKnown()) && r.isFinal(at, err) {
 			if !r.local() { // its command line says so
@@ -127,6 +138,7 @@ func (r *Runner) disconnected(err error) {
 // rest waits before the next session, and reports false when ctx has ended. A
 // token that the server has not seen ends it, and begins the pauses anew.
 func (r *Runner) rest(ctx context.Context, d time.Duration, pause *backoff) bool {
+	r.pulse.due(d + callLimit)
 	t := time.NewTimer(d)
 	defer t.Stop()
 	for {
@@ -177,7 +189,7 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 		return at, err
 	}
 	defer st.Close()
-	w := &workStream{st: st}
+	w := &workStream{st: st, end: cancel}
 	begin := r.begin()
 	w.drain = begin.Draining
 	if err := w.send(wire.WorkEvent{Begin: &begin}); err != nil {
@@ -193,6 +205,7 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 	silence := time.AfterFunc(limit, func() { cancel(errSilent) })
 	defer silence.Stop()
 	for {
+		r.pulse.due(limit + callLimit)
 		var o wire.WorkOrder
 		if err := st.RecvMsg(&o); err != nil {
 			if cause := context.Cause(ctx); cause != nil {
@@ -203,6 +216,7 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 			}
 			return at, err
 		}
+		r.pulse.due(callLimit)
 		if o.Begun != nil {
 			at = serving
 			every := time.Duration(o.Begun.HeartbeatEvery)
@@ -223,7 +237,8 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 
 // workStream is the sending side of the work stream in use.
 type workStream struct {
-	st *mux.Stream
+	st  *mux.Stream
+	end context.CancelCauseFunc // ends the session
 
 	mu    sync.Mutex // held while sending: one at a time
 	drain bool       // what the server was told last; guarded by mu

@@ -12,7 +12,7 @@ import (
 	"github.com/waypointd/waypoint/runner/supervisor"
 )
 
-// slotPrefix begins the names of directories in Dir/jobs that are no attempt's.
+// slotPrefix begins the names of directories in Dir that are no attempt's.
 // A slot is an empty attempt's directory. It becomes an attempt's by its
 // renaming, once the assignment has been written into it, and a slot again by
 // another: so an attempt is there as a whole or not at all, and a short job
@@ -54,7 +54,7 @@ func (r *Runner) newSlotName() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.slotCount++
-	return filepath.Join(r.jobs, slotPrefix+strconv.Itoa(r.slotCount))
+	return filepath.Join(r.cfg.Dir, slotPrefix+strconv.Itoa(r.slotCount))
 }
 
 // freeSlot makes an attempt's directory a slot again, and removes it where

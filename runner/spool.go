@@ -50,7 +50,7 @@ type milestone struct {
 
 // attemptDir names an attempt's directory.
 func (r *Runner) attemptDir(ref wire.JobRef) string {
-	return filepath.Join(r.jobs, ref.Job+"-"+strconv.Itoa(ref.Attempt))
+	return filepath.Join(r.cfg.Dir, ref.Job+"-"+strconv.Itoa(ref.Attempt))
 }
 
 // record makes an attempt's directory with its assignment in it.
@@ -93,8 +93,8 @@ func overwrite(path string, body []byte) error {
 
 // probeSpool tries whether an assignment could be recorded.
 func (r *Runner) probeSpool() error {
-	probe := filepath.Join(r.jobs, ".probe")
-	err := os.MkdirAll(r.jobs, 0o700)
+	probe := filepath.Join(r.cfg.Dir, ".probe")
+	err := os.MkdirAll(r.cfg.Dir, 0o711)
 	if err == nil {
 		err = os.WriteFile(probe, bytes.Repeat([]byte{'.'}, 64<<10), 0o600)
 	}
@@ -171,39 +171,40 @@ func readEnd(dir string) (*supervisor.End, error) {
 }
 
 // load takes up what an agent before this one left: attempts go on where they
-// were, and directories of no attempt are removed.
+// were, and directories of no attempt are removed. Without a supervisor, what
+// was given to one is taken to be with it until there is one to ask.
 func (r *Runner) load(ctx context.Context) error {
-	if err := os.MkdirAll(r.jobs, 0o700); err != nil {
+	// Where jobs run as another user they pass through it to their own directories.
+	if err := os.MkdirAll(r.cfg.Dir, 0o711); err != nil {
 		return fmt.Errorf("open runner directory: %w", err)
 	}
-	entries, err := os.ReadDir(r.jobs)
+	entries, err := os.ReadDir(r.cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("open runner directory: %w", err)
 	}
 	jobs := r.parent.now()
-	// What the agent before this one asked for may be on its way still. A
-	// supervisor that is too old to know of Takeover is not asked again for it.
-	err = jobs.Takeover(ctx)
-	alone := err == nil
-	if err != nil && wire.KindOf(err) != wire.Unimplemented {
-		return fmt.Errorf("take supervisor over: %w", err)
-	}
-	list, err := jobs.List(ctx)
-	if err != nil {
-		return fmt.Errorf("list supervised jobs: %w", err)
-	}
-	theirs := map[wire.JobRef]bool{}
-	for _, s := range list {
-		theirs[s.JobRef] = true
+	var theirs holding
+	if jobs != nil {
+		if theirs, err = takeOver(ctx, jobs); err != nil {
+			return err
+		}
 	}
 	var found []*attempt
 	for _, e := range entries {
-		dir := filepath.Join(r.jobs, e.Name())
+		dir := filepath.Join(r.cfg.Dir, e.Name())
+		if !e.IsDir() {
+			continue // the supervisor's
+		}
 		if isSlot(e.Name()) {
 			removeTree(dir)
 			continue
 		}
-		a, why := r.reload(dir, theirs, alone)
+		a, why := r.reload(dir, theirs)
+		if a == nil && !isRegular(filepath.Join(dir, fileAssignment)) {
+			// Each attempt has one. The directory may have been chosen by mistake.
+			r.log.Warn("directory is no attempt's and is left alone", "dir", dir)
+			continue
+		}
 		if a == nil {
 			r.log.Info("leftover removed", "dir", dir, "why", why)
 			if err := removeTree(dir); err != nil {
@@ -215,16 +216,20 @@ func (r *Runner) load(ctx context.Context) error {
 	}
 	for _, a := range found {
 		a.log.Info("job taken up again", "stage", a.stage)
-		r.adopt(a)
+		r.hold(a)
 	}
-	r.sort(ctx, jobs, list)
+	if jobs != nil {
+		r.sort(ctx, jobs, theirs) // before any of them goes on
+	}
+	for _, a := range found {
+		r.attempts.Go(a.live)
+	}
 	return nil
 }
 
 // reload makes the attempt that a directory holds, nil and the reason where it
-// holds none that could go on. alone says that no supervisor will begin an
-// attempt that another agent has given to it and that is not theirs.
-func (r *Runner) reload(dir string, theirs map[wire.JobRef]bool, alone bool) (*attempt, string) {
+// holds none that could go on.
+func (r *Runner) reload(dir string, theirs holding) (*attempt, string) {
 	body, err := os.ReadFile(filepath.Join(dir, fileAssignment))
 	if err != nil {
 		return nil, err.Error()
@@ -249,9 +254,9 @@ func (r *Runner) reload(dir string, theirs map[wire.JobRef]bool, alone bool) (*a
 		}
 	}
 	switch {
-	case theirs[ref]:
+	case theirs.has(ref):
 		at = given
-	case at == given && alone && s.Boot == r.boot && !supervisor.Begun(dir):
+	case at == given && theirs.alone && s.Boot == r.boot && !supervisor.Begun(dir):
 		at = started // the agent died between its mark and the supervisor's
 	}
 	if end, err := readEnd(dir); err == nil && end.State.Ended() {
@@ -268,8 +273,13 @@ func (r *Runner) reload(dir string, theirs map[wire.JobRef]bool, alone bool) (*a
 		}
 	}
 	a := r.newAttempt(s.Assignment, dir, at)
-	a.again = true
+	a.again, a.earlier = true, s.Boot != r.boot
 	return a, ""
+}
+
+func isRegular(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().IsRegular()
 }
 
 func (s stage) String() string {

@@ -137,6 +137,7 @@ func (r *Runner) take(job wire.Assignment) (refusal string, err error) {
 
 // refusal is why no further job can be taken, "" when one can.
 func (r *Runner) refusal() string {
+	unsupervised := r.unsupervised()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	busy := 0
@@ -150,6 +151,8 @@ func (r *Runner) refusal() string {
 		return "the runner is draining"
 	case r.drained:
 		return "the runner is drained on its host"
+	case unsupervised != "":
+		return unsupervised
 	case r.sick:
 		return "the runner's disk cannot be written"
 	case r.cfg.Once && len(r.held) > 0:
@@ -163,7 +166,7 @@ func (r *Runner) refusal() string {
 // spoolFailed stops the taking of jobs until the spool can be written again: a
 // runner that only refuses would get the same job again and again.
 func (r *Runner) spoolFailed(err error) {
-	r.log.Error("spool cannot be written: taking no jobs", "dir", r.jobs, "error", err)
+	r.log.Error("spool cannot be written: taking no jobs", "dir", r.cfg.Dir, "error", err)
 	r.mu.Lock()
 	first := !r.sick
 	r.sick = true
@@ -184,7 +187,7 @@ func (r *Runner) awaitSpool() {
 			break
 		}
 	}
-	r.log.Info("spool can be written again", "dir", r.jobs)
+	r.log.Info("spool can be written again", "dir", r.cfg.Dir)
 	r.mu.Lock()
 	r.sick = false
 	r.mu.Unlock()
@@ -223,11 +226,15 @@ func (r *Runner) name() string {
 
 // adopt holds an attempt from now on and starts its goroutine.
 func (r *Runner) adopt(a *attempt) {
+	r.hold(a)
+	r.attempts.Go(a.live)
+}
+
+func (r *Runner) hold(a *attempt) {
 	r.mu.Lock()
 	r.held[a.job.JobRef] = a
 	r.mu.Unlock()
 	poke(r.counted)
-	r.attempts.Go(a.live)
 }
 
 // release holds an attempt no more.

@@ -12,7 +12,7 @@
 // Others keep in it, each by its own rules:
 //
 //	runner             jobs/<job>-<attempt>/, agent.sock
-//	runner/supervisor  supervisor.sock, its locks and its log
+//	runner/supervisor  jobs/supervisor.sock, its locks and its log
 //	daemon             waypoint.db and what SQLite keeps beside it
 //
 // A process may be killed at any moment: every file is complete or absent,

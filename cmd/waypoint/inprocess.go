@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -56,7 +57,7 @@ func (a *app) startInProcess(conn *connection, root string) (*inProcess, error) 
 		Key:         key,
 		Login:       conn.login,
 		Concurrency: 1,
-		Dir:         dir,
+		Dir:         filepath.Join(dir, scratchJobs),
 		Supervisor:  p.supervisor,
 		Root:        root,
 		BaseEnv:     a.env.without(secrets...),

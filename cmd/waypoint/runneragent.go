@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/systemd"
 	"github.com/waypointd/waypoint/mux"
@@ -23,14 +24,18 @@ import (
 
 // runnerAgent is `waypoint runner agent`.
 type runnerAgent struct {
-	ID          string   `placeholder:"ID" from:"WAYPOINT_RUNNER_ID" help:"The runner's id (default one that is made at the first start and kept)."`
-	Label       []string `sep:"none" placeholder:"K=V" help:"A label besides os, arch and hostname; repeatable ($$WAYPOINT_RUNNER_LABELS, separated by commas)."`
-	Concurrency int      `placeholder:"N" from:"WAYPOINT_RUNNER_CONCURRENCY" help:"Jobs at once (default the number of CPUs)."`
-	StateDir    string   `placeholder:"DIR" from:"WAYPOINT_RUNNER_STATE_DIR" help:"What the runner remembers (default /var/lib/waypoint-runner, or $$XDG_STATE_HOME/waypoint-runner without root)."`
-	Config      string   `placeholder:"FILE" help:"Configuration in TOML (default /etc/waypoint/runner.toml if present)."`
-	Once        bool     `help:"End after one job."`
-	LogLevel    string   `placeholder:"LEVEL" from:"WAYPOINT_LOG_LEVEL" help:"debug, info, warn or error (default info)."`
-	LogFormat   string   `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text, json or journal (default journal where stderr goes to the journal, else text)."`
+	ID           string        `placeholder:"ID" from:"WAYPOINT_RUNNER_ID" help:"The runner's id (default one that is made at the first start and kept)."`
+	Label        []string      `sep:"none" placeholder:"K=V" help:"A label besides os, arch and hostname; repeatable ($$WAYPOINT_RUNNER_LABELS, separated by commas)."`
+	Concurrency  int           `placeholder:"N" from:"WAYPOINT_RUNNER_CONCURRENCY" help:"Jobs at once (default the number of CPUs)."`
+	StateDir     string        `placeholder:"DIR" from:"WAYPOINT_RUNNER_STATE_DIR" help:"What the runner remembers (default /var/lib/waypoint-runner, or $$XDG_STATE_HOME/waypoint-runner without root)."`
+	JobsDir      string        `placeholder:"DIR" from:"WAYPOINT_RUNNER_JOBS_DIR" help:"Where jobs run, with their supervisor's socket (default jobs in the state directory)."`
+	JobUser      string        `placeholder:"USER" from:"WAYPOINT_RUNNER_JOB_USER" help:"Whom jobs run as, of a supervisor that the agent starts itself (default its own user)."`
+	DrainTimeout time.Duration `placeholder:"D" from:"WAYPOINT_RUNNER_DRAIN_TIMEOUT" help:"How long such a supervisor lets running jobs go on when it is asked to end (default not at all)."`
+	Managed      bool          `help:"A service manager runs the supervisor (waypoint runner supervisor): wait for it, start none, and leave the jobs to it at the end."`
+	Config       string        `placeholder:"FILE" help:"Configuration in TOML (default /etc/waypoint/runner.toml if present)."`
+	Once         bool          `help:"End after one job."`
+	LogLevel     string        `placeholder:"LEVEL" from:"WAYPOINT_LOG_LEVEL" help:"debug, info, warn or error (default info)."`
+	LogFormat    string        `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text, json or journal (default journal where stderr goes to the journal, else text)."`
 }
 
 func (*runnerAgent) Help() string {
@@ -38,7 +43,8 @@ func (*runnerAgent) Help() string {
 its state directory; --token-file, --token or $WAYPOINT_SERVER_TOKEN; the credential waypoint_token of the service
 manager. Without one it waits to be adopted. A new token in the file is taken up at once, by SIGHUP too.
 
-The first SIGTERM or SIGINT takes no more jobs and ends when the running ones have ended; the second stops those.
+The first SIGTERM or SIGINT takes no more jobs and ends when the running ones have ended; the second stops those. With
+--managed it hands over at once, in a few seconds at most: the jobs go on under their supervisor, and the next agent reports them.
 Exit codes: 0 stopped on request or --once done, 2 wrong usage or configuration, 4 rejected (--once only),
 6 state directory in use, 1 anything else.`
 }
@@ -102,14 +108,17 @@ func (c *runnerAgent) run(a *app) error {
 	if err != nil {
 		return fmt.Errorf("open identity: %w", err)
 	}
-	jobs, err := ensureSupervisor(a.ctx, dir)
+	jobs, err := cfg.supervisor(a.ctx, c.Managed)
 	if err != nil {
 		return fmt.Errorf("start supervisor: %w", err)
 	}
-	defer jobs.Close()
+	if jobs != nil {
+		defer jobs.Close()
+	}
 	says := &agentSays{
 		a: a, addr: cfg.addr.String(), tokenFile: dir.Path("token"),
 		fingerprint: statedir.Fingerprint(key.Public().(ed25519.PublicKey)),
+		managed:     c.Managed,
 		fault:       dir.TokenFault,
 	}
 	tokens := runner.Tokens{Dir: dir, Environment: cfg.token, CredentialFile: a.credentialFile()}
@@ -117,8 +126,8 @@ func (c *runnerAgent) run(a *app) error {
 	r, err := runner.New(runner.Config{
 		Dial: func(ctx context.Context) (net.Conn, error) { return dialServer(ctx, cfg.addr, cfg.trust, tokens) },
 		ID:   id, Kind: wire.KindRemote, Key: key, Labels: cfg.Labels, Concurrency: cfg.Concurrency,
-		Dir: dir.Path(), Supervisor: jobs, Tokens: tokens,
-		Resupervise: func(ctx context.Context) (supervisor.Jobs, error) { return ensureSupervisor(ctx, dir) },
+		Dir: cfg.JobsDir, Supervisor: jobs, Tokens: tokens, Managed: c.Managed,
+		Resupervise: func(ctx context.Context) (supervisor.Jobs, error) { return cfg.resupervise(ctx, c.Managed) },
 		Once:        c.Once, Software: software(), Server: cfg.addr.String(), Logger: log, Notify: says.notify,
 	})
 	if err != nil {
@@ -132,7 +141,12 @@ func (c *runnerAgent) run(a *app) error {
 	if err := systemd.Ready(); err != nil {
 		log.Warn("service manager does not listen", "error", err)
 	}
+	watched, unwatch := context.WithCancel(a.ctx)
+	var watchdog sync.WaitGroup
+	watchdog.Go(func() { systemd.Watchdog(watched, r.Probe, log) })
 	err = c.serve(a, r, control, log)
+	unwatch()
+	watchdog.Wait()
 	systemd.Stopping()
 	if err != nil {
 		return fmt.Errorf("run runner: %w", err)
@@ -167,7 +181,7 @@ func dialServer(ctx context.Context, addr mux.Address, trust mux.Trust, tokens r
 
 // serve runs the runner, and answers the command lines of this host: the
 // first signal drains it, the second stops its jobs, SIGHUP has it look at
-// its tokens.
+// its tokens. A managed one hands over with the first, and ends with the second.
 func (c *runnerAgent) serve(a *app, r *runner.Runner, control net.Listener, log *slog.Logger) error {
 	ctx, halt := context.WithCancel(a.ctx)
 	defer halt()
@@ -196,7 +210,17 @@ func (c *runnerAgent) serve(a *app, r *runner.Runner, control net.Listener, log 
 					r.Reload()
 					continue
 				}
-				if n++; n == 1 {
+				n++
+				if c.Managed {
+					log.Info("asked to stop", "signal", s.String())
+					systemd.Stopping()
+					drain()
+					if n > 1 {
+						halt()
+					}
+					continue
+				}
+				if n == 1 {
 					log.Info("draining: no more jobs are taken; once more stops the running ones", "signal", s.String())
 					drain()
 					continue

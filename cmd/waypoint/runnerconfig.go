@@ -2,11 +2,13 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/contexts"
 	"github.com/waypointd/waypoint/mux"
@@ -35,6 +37,9 @@ type runnerConfig struct {
 	Labels               map[string]string `toml:"labels"`
 	Concurrency          int               `toml:"concurrency"`
 	StateDir             string            `toml:"state_dir"`
+	JobsDir              string            `toml:"jobs_dir"`
+	JobUser              string            `toml:"job_user"`
+	DrainTimeout         wire.Duration     `toml:"drain_timeout"`
 	LogLevel             string            `toml:"log_level"`
 	LogFormat            string            `toml:"log_format"`
 
@@ -57,6 +62,14 @@ func (c *runnerAgent) config(a *app) (*runnerConfig, error) {
 	override(&cfg.LogLevel, c.LogLevel)
 	override(&cfg.LogFormat, c.LogFormat)
 	override(&cfg.StateDir, c.StateDir)
+	override(&cfg.JobsDir, c.JobsDir)
+	override(&cfg.JobUser, c.JobUser)
+	if c.DrainTimeout != 0 {
+		cfg.DrainTimeout = wire.Duration(c.DrainTimeout)
+	}
+	if cfg.DrainTimeout < 0 {
+		return nil, wire.Errorf(wire.BadUsage, "read drain timeout: %s is negative", time.Duration(cfg.DrainTimeout))
+	}
 	if err := c.labels(a, cfg); err != nil {
 		return nil, err
 	}
@@ -86,8 +99,25 @@ func (c *runnerAgent) config(a *app) (*runnerConfig, error) {
 		return nil, err
 	}
 	var err error
-	cfg.StateDir, err = a.stateDir(cfg.StateDir, systemRunnerDir, "waypoint-runner")
-	return cfg, err
+	if cfg.StateDir, err = a.stateDir(cfg.StateDir, systemRunnerDir, "waypoint-runner"); err != nil {
+		return nil, err
+	}
+	return cfg, cfg.jobsDir()
+}
+
+// jobsDir settles on where jobs run.
+func (cfg *runnerConfig) jobsDir() (err error) {
+	if cfg.JobsDir == "" {
+		cfg.JobsDir = filepath.Join(cfg.StateDir, "jobs")
+	}
+	if cfg.JobsDir, err = filepath.Abs(cfg.JobsDir); err != nil {
+		return fmt.Errorf("find jobs directory: %w", err)
+	}
+	if cfg.JobsDir == filepath.Clean(cfg.StateDir) {
+		return wire.Errorf(wire.BadUsage, "read jobs directory: %s is the state directory, which no job may see", cfg.JobsDir).
+			WithHint("choose another directory with --jobs-dir, or leave it out")
+	}
+	return nil
 }
 
 // server settles on the address, whom to trust there, and the token that was

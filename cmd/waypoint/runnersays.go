@@ -21,6 +21,7 @@ type agentSays struct {
 	addr        string
 	fingerprint string
 	tokenFile   string
+	managed     bool         // its supervisor is the service manager's
 	fault       func() error // what is wrong with that file, so that it counts as absent; nil: nothing ever is
 
 	mu       sync.Mutex
@@ -144,9 +145,26 @@ func (s *agentSays) tellRefusal(id string, err error) {
 
 // status is the line for the service manager.
 func (s *agentSays) status(e runner.Event) string {
+	line := s.connection(e)
+	if e.Stopping {
+		return line
+	}
+	switch {
+	case e.Supervisor == wire.SupervisorLeaving:
+		return "The jobs' supervisor is stopping: no more jobs are taken. " + line
+	case e.Supervisor == wire.SupervisorMissing && s.managed:
+		return "Waiting for waypoint-jobs.service (see: systemctl status 'waypoint-jobs*'): no jobs are taken. " + line
+	}
+	return line
+}
+
+// connection is how it fares with the server.
+func (s *agentSays) connection(e runner.Event) string {
 	jobs := output.Count(e.Jobs, "job") + " running"
 	st := e.Standing
 	switch {
+	case e.Stopping && s.managed:
+		return fmt.Sprintf("Handing over, %s goes on.", output.Count(e.Jobs, "job"))
 	case e.Stopping:
 		return fmt.Sprintf("Stopping, %s.", jobs)
 	case e.Err != nil:

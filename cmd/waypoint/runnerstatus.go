@@ -46,7 +46,7 @@ func agentFields(s wire.AgentStatus, now time.Time) *output.Fields {
 	f.Add("Connected", strings.TrimSuffix(yesNo(s.Connected)+": "+s.Error, ": "))
 	if st := s.Standing; st != nil {
 		f.Add("State", string(st.State))
-		f.Add("Gets jobs", yesNo(st.Admitted && s.Connected && !s.Draining && !st.Draining && !s.Stopping))
+		f.Add("Gets jobs", yesNo(st.Admitted && s.Connected && !s.Draining && !st.Draining && !s.Stopping && s.Supervisor.State == wire.SupervisorReady))
 		if st.Problem != "" {
 			f.Add("Problem", why(st.Problem, st.Detail))
 		}
@@ -62,7 +62,31 @@ func agentFields(s wire.AgentStatus, now time.Time) *output.Fields {
 	}
 	f.Add("Version", s.Version)
 	f.Add("PID", strconv.Itoa(s.PID))
+	addSupervisor(f, s.Supervisor)
 	return f
+}
+
+// addSupervisor adds what is known of the parent of the jobs.
+func addSupervisor(f *output.Fields, s wire.AgentSupervisor) {
+	switch s.State {
+	case wire.SupervisorMissing:
+		f.Add("Supervisor", "missing: no jobs are taken until there is one (with systemd: systemctl status 'waypoint-jobs*')")
+	case wire.SupervisorLeaving:
+		f.Add("Supervisor", "stopping: no jobs are taken until there is another")
+	default:
+		f.Add("Supervisor", string(s.State))
+		user := s.User
+		if user == "" {
+			user = "the supervisor's own user"
+		}
+		f.Add("Jobs run as", user)
+		f.Add("Isolation", s.Isolation)
+	}
+	f.Add("Jobs directory", s.Dir)
+	if s.PID != 0 {
+		f.Add("Supervisor version", s.Version)
+		f.Add("Supervisor PID", strconv.Itoa(s.PID))
+	}
 }
 
 // drainWords say whether the agent is drained, and where that was said.

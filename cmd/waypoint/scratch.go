@@ -26,6 +26,7 @@ type scratch struct {
 const (
 	scratchNew  = "waypoint-new-" // not locked yet
 	scratchName = "waypoint-run-"
+	scratchJobs = "jobs" // in it: the attempts
 )
 
 // newScratch makes a directory in parent ("" is the system's for temporary
@@ -91,7 +92,7 @@ func isOurs(dir *os.File) bool {
 
 // endAttempts kills what runs of the attempts below path.
 func endAttempts(path string) {
-	jobs := filepath.Join(path, "jobs")
+	jobs := filepath.Join(path, scratchJobs)
 	attempts, _ := os.ReadDir(jobs)
 	for _, a := range attempts {
 		supervisor.KillLeftovers(filepath.Join(jobs, a.Name()))

@@ -89,4 +89,26 @@ type AgentStatus struct {
 	Stopping    bool      `json:"stopping,omitempty"` // it ends when its jobs have ended
 	Concurrency int       `json:"concurrency"`
 	Jobs        []JobRef  `json:"jobs"`
+
+	Supervisor AgentSupervisor `json:"supervisor"`
+}
+
+// SupervisorState is whether an agent's jobs can be run.
+type SupervisorState string
+
+const (
+	SupervisorReady   SupervisorState = "ready"
+	SupervisorLeaving SupervisorState = "leaving" // it starts nothing more
+	SupervisorMissing SupervisorState = "missing"
+)
+
+// AgentSupervisor is the parent of an agent's jobs; of one that is missing only
+// the place is known.
+type AgentSupervisor struct {
+	State     SupervisorState `json:"state"`
+	Dir       string          `json:"dir"`
+	PID       int             `json:"pid,omitempty"`
+	Version   string          `json:"version,omitempty"`
+	Isolation string          `json:"isolation,omitempty"`
+	User      string          `json:"user,omitempty"` // that jobs run as; "" is the supervisor's own
 }

@@ -20,6 +20,8 @@ const (
 	startLockFile = "supervisor.start.lock"
 	// startWait is how long a supervisor may take to answer.
 	startWait = 15 * time.Second
+	// lookAgain is when a supervisor that is waited for is looked for without being seen to come.
+	lookAgain = 5 * time.Second
 )
 
 // Ensure connects to dir's supervisor. If none answers it starts one: argv is
@@ -82,6 +84,39 @@ func Ensure(ctx context.Context, dir string, argv []string) (Jobs, error) {
 			return nil, fileError("watch supervisor's directory", err)
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// Await connects to dir's supervisor, and waits for one that somebody else
+// starts while there is none. It starts nothing.
+func Await(ctx context.Context, dir string) (Jobs, error) {
+	seen, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fileError("watch supervisor's directory", err)
+	}
+	defer seen.Close()
+	if err := seen.Add(dir); err != nil {
+		return nil, fileError("watch supervisor's directory", err)
+	}
+	again := time.NewTicker(lookAgain)
+	defer again.Stop()
+	for {
+		jobs, err := Connect(ctx, filepath.Join(dir, SocketFile))
+		if err == nil || ctx.Err() != nil || wire.KindOf(err) != wire.Unavailable {
+			return jobs, err
+		}
+		for came := false; !came; {
+			select {
+			case e := <-seen.Events:
+				came = filepath.Base(e.Name) == SocketFile && e.Has(fsnotify.Create)
+			case <-again.C:
+				came = true
+			case err := <-seen.Errors:
+				return nil, fileError("watch supervisor's directory", err)
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
 		}
 	}
 }

@@ -61,6 +61,7 @@ type ProcessConfig struct {
 type ProcessStatus struct {
 	Running   int
 	Isolation string
+	User      string        // that jobs run as; "" is this process's own
 	Leaving   bool          // nothing more is started
 	Left      time.Duration // Leaving: what the running jobs may still go on for; 0: they are being ended
 }
@@ -175,7 +176,7 @@ func (p *process) leave() error {
 
 func (p *process) tell(leaving bool, left time.Duration) {
 	if p.cfg.Notify != nil {
-		p.cfg.Notify(ProcessStatus{Running: p.s.count(), Isolation: p.s.Isolation(), Leaving: leaving, Left: max(left, 0)})
+		p.cfg.Notify(ProcessStatus{Running: p.s.count(), Isolation: p.s.Isolation(), User: p.s.User(), Leaving: leaving, Left: max(left, 0)})
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -19,10 +18,6 @@ import (
 
 // SocketFile is the supervisor's socket in its directory.
 const SocketFile = "supervisor.sock"
-
-// Owns reports whether a name in a supervisor's directory is that of a file of
-// its own: attempts may live in the same directory.
-func Owns(name string) bool { return strings.HasPrefix(name, "supervisor.") }
 
 // dialTimeout bounds a connect: the listener's queue may be full.
 const dialTimeout = 5 * time.Second
