@@ -80,12 +80,16 @@ func (u *User) as(f func()) {
 	f()
 }
 
+// AsUser calls f in a thread that sees files as commands do. f starts no
+// process.
+func (e *Executor) AsUser(f func()) {
+	e.start.run(func() { e.cfg.User.as(f) })
+}
+
 // CheckSearch says why commands may not pass through a directory, nil if they
 // may.
 func (e *Executor) CheckSearch(dir string) (err error) {
-	e.start.run(func() {
-		e.cfg.User.as(func() { err = access(dir) })
-	})
+	e.AsUser(func() { err = access(dir) })
 	return err
 }
 

@@ -45,6 +45,7 @@ type custody struct {
 	from     int // user
 	uid, gid int
 	linked   map[inode]uint64 // names seen of files with several
+	asFrom   func(func())     // calls a function in a thread that sees files as the old owner; nil: there is no need
 }
 
 // change gives a file to the new owner if it is the old one's.
@@ -61,8 +62,19 @@ func (c *custody) change(fd int, st *unix.Stat_t) error {
 			return nil
 		}
 	}
+	err := c.chown(fd)
+	if err == unix.EPERM && c.asFrom != nil && st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+		// A change of owner takes these bits away, and that is the owner's right.
+		c.asFrom(func() { err = unix.Fchmodat(unix.AT_FDCWD, procFile(fd), st.Mode&0o1777, 0) })
+		if err == nil {
+			err = c.chown(fd)
+		}
+	}
+	return err
+}
+
+func (c *custody) chown(fd int) error {
 	for {
-		// It takes the bits set-user-ID and set-group-ID away.
 		if err := unix.Fchownat(fd, "", c.uid, c.gid, unix.AT_EMPTY_PATH); err != unix.EINTR {
 			return err
 		}
@@ -100,7 +112,7 @@ func handOver(dir string, names []string, to *executor.User, stop func() error) 
 		stop:  stop,
 	}
 	for _, name := range names {
-		if err := w.tree(d, name); err != nil {
+		if err := w.tree(d, name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -108,8 +120,8 @@ func handOver(dir string, names []string, to *executor.User, stop func() error) 
 }
 
 // takeBack makes everything in an attempt's directory ours that is the jobs'
-// user's.
-func takeBack(dir string, from *executor.User) error {
+// user's, for which asFrom is, see custody.
+func takeBack(dir string, from *executor.User, asFrom func(func())) error {
 	d, err := openOurs(dir)
 	if err != nil {
 		return err
@@ -119,7 +131,7 @@ func takeBack(dir string, from *executor.User) error {
 		return &fs.PathError{Op: "chmod", Path: dir, Err: err}
 	}
 	for try := 1; ; try++ {
-		c := &custody{from: from.UID, uid: os.Geteuid(), gid: os.Getegid(), linked: map[inode]uint64{}}
+		c := &custody{from: from.UID, uid: os.Geteuid(), gid: os.Getegid(), linked: map[inode]uint64{}, asFrom: asFrom}
 		w := &walk{
 			enter: func(fd int, st *unix.Stat_t) error {
 				if err := c.change(fd, st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -193,7 +205,7 @@ func (a *attempt) takeBack() {
 	if a.s.user == nil {
 		return
 	}
-	if err := takeBack(a.spec.Dir, a.s.user); err != nil {
+	if err := takeBack(a.spec.Dir, a.s.user, a.s.exec.AsUser); err != nil {
 		a.s.log.Error("take files of job back", "job", a.spec.Job, "attempt", a.spec.Attempt, "error", err.Error())
 	}
 }
@@ -219,7 +231,7 @@ func (s *Supervisor) recoverAttempts(dir string) error {
 		if err := executor.EndLeftovers(filepath.Join(path, handleFile)); err != nil {
 			log.Error("end processes", "error", err.Error())
 		}
-		if err := takeBack(path, s.user); err != nil {
+		if err := takeBack(path, s.user, s.exec.AsUser); err != nil {
 			log.Error("take files of job back", "error", err.Error())
 			continue
 		}

@@ -40,7 +40,7 @@ type Spec struct {
 	wire.JobRef
 	Dir      string        // the attempt's own directory: "log" and "end.json" are made here
 	WorkDir  string        // where the steps run
-	Theirs   []string      // entries of Dir that are the jobs' user's while the attempt runs, with all in them
+	Theirs   []string      // entries of Dir, as far as they are there, that are the jobs' user's while the attempt runs, with all in them
 	Steps    []Step        // one after the other, until one fails
 	Env      []string      // the whole environment
 	Stdin    string        // a file; empty is /dev/null
