@@ -64,6 +64,11 @@ func (a *attempt) workDir() (string, error) {
 // prepare brings what the job needs onto this host's disk. It can be repeated.
 func (a *attempt) prepare(ctx context.Context) (spec supervisor.Spec, err error) {
 	l := a.layout()
+	jobs, err := a.r.parent.wait(ctx)
+	if err != nil {
+		return spec, err
+	}
+	l.User = jobs.User()
 	if err := a.clear(); err != nil {
 		return spec, fmt.Errorf("prepare job: %w", err)
 	}
@@ -94,6 +99,13 @@ func (a *attempt) prepare(ctx context.Context) (spec supervisor.Spec, err error)
 		if err := a.download(ctx, digest, spec.Stdin); err != nil {
 			return spec, fmt.Errorf("get standard input: %w", err)
 		}
+	}
+	if l.User != "" {
+		// It cannot be made by another user, whose directory that is not.
+		if err := overwrite(l.Output, nil); err != nil {
+			return spec, fmt.Errorf("prepare job: %w", err)
+		}
+		spec.Theirs = []string{dirWork, dirHome, fileOutputs, dirArtifact, fileStdin}
 	}
 	if spec.WorkDir, err = a.workDir(); err != nil {
 		return spec, err
