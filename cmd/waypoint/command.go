@@ -53,6 +53,7 @@ func branches() []branch {
 		{"server", "The server.", new(struct {
 			Run       serverRun       `cmd:"" help:"Run the server."`
 			Status    serverStatus    `cmd:"" help:"What the server is and what it has to do."`
+			Reload    serverReload    `cmd:"" help:"Have the server read its configuration again, and wait until it has."`
 			Bootstrap serverBootstrap `cmd:"" help:"The first operator's token of a fresh server."`
 			TokenKey  struct {
 				Rotate tokenKeyRotate `cmd:"" help:"A new key signs tokens; the old one verifies until its tokens have expired."`

@@ -44,7 +44,16 @@ func programLog(a *app, identifier, level, format string) (*slog.Logger, *slog.L
 		}
 		return slog.New(h), at, nil
 	}
-	return nil, nil, wire.Errorf(wire.BadUsage, "start log: %q is no format", format).WithHint("use text, json or journal")
+	return nil, nil, checkLogFormat(format)
+}
+
+// checkLogFormat refuses what is no format of a log.
+func checkLogFormat(format string) error {
+	switch format {
+	case "", "text", "json", "journal":
+		return nil
+	}
+	return wire.Errorf(wire.BadUsage, "start log: %q is no format", format).WithHint("use text, json or journal")
 }
 
 // logLevel is the level of a program's log: as configured, and debug with -v.

@@ -12,19 +12,22 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/config"
+	"github.com/waypointd/waypoint/cmd/internal/systemd"
 	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// serverConfig is server.toml: a key for every flag and every limit.
+// serverConfig is server.toml: a key for every flag and every limit. What is
+// tagged "restart" is only looked at when the server starts, the rest also when
+// it reads its configuration again.
 type serverConfig struct {
-	StateDir    string        `toml:"state_dir"`
-	Listen      []string      `toml:"listen"`
-	SocketMode  string        `toml:"socket_mode"` // of Unix sockets, octal
-	Store       string        `toml:"store"`
+	StateDir    string        `toml:"state_dir" reload:"restart"`
+	Listen      []string      `toml:"listen" reload:"restart"`
+	SocketMode  string        `toml:"socket_mode" reload:"restart"` // of Unix sockets, octal
+	Store       string        `toml:"store" reload:"restart"`
 	LogLevel    string        `toml:"log_level"`
-	LogFormat   string        `toml:"log_format"`
+	LogFormat   string        `toml:"log_format" reload:"restart"`
 	AckTimeout  wire.Duration `toml:"ack_timeout"`
 	Lease       wire.Duration `toml:"lease"`
 	Heartbeat   wire.Duration `toml:"heartbeat"`
@@ -44,11 +47,19 @@ type serverConfig struct {
 		Renew *bool         `toml:"renew"` // nil: they are
 	} `toml:"tokens"`
 
-	TLS      *bool    `toml:"tls"` // false: plaintext on loopback addresses
+	TLS      *bool    `toml:"tls" reload:"restart"` // false: plaintext on loopback addresses
 	TLSCert  string   `toml:"tls_cert"`
 	TLSKey   string   `toml:"tls_key"`
 	TLSNames []string `toml:"tls_names"`
 }
+
+// The credentials of the service manager that are the certificate and its key
+// where nothing else is named: what LoadCredential=waypoint:DIR makes of tls.crt
+// and tls.key in that directory. They are copies from when the server was started.
+const (
+	certCredential = "waypoint_tls.crt"
+	keyCredential  = "waypoint_tls.key"
+)
 
 // config is the configuration: flags over environment over file over defaults.
 func (c *serverRun) config(a *app) (*serverConfig, error) {
@@ -77,6 +88,9 @@ func (c *serverRun) config(a *app) (*serverConfig, error) {
 	if len(c.TLSName) > 0 {
 		cfg.TLSNames = c.TLSName
 	}
+	if cfg.TLSCert == "" && cfg.TLSKey == "" {
+		cfg.TLSCert, cfg.TLSKey = systemd.Credential(certCredential), systemd.Credential(keyCredential)
+	}
 	var err error
 	cfg.StateDir, err = a.stateDir(cfg.StateDir, "/var/lib/waypoint", "waypoint-server")
 	return cfg, err
@@ -97,6 +111,20 @@ func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 
 // plain reports that TLS was turned off.
 func (cfg *serverConfig) plain() bool { return cfg.TLS != nil && !*cfg.TLS }
+
+// check looks at what only listening and logging look at otherwise, so that it
+// is known to be good before any of it is used.
+func (cfg *serverConfig) check() error {
+	for _, text := range cfg.Listen {
+		if _, err := parseAddress(text, "listen"); err != nil {
+			return err
+		}
+	}
+	if _, err := cfg.socketMode(); err != nil {
+		return err
+	}
+	return checkLogFormat(cfg.LogFormat)
+}
 
 // listenOnSystem makes the system's sockets the addresses, if this is root,
 // to whom they belong.

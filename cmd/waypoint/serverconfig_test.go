@@ -38,6 +38,9 @@ renew = false
 	}
 	got := reflect.ValueOf(cfg.server(slog.New(slog.DiscardHandler)))
 	for f, v := range got.Fields() {
+		if f.Type.Kind() == reflect.Func {
+			continue // no setting, but what the server asks its program to do
+		}
 		if v.IsZero() {
 			t.Errorf("daemon.Config.%s has no key", f.Name)
 		}

@@ -4,16 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/waypointd/waypoint/cmd/internal/systemd"
 	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // serverConfigFile is read when no other is named, if it is there.
@@ -35,7 +38,10 @@ type serverRun struct {
 func (*serverRun) Help() string {
 	return `TCP is encrypted, and asks for a token. Who may connect to a Unix socket needs none: its mode says who that is.
 With --no-server-tls, on loopback addresses only, TCP may be plaintext as well. --server-addr and what else says
-how to reach a server has no meaning here.`
+how to reach a server has no meaning here.
+
+With sockets of systemd's, FileDescriptorName= says what each is for: operators, runners (agents only, whoever asks) or
+tcp. SIGHUP and waypoint server reload have the configuration read again; flags and environment stay as they were.`
 }
 
 func (c *serverRun) Run(a *app) error {
@@ -43,7 +49,7 @@ func (c *serverRun) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	log, _, err := programLog(a, serverIdentifier, cfg.LogLevel, cfg.LogFormat)
+	log, level, err := programLog(a, serverIdentifier, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err
 	}
@@ -51,29 +57,66 @@ func (c *serverRun) Run(a *app) error {
 	if err != nil {
 		return err
 	}
+	configured := *cfg // without what follows from nothing being configured
 	if len(handed)+len(cfg.Listen) == 0 {
 		if err := cfg.listenOnSystem(); err != nil {
 			return err
 		}
 	}
-	// From here on a signal stops the server, which is a good end.
+	// From here on a signal stops the server, which is a good end, or has it read
+	// its configuration again.
 	ctx, stop := context.WithCancelCause(a.ctx)
 	defer stop(nil)
-	defer a.signals.handle(func(s os.Signal) { stop(interrupted{s}) })()
+	hangups := make(chan os.Signal, 1) // one that waits is enough
+	defer a.signals.handle(func(s os.Signal) {
+		if s != syscall.SIGHUP {
+			stop(interrupted{s})
+			return
+		}
+		select {
+		case hangups <- s:
+		default:
+		}
+	})()
+	if signal.Ignored(syscall.SIGHUP) { // as under nohup; here it ends nothing
+		signal.Notify(hangups, syscall.SIGHUP)
+		defer signal.Stop(hangups)
+	}
 
-	srv, err := daemon.New(ctx, cfg.server(log))
+	says := newServerSays(log)
+	live := &liveConfig{
+		read: func() (*serverConfig, error) { return c.config(a) }, checkLevel: a.logLevel,
+		running: &configured, level: level, log: log, says: says,
+	}
+	opening := systemd.Extending(openStep)
+	systemd.Status("Opening the store.")
+	set := cfg.server(log)
+	set.Reload = live.reload
+	live.server, err = daemon.New(ctx, set)
+	opening()
 	if err != nil {
 		return fmt.Errorf("start server: %w", err)
 	}
 	listeners, err := cfg.listen(ctx, handed)
 	if err == nil {
-		err = serve(ctx, stop, srv, listeners, log)
+		err = serve(ctx, stop, live, listeners, hangups)
 	}
-	return errors.Join(err, srv.Close())
+	systemd.Status("Closing the store.")
+	systemd.Extend(closeTime)
+	return errors.Join(err, live.server.Close())
 }
 
+// How long the service manager waits for a store, whatever its unit says: to
+// bring one of an older release up to date can take minutes, and is said again
+// and again; what is left to write when it is closed should be seconds.
+const (
+	openStep  = 30 * time.Second
+	closeTime = 2 * time.Minute
+)
+
 // serve runs the server until ctx ends or its store cannot be trusted.
-func serve(ctx context.Context, stop context.CancelCauseFunc, srv *daemon.Server, listeners []net.Listener, log *slog.Logger) error {
+func serve(ctx context.Context, stop context.CancelCauseFunc, live *liveConfig, listeners []net.Listener, hangups <-chan os.Signal) error {
+	srv, log := live.server, live.log
 	var watch sync.WaitGroup
 	var broken error
 	watch.Go(func() {
@@ -94,6 +137,9 @@ func serve(ctx context.Context, stop context.CancelCauseFunc, srv *daemon.Server
 			log.Warn("service manager does not listen", "error", err)
 		}
 		log.Info("server started", "version", number)
+		watch.Go(func() { live.says.run(ctx, srv) })
+		watch.Go(func() { systemd.Watchdog(ctx, srv.Probe, log) })
+		watch.Go(func() { live.hear(ctx, hangups) })
 		err = srv.Serve(ctx, listeners...)
 	}
 	cause := context.Cause(ctx)
@@ -133,20 +179,30 @@ func (a *app) stateDir(configured, roots, users string) (string, error) {
 // listen opens the sockets: those handed over and those configured.
 func (cfg *serverConfig) listen(ctx context.Context, handed []systemd.Listener) ([]net.Listener, error) {
 	var listeners []net.Listener
-	for _, l := range handed {
-		listeners = append(listeners, l.Listener)
+	refuse := func(err error) ([]net.Listener, error) {
+		for _, l := range handed {
+			l.Close()
+		}
+		for _, l := range listeners {
+			l.Close()
+		}
+		return nil, err
+	}
+	for _, h := range handed {
+		l, err := handedOver(h)
+		if err != nil {
+			return refuse(err)
+		}
+		listeners = append(listeners, l)
 	}
 	mode, err := cfg.socketMode()
 	if err != nil {
-		return nil, err
+		return refuse(err)
 	}
 	for _, text := range cfg.Listen {
 		l, err := listenOn(ctx, text, mode)
 		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-			return nil, err
+			return refuse(err)
 		}
 		listeners = append(listeners, l)
 	}
@@ -154,13 +210,25 @@ func (cfg *serverConfig) listen(ctx context.Context, handed []systemd.Listener) 
 		// Before anybody is told that the server is ready. Whoever turns TLS
 		// off does not mean it to be on for those who come from elsewhere.
 		if err := mux.CheckListener(l, !cfg.plain()); err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
-			return nil, err
+			return refuse(err)
 		}
 	}
 	return listeners, nil
+}
+
+// handedOver is a socket of the service manager's, for whom its name says. One
+// that nobody has named is for operators, as one that is listened on here; a name
+// that means nothing here is an error, since whoever gave it meant something.
+func handedOver(h systemd.Listener) (net.Listener, error) {
+	tcp := h.Addr().Network() == "tcp"
+	switch {
+	case h.Name == "runners":
+		return daemon.Listener{Listener: h.Listener, Runners: true}, nil
+	case h.Name == "operators", h.Name == "tcp" && tcp, systemd.Unnamed(h.Name):
+		return h.Listener, nil
+	}
+	e := wire.Errorf(wire.BadUsage, "take over socket %s://%s: nothing is known of one that is called %q", h.Addr().Network(), h.Addr(), h.Name)
+	return nil, e.WithHint("set FileDescriptorName= of its unit to operators, runners or (on TCP) tcp")
 }
 
 func listenOn(ctx context.Context, text string, mode uint32) (net.Listener, error) {
@@ -168,5 +236,9 @@ func listenOn(ctx context.Context, text string, mode uint32) (net.Listener, erro
 	if err != nil {
 		return nil, err
 	}
-	return mux.Listen(ctx, addr, mode) // its errors name the address
+	l, err := mux.Listen(ctx, addr, mode) // its errors name the address
+	if err == nil && addr.Path == runnerSocket {
+		l = daemon.Listener{Listener: l, Runners: true}
+	}
+	return l, err
 }

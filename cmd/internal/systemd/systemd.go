@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +24,11 @@ import (
 type Listener struct {
 	net.Listener
 	Name string // FileDescriptorName= of its unit
+}
+
+// Unnamed reports whether a listener's name is none that somebody has given it.
+func Unnamed(name string) bool {
+	return name == "" || name == "unknown" || strings.HasPrefix(name, "LISTEN_FD_")
 }
 
 // Listeners are the sockets handed over to this process (LISTEN_FDS), in
@@ -61,6 +67,10 @@ func Credential(name string) string {
 	}
 	return path // unreadable is for whoever reads it to say
 }
+
+// Listens reports whether there is a service manager that listens to what is
+// said to it.
+func Listens() bool { return os.Getenv("NOTIFY_SOCKET") != "" }
 
 // Ready says that the command does its work from here on, also after Reloading.
 func Ready() error { return notify(daemon.SdNotifyReady) }
