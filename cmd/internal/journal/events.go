@@ -281,11 +281,11 @@ The supervisor is the parent of the jobs: if its process has died, so have they,
 runner waits for another one. Look for the reason: journalctl -u waypoint-jobs`,
 	},
 	{
-		Text:    "supervisor found again",
+		Text:    "supervisor found",
 		ID:      "a71d97fe02ea4f03bed25ef6d3a7d945",
-		Subject: "The runner has a supervisor again",
+		Subject: "The runner has a supervisor of its jobs",
 		Body: `
-It holds @WAYPOINT_JOBS@ jobs. Those that it does not have end as runner_lost.`,
+It holds @WAYPOINT_JOBS@ jobs. What the runner gave to one before it, and what this one does not have, ends as runner_lost.`,
 	},
 	{
 		Text:    "token key rotated",
@@ -294,5 +294,62 @@ It holds @WAYPOINT_JOBS@ jobs. Those that it does not have end as runner_lost.`,
 		Body: `
 New tokens are signed by @WAYPOINT_KEY@. With revocation (@WAYPOINT_REVOKED@) all older tokens are good
 for nothing, and every runner and user needs a new one; without it they are good until they expire.`,
+	},
+	{
+		Text:    "supervisor leaving: no more jobs are started",
+		ID:      "2ca00df9a45e46d9b187af2ff7d00ced",
+		Subject: "The supervisor of the jobs is about to end",
+		Body: `
+It was told to stop. @WAYPOINT_JOBS@ jobs run; they may go on for up to @WAYPOINT_DRAIN@ and are asked to end
+then. That time is WAYPOINT_RUNNER_DRAIN_TIMEOUT of waypoint-jobs.service.`,
+	},
+	{
+		Text:    "watchdog is not fed: a probe fails",
+		ID:      "969c6a861cb248fdafc2776e66bccd0b",
+		Subject: "A program of Waypoint does not do what it is for",
+		Body: `
+@WAYPOINT_ERROR@
+The service manager is told nothing until that works again; if it lasts, it ends the program with
+SIGABRT and starts it anew. The state of all goroutines is in the journal then: keep it for a report.`,
+	},
+	{
+		Text:    "watchdog is fed again: the probe passes",
+		ID:      "81eb4388f22a4d0d97ade466e696b15a",
+		Subject: "A program of Waypoint does again what it is for",
+		Body: `
+There is nothing to do. If this comes again and again, look for a disk or a database that hangs.`,
+	},
+	{
+		Text:    "login refused",
+		ID:      "270c297a931845eba314819fb2403c2d",
+		Subject: "A login was refused: @WAYPOINT_PEER@",
+		Body: `
+@WAYPOINT_ERROR@
+Somebody has shown a token that is not valid here. Where that is a person with an old one, a new one is made on
+the server's host with waypoint user token.`,
+	},
+	{
+		Text:    "configuration reloaded",
+		ID:      "6334466428144574adade4841b28eac3",
+		Subject: "The server's configuration was read again",
+		Body: `
+Changed: @WAYPOINT_CHANGED@. Changed in the file too, but in force only after a restart of the
+server: @WAYPOINT_RESTART_NEEDED@`,
+	},
+	{
+		Text:    "configuration refused, the one before stays",
+		ID:      "db58aa7b079b43f5a3214da40a8bdd96",
+		Subject: "The server's new configuration is wrong",
+		Body: `
+@WAYPOINT_ERROR@
+Nothing has changed: the server goes on with the configuration before. Mend the file, then
+  systemctl reload waypoint-server`,
+	},
+	{
+		Text:    "handing over: the running jobs go on without this agent",
+		ID:      "282b496b614e4bddb6d781391a7ce832",
+		Subject: "The runner's agent ends and leaves the jobs to the next one",
+		Body: `
+@WAYPOINT_JOBS@ jobs go on; the next agent takes them up again, and reports what has happened meanwhile.`,
 	},
 }
