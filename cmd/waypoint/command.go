@@ -50,7 +50,7 @@ type branch struct {
 // branches are every command there is.
 func branches() []branch {
 	return []branch{
-		{"server", "The server.", new(struct {
+		{"server", "Run a server, and look after one.", new(struct {
 			Run       serverRun       `cmd:"" help:"Run the server."`
 			Status    serverStatus    `cmd:"" help:"What the server is and what it has to do."`
 			Reload    serverReload    `cmd:"" help:"Have the server read its configuration again, and wait until it has."`
@@ -59,7 +59,7 @@ func branches() []branch {
 				Rotate tokenKeyRotate `cmd:"" help:"A new key signs tokens; the old one verifies until its tokens have expired."`
 			} `cmd:"" help:"The keys that sign tokens."`
 		})},
-		{"runner", "The runners.", new(struct {
+		{"runner", "Run a runner, and look after all of them.", new(struct {
 			Agent      runnerAgent      `cmd:"" help:"Run the runner."`
 			List       runnerList       `cmd:"" help:"The runners, in the order of their ids."`
 			Inspect    runnerInspect    `cmd:"" help:"Everything known of a runner."`
@@ -70,7 +70,7 @@ func branches() []branch {
 			Drain      runnerDrain      `cmd:"" help:"Give a runner no more jobs."`
 			Resume     runnerResume     `cmd:"" help:"Give jobs to a runner again."`
 			Status     runnerStatus     `cmd:"" help:"How the agent on this host fares, also without a server."`
-			Supervisor runnerSupervisor `cmd:"" hidden:"" help:"The parent of a runner's jobs; started by the runner."`
+			Supervisor runnerSupervisor `cmd:"" help:"Run the parent of a runner's jobs, which outlives the agent."`
 		})},
 		{"run", "Run one command as a job: waypoint run [flags] -- CMD [ARG...]", new(runCommand)},
 		{"build", "Build the artifact of an app.", new(build)},
@@ -81,14 +81,14 @@ func branches() []branch {
 		})},
 		{"up", "Build, deploy and release.", new(up)},
 		{"init", "Write waypoint.toml, or check the one that is there.", new(initProject)},
-		{"status", "What is built, deployed and released.", new(projectStatus)},
-		{"artifact", "What builds made.", new(struct {
+		{"status", "Show what is built, deployed and released.", new(projectStatus)},
+		{"artifact", "List what builds have made.", new(struct {
 			List artifactList `cmd:"" help:"The artifacts, newest first."`
 		})},
-		{"deployment", "What is deployed.", new(struct {
+		{"deployment", "List what has been deployed.", new(struct {
 			List deploymentList `cmd:"" help:"The deployments, newest first."`
 		})},
-		{"job", "The jobs.", new(struct {
+		{"job", "Look after jobs: list, stream, cancel and so on.", new(struct {
 			List    jobList    `cmd:"" help:"The jobs, newest first."`
 			Inspect jobInspect `cmd:"" help:"Everything known of a job."`
 			Why     jobWhy     `cmd:"" help:"Why a job is where it is, in one sentence."`
@@ -98,7 +98,7 @@ func branches() []branch {
 			Retry   jobRetry   `cmd:"" help:"Queue the same again as a new job, and print its id."`
 		})},
 		{"login", "Log in to a server and make it the default.", new(login)},
-		{"context", "The servers that this user knows.", new(struct {
+		{"context", "Keep several servers, and choose between them.", new(struct {
 			Create  contextCreate  `cmd:"" help:"Keep a server under a name, without trying it."`
 			List    contextList    `cmd:"" help:"The contexts, in the order of their names."`
 			Use     contextUse     `cmd:"" help:"Make a context the default."`
@@ -107,10 +107,11 @@ func branches() []branch {
 			Delete  contextDelete  `cmd:"" help:"Delete contexts with their tokens."`
 			Verify  contextVerify  `cmd:"" help:"Connect to a context's server and say who it is."`
 		})},
-		{"user", "The users.", new(struct {
+		{"user", "Make tokens for people.", new(struct {
 			Token userToken `cmd:"" help:"Make a token of your own, to log in with."`
 		})},
-		{"version", "The version of this program.", new(version)},
+		{"version", "Print the version of this program.", new(version)},
+		{"completion", "Print a script with which a shell completes the words of a command line.", new(completionScript)},
 	}
 }
 
@@ -196,6 +197,7 @@ func (a *app) parser(args []string) (*kong.Kong, error) {
 	if err != nil {
 		return nil, err
 	}
+	parser.Model.HelpFlag.Help = "Say what a command does and which flags it has."
 	for _, f := range parser.Model.Flags { // behind the command's own
 		if f.Name != "help" {
 			f.Group = &kong.Group{Key: "global", Title: "Flags of every command:"}
@@ -225,7 +227,11 @@ func (a *app) printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	}
 	shown := strings.ReplaceAll(text.String(), "release release", "release")
 	shown = strings.Replace(shown, "waypoint run [<command> ...] [flags]", "waypoint run [flags] -- CMD [ARG...]", 1)
-	_, err = io.WriteString(out, shown)
+	page := "waypoint"
+	if n := ctx.Selected(); n != nil {
+		page = strings.Join(append([]string{page}, commandWords(n.Path())...), "-")
+	}
+	_, err = io.WriteString(out, shown+"\nMore of it, with examples: man "+page+"\n")
 	return err
 }
 
