@@ -73,3 +73,40 @@ func BenchmarkOutput(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkTrueOfUser is BenchmarkTrue with jobs of another user, which have
+// directories that are handed over.
+func BenchmarkTrueOfUser(b *testing.B) {
+	own, job := testUsers(b)
+	for _, kind := range kinds(b) {
+		for _, as := range []string{"", job.Name} {
+			b.Run(kind+"/"+as, func(b *testing.B) {
+				dir := openDirectory(b)
+				s, err := New(Config{Dir: dir, Isolation: kind, JobUser: as})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer s.Close()
+				ends := make(chan Event, 16)
+				ctx := b.Context()
+				go s.Watch(ctx, func(e Event) {
+					if e.Ended {
+						ends <- e
+					}
+				})
+				own.UID, own.GID = 0, 0
+				h := &host{dir: dir, own: own}
+				sp := h.spec(b, "/bin/true")
+				sp.Stdin = ""
+				for b.Loop() {
+					Recycle(sp.Dir)
+					if err := s.Start(ctx, sp); err != nil {
+						b.Fatal(err)
+					}
+					e := <-ends
+					s.Forget(ctx, e.JobRef)
+				}
+			})
+		}
+	}
+}
