@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,9 @@ import (
 // between, the log says each of the two things once.
 func TestFullIsSaidOnce(t *testing.T) {
 	var out bytes.Buffer
-	s := &Store{cfg: Config{Logger: slog.New(slog.NewTextHandler(&out, nil))}, engine: &sqlite{}}
+	var full []bool // as Room was told
+	s := &Store{engine: &sqlite{}}
+	s.cfg = Config{Logger: slog.New(slog.NewTextHandler(&out, nil)), Room: func() { full = append(full, s.Full()) }}
 	now := time.Now()
 	s.hasRoom(now)
 	for range 30 {
@@ -31,5 +34,8 @@ func TestFullIsSaidOnce(t *testing.T) {
 	}
 	if full, room := said("store is full"), said("store has room again"); full != 1 || room != 1 {
 		t.Errorf("in the end said %d times that it is full, %d times that it is not", full, room)
+	}
+	if !slices.Equal(full, []bool{true, false}) {
+		t.Errorf("told %v of being full", full)
 	}
 }
