@@ -105,8 +105,12 @@ func (c *completionScript) Run(a *app) error {
 	return err
 }
 
-// offer writes one thing that can be chosen.
+// offer writes one thing that can be chosen. A name that is none, whoever says
+// it, is not for a shell.
 func (c *completionScript) offer(a *app, name, description string) error {
+	if !validName(name) {
+		return nil
+	}
 	_, err := fmt.Fprintf(a.stdout, "%s\t%s\n", name, oneLine(description))
 	return err
 }

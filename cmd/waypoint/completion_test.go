@@ -235,6 +235,20 @@ func fishCompletes(ctx context.Context, t *testing.T, env []string, dir string, 
 	return string(out)
 }
 
+// TestCompletionLint: shellcheck has nothing to say about the script for bash.
+func TestCompletionLint(t *testing.T) {
+	needProgram(t, "shellcheck")
+	var script, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"completion", "bash"}, nil, &script, &stderr, nil); code != 0 {
+		t.Fatalf("exit code %d: %s", code, &stderr)
+	}
+	cmd := exec.Command("shellcheck", "-")
+	cmd.Stdin = &script
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // TestCompletionValues: what completes a value is among what is taken.
 func TestCompletionValues(t *testing.T) {
 	manual.Visit(model(t).Node, func(n *kong.Node) {

@@ -1,6 +1,9 @@
 package completion
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // bash works without the bash-completion package: the words are put together
 // here from what readline has cut at "=" and ":".
@@ -27,7 +30,7 @@ func (g *grammar) bash() string {
 // tables are functions for bash and zsh, whose "case" is the same: what is
 // below a command, its flags, and what completes values.
 func (g *grammar) tables(s *script, below func(s *script, words []word), flags func(s *script, to string, flags []flag)) {
-	s.line("\n# The commands below $1, the flags of $1 and of every command.\n_%s_at() {\n    below= own= global= words=", g.name)
+	s.line("\n# The commands below $1, the flags of $1 and of every command.\n_%s_at() {\n    below='' own='' global='' words=''", g.name)
 	flags(s, "global", g.global)
 	s.line("    case $1 in")
 	for _, c := range g.commands {
@@ -73,7 +76,11 @@ func (g *grammar) tables(s *script, below func(s *script, words []word), flags f
 	for _, c := range g.commands {
 		for n, values := range c.args {
 			if values != Nothing {
-				s.line("    %s%s) values=%s ;;", quote(c.path+" "), c.arg(n), quote(string(values)))
+				pattern := quote(c.path + " " + fmt.Sprint(n))
+				if c.more && n == len(c.args)-1 {
+					pattern = quote(c.path+" ") + "*"
+				}
+				s.line("    %s) values=%s ;;", pattern, quote(string(values)))
 			}
 		}
 	}
@@ -107,7 +114,7 @@ _waypoint() {
         fi
         line=${line#"$w"}
     done
-    local cur=${argv[n]} path= values= pending= asked=() arg=0 below own global words reply=() prefix=
+    local cur=${argv[n]} path='' values='' pending='' asked=() arg=0 below own global words reply=() prefix=''
     COMPREPLY=()
     for ((i = 1; i < n; i++)); do
         w=${argv[i]}
@@ -149,10 +156,11 @@ _waypoint() {
         compopt -o filenames 2>/dev/null
         ;;
     @*)
+        # Never compgen -W, which would expand what a server has said.
         values=$(command "${COMP_WORDS[0]}" "${asked[@]}" completion "${values#@}" 2>/dev/null </dev/null | cut -f 1)
-        mapfile -t reply < <(compgen -W "$values" -- "$cur")
+        _waypoint_matching
         ;;
-    *) mapfile -t reply < <(compgen -W "$values" -- "$cur") ;;
+    *) _waypoint_matching ;;
     esac
     # Readline puts a reply in place of what is behind the last = or :.
     w=$prefix$cur
@@ -165,6 +173,14 @@ _waypoint() {
     done
 }
 
+# Those of the values that begin as the word does.
+_waypoint_matching() {
+    local w
+    while read -r -d ' ' w; do
+        [[ $w && $w == "$cur"* ]] && reply+=("$w")
+    done <<<"${values//$'\n'/ } "
+}
+
 # A word without the quotes and with the home directory that the shell would make of it.
 _waypoint_plain() {
     local w=$1
@@ -172,7 +188,7 @@ _waypoint_plain() {
     \'*) w=${w#\'} w=${w%\'} ;;
     \"*) w=${w#\"} w=${w%\"} ;;
     esac
-    [[ $w == '~/'* ]] && w=$HOME${w#'~'}
+    [[ ${w:0:2} == \~/ ]] && w=$HOME${w:1}
     printf '%s' "$w"
 }
 

@@ -209,11 +209,3 @@ func (g *grammar) heading(s *script, first, shell string) {
 	s.line("%s", first)
 	s.line("# Completion of %s for %s, made by: %s completion %s", g.name, shell, g.name, shell)
 }
-
-// arg is a pattern for the n-th argument of a command and those behind it.
-func (c command) arg(n int) string {
-	if c.more && n == len(c.args)-1 {
-		return "*"
-	}
-	return fmt.Sprint(n)
-}

@@ -1,6 +1,9 @@
 package completion
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // fish shows what each word is for.
 func (g *grammar) fish() string {
@@ -70,7 +73,11 @@ func (g *grammar) fish() string {
 	for _, c := range g.commands {
 		for n, v := range c.args {
 			if v != Nothing {
-				s.line("    case %s\n        echo %s", q(c.path+" "+c.arg(n)), q(string(v)))
+				pattern := fmt.Sprint(n)
+				if c.more && n == len(c.args)-1 {
+					pattern = "*"
+				}
+				s.line("    case %s\n        echo %s", q(c.path+" "+pattern), q(string(v)))
 			}
 		}
 		if c.words {

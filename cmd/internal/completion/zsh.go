@@ -25,8 +25,8 @@ func (g *grammar) zsh() string {
 		}
 		s.line("    )")
 	})
-	// zsh keeps "path" and "words" for itself.
-	s.WriteString(strings.NewReplacer(" path=", " path_=", " words=", " words_=").Replace(tables.String()))
+	// zsh keeps "path" and "words" for itself, and lists are lists there.
+	s.WriteString(strings.NewReplacer(" path=", " path_=", " words=", " words_=", "below='' own='' global=''", "below=() own=() global=()").Replace(tables.String()))
 	s.WriteString(strings.ReplaceAll(zshScript, "waypoint", g.name))
 	return s.String()
 }
