@@ -27,6 +27,10 @@
 // death signal), in process-group the whole tree (the shim sees its socket
 // end). What is left of a cgroup is killed by whoever comes after:
 // [KillLeftovers], by the handle file written before the first command.
+//
+// Commands may be another user's (see [User]): then so is a shim, and both have
+// that user's groups and no capabilities. Threads of their own start them; the
+// rest of this process stays what it is.
 package executor
 
 import (

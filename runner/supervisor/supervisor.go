@@ -23,6 +23,11 @@
 // What a supervisor does not hold is not running, or is about to die: see
 // [KillLeftovers].
 //
+// Jobs may be another user's (Config.JobUser). What of an attempt's directory is
+// to be theirs is handed over before the first step and taken back when no
+// process is left, before end.json is written; see custody.go. The rest of it
+// they can pass through, and neither list nor read.
+//
 // The pipes are the back-pressure: when the disk is full nothing is read until
 // there is room again. Goroutines: one for each attempt and each of its pipes;
 // behind a socket one for each session and call.

@@ -409,12 +409,27 @@ func TestJobUserSupervisorKilled(t *testing.T) {
 		if got := stat(t, filepath.Join(s.WorkDir, "file")); int(got.Uid) != h.job.UID {
 			t.Fatalf("the job's file belongs to %d", got.Uid)
 		}
+		// One that died before, while it took files back.
+		half := h.sh(t, "true")
+		chown(t, half.WorkDir, h.job)
+		if err := unix.Chmod(half.Dir, modeTaking); err != nil {
+			t.Fatal(err)
+		}
+		// And what is no attempt's is none of its business.
+		other := filepath.Join(h.dir, "other")
+		if err := os.Mkdir(other, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		chown(t, other, h.job)
 		h.cmd.Process.Kill()
 		<-h.done
 		await(t, "the job to die with its supervisor", func() bool { return !alive(pid) })
 		h.start(t)
 		if info, err := os.Stat(s.Dir); err != nil || info.Mode() != fs.ModeDir|0o700 {
 			t.Errorf("the attempt's directory is %v, %v", info.Mode(), err)
+		}
+		if got, kept := stat(t, half.WorkDir), stat(t, other); int(got.Uid) != h.own.UID || int(kept.Uid) != h.job.UID {
+			t.Errorf("what was half taken back belongs to %d, and what is no attempt's to %d", got.Uid, kept.Uid)
 		}
 		for _, name := range []string{"work", "work/file", "work/closed", "home/tmp", "output", "log"} {
 			if got := stat(t, filepath.Join(s.Dir, name)); int(got.Uid) != h.own.UID {
