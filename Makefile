@@ -57,7 +57,7 @@ staticcheck:
 
 # The pages of the commands, made of the command line and of man/prose.
 man:
-	$(GO) test ./cmd/waypoint -count=1 -run '^TestManual$$' -update
+	$(GO) test ./cmd/waypoint -count=1 -run '^TestManual(Messages)?$$' -update
 
 example:
 	@echo "== contrib/example"
@@ -96,7 +96,7 @@ test-system:
 		ARCHS=$$($(GO) env GOHOSTARCH) DIST=$$dir VERSION=$${v#*=} packaging/build.sh >/dev/null; \
 		echo $${v#*=} >$$dir/version; \
 	done
-	LAB_PACKAGES=$(CURDIR)/dist/lab unshare --mount --pid --fork --kill-child --mount-proc \
+	LAB_PACKAGES=$(CURDIR)/dist/lab unshare --mount --pid --fork --kill-child --mount-proc sh -c '"$$@"; exit $$?' sh \
 		$(GO) test -count=1 -timeout 20m -parallel 4 -run '$(RUN)' ./packaging/lab
 
 # Kill server and runner for so long while jobs run: make torture DURATION=10m
