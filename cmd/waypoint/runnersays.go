@@ -30,6 +30,7 @@ type agentSays struct {
 	rejected bool   // by an operator; guarded by mu
 	low      int    // the mark below which the token's life was said to be; guarded by mu
 	line     string // STATUS; guarded by mu
+	extended func() // ends the asking for more time; nil while none is asked for; guarded by mu
 }
 
 // notify is told of each change by the runner.
@@ -44,9 +45,23 @@ func (s *agentSays) notify(e runner.Event) {
 		s.tellState(e.ID, e.Standing)
 		s.tellLife(e)
 	}
+	s.extend(e.Supervisor == wire.SupervisorLeaving)
 	if line := s.status(e); line != s.line {
 		s.line = line
 		systemd.Status(line) // whether anybody listens was seen at the start
+	}
+}
+
+// extend asks the service manager for time while the supervisor ends its jobs:
+// where that is because the agent is stopped as well, the agent is to report
+// how they ended. mu is held.
+func (s *agentSays) extend(on bool) {
+	switch {
+	case on && s.extended == nil:
+		s.extended = systemd.Extending(extension)
+	case !on && s.extended != nil:
+		s.extended()
+		s.extended = nil
 	}
 }
 
