@@ -165,7 +165,7 @@ uninstall() {
 	rm -f /etc/systemd/system/multi-user.target.wants/waypoint-runner@*.service
 	while read -r old; do rm -f "$old"; done <"$manifest"
 	rm -f "$manifest" /etc/waypoint/server.toml.new /etc/waypoint/runner.toml.new
-	rmdir "$share/waypoint" "$share/doc/waypoint/examples" "$share/doc/waypoint" /run/waypoint 2>/dev/null || true
+	rmdir "$share/waypoint" "$share/doc/waypoint/examples/project" "$share/doc/waypoint/examples" "$share/doc/waypoint" /run/waypoint 2>/dev/null || true
 	journalctl --update-catalog || true
 	[ "$booted" = no ] || systemctl daemon-reload
 	if [ "$purge" = yes ]; then

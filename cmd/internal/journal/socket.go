@@ -23,7 +23,7 @@ const patience = 1_000_000 // µs
 // nothing to lock.
 type socket struct {
 	fd    int
-	to    unix.Sockaddr
+	path  string
 	stuck atomic.Bool // the last one waited in vain
 }
 
@@ -33,7 +33,7 @@ func dial(path string) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open journal: %w", err)
 	}
-	s := &socket{fd: fd, to: &unix.SockaddrUnix{Name: path}}
+	s := &socket{fd: fd, path: path}
 	tv := unix.NsecToTimeval(patience * 1000)
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv); err != nil {
 		return nil, errors.Join(fmt.Errorf("open journal: %w", err), s.close())
@@ -42,7 +42,7 @@ func dial(path string) (*socket, error) {
 	// outlives the one that listens.
 	try, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
-		err = unix.Connect(try, s.to)
+		err = unix.Connect(try, &unix.SockaddrUnix{Name: path})
 		unix.Close(try)
 	}
 	if err != nil {
@@ -70,8 +70,9 @@ func (s *socket) send(record []byte) error {
 }
 
 func (s *socket) sendmsg(data, rights []byte, flags int) error {
+	to := &unix.SockaddrUnix{Name: s.path} // its own: package unix writes to it
 	for {
-		err := unix.Sendmsg(s.fd, data, rights, s.to, flags)
+		err := unix.Sendmsg(s.fd, data, rights, to, flags)
 		if err != unix.EINTR {
 			return err
 		}
