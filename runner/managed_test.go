@@ -1,0 +1,238 @@
+package runner
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/runner/supervisor"
+)
+
+// foreign is a supervisor that somebody else runs, in this process, one life
+// after the other.
+type foreign struct {
+	t     *testing.T
+	dir   string
+	leave context.CancelFunc
+	ended chan error
+}
+
+// begin starts a supervisor of a version, which has so long for its jobs when it is to end.
+func (f *foreign) begin(version string, drain time.Duration) {
+	f.t.Helper()
+	ctx, leave := context.WithCancel(context.Background())
+	ended, ready := make(chan error, 1), make(chan struct{})
+	said := sync.OnceFunc(func() { close(ready) })
+	go func() {
+		ended <- supervisor.Run(ctx, supervisor.ProcessConfig{
+			Dir: f.dir, Version: version, Drain: drain, Notify: func(supervisor.ProcessStatus) { said() },
+		})
+	}()
+	<-ready
+	f.leave, f.ended = leave, ended
+	f.t.Cleanup(func() {
+		leave()
+		ended <- <-ended
+	})
+}
+
+// end waits for its end.
+func (f *foreign) end() {
+	f.t.Helper()
+	select {
+	case err := <-f.ended:
+		f.ended <- err
+		if err != nil {
+			f.t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		f.t.Fatal("the supervisor does not end")
+	}
+}
+
+// newManaged is a bench whose supervisor is somebody else's, and not there yet.
+func newManaged(t *testing.T) (*bench, *foreign) {
+	t.Helper()
+	f := &foreign{t: t}
+	b := newBench(t, func(c *Config) {
+		f.dir = c.Dir
+		c.Managed, c.Software = true, "waypoint 2.0.0"
+		c.Resupervise = func(ctx context.Context) (supervisor.Jobs, error) { return supervisor.Await(ctx, f.dir) }
+		c.Supervisor = newSupervisor(t, t.TempDir()) // newBench would make one
+	})
+	b.cfg.Supervisor = nil
+	b.waits = func(w *waits) { w.supervisor = 20 * time.Second }
+	return b, f
+}
+
+// fares waits until the agent says that of its supervisor.
+func (b *bench) fares(want wire.SupervisorState) {
+	b.t.Helper()
+	limit := time.After(20 * time.Second)
+	for b.r.Status().Supervisor.State != want {
+		select {
+		case <-b.events:
+		case <-limit:
+			b.t.Fatalf("its supervisor is %+v, not %s", b.r.Status().Supervisor, want)
+		}
+	}
+}
+
+// Without a supervisor it connects, wants nothing and refuses; with one it works.
+func TestManagedWaits(t *testing.T) {
+	b, f := newManaged(t)
+	b.waits = func(w *waits) { w.supervisor = time.Millisecond }
+	b.start().connected()
+	b.fares(wire.SupervisorMissing)
+	if !b.s.begins[0].Draining {
+		t.Error("it wants jobs without a supervisor")
+	}
+	a := script("echo on")
+	b.s.assign(a)
+	b.s.await("it is given back", func() bool { return len(b.s.nacks) == 1 })
+	f.begin("2.0.0", 0)
+	b.fares(wire.SupervisorReady)
+	if st := b.r.Status().Supervisor; st.Version != "2.0.0" || st.Isolation == "" || st.Dir != b.cfg.Dir {
+		t.Errorf("status %+v", st)
+	}
+	b.s.await("it says what it can do", func() bool { return len(b.s.begins) == 2 && !b.s.begins[1].Draining })
+	next := script("echo on")
+	b.s.assign(next)
+	want(t, b.s.ended(next.JobRef), wire.Success, "")
+	if err := b.r.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Asked to stop, it ends while its job runs; the next agent reports it.
+func TestHandOver(t *testing.T) {
+	b, f := newManaged(t)
+	f.begin("2.0.0", 0)
+	b.start().connected()
+	b.fares(wire.SupervisorReady)
+	step := filepath.Join(t.TempDir(), "step")
+	a := script("echo on\n" + until(step) + "echo off")
+	b.s.assign(a)
+	b.s.await("it runs", func() bool { return len(b.s.jobs[a.JobRef].log) > 0 })
+	b.stop()
+	if err := b.wait(); err != nil {
+		t.Fatal(err)
+	}
+	let(t, step)
+	b.start()
+	j := b.s.ended(a.JobRef)
+	want(t, j, wire.Success, "")
+	if string(j.log) != "on\noff\n" {
+		t.Errorf("output %q", j.log)
+	}
+}
+
+// A supervisor that leaves has its jobs' ends reported, and gets no more; the
+// next one is used.
+func TestSupervisorLeaves(t *testing.T) {
+	b, f := newManaged(t)
+	f.begin("2.0.0", time.Hour)
+	b.start().connected()
+	b.fares(wire.SupervisorReady)
+	step := filepath.Join(t.TempDir(), "step")
+	a := script("echo on\n" + until(step))
+	b.s.assign(a)
+	b.s.await("it runs", func() bool { return len(b.s.jobs[a.JobRef].log) > 0 })
+	f.leave()
+	b.fares(wire.SupervisorLeaving)
+	late := script("echo on")
+	b.s.assign(late)
+	b.s.await("it is given back", func() bool { return len(b.s.nacks) == 1 })
+	let(t, step)
+	want(t, b.s.ended(a.JobRef), wire.Success, "")
+	f.end()
+	b.fares(wire.SupervisorMissing)
+	f.begin("2.0.0", 0)
+	b.fares(wire.SupervisorReady)
+	next := script("echo on")
+	b.s.assign(next)
+	want(t, b.s.ended(next.JobRef), wire.Success, "")
+}
+
+// One that ends its jobs says how before it is gone: the agent reports it
+// though there is no other supervisor.
+func TestSupervisorEnds(t *testing.T) {
+	b, f := newManaged(t)
+	f.begin("2.0.0", 0)
+	b.start().connected()
+	b.fares(wire.SupervisorReady)
+	a := script("echo on; sleep 1000")
+	b.s.assign(a)
+	b.s.await("it runs", func() bool { return len(b.s.jobs[a.JobRef].log) > 0 })
+	f.leave()
+	j := b.s.ended(a.JobRef)
+	want(t, j, wire.Failed, wire.ReasonRunnerLost)
+	if j.result.Error == "" {
+		t.Error("nobody says why")
+	}
+}
+
+// A supervisor of another version ends once no job runs; what meets its end is
+// done by the next one. One that is again of that version is left alone.
+func TestRetire(t *testing.T) {
+	b, f := newManaged(t)
+	f.begin("1.0.0", 0)
+	b.start().connected()
+	f.end()
+	f.begin("1.0.0", 0)
+	b.fares(wire.SupervisorReady)
+	a := script("echo on")
+	b.s.assign(a)
+	want(t, b.s.ended(a.JobRef), wire.Success, "")
+	select {
+	case err := <-f.ended:
+		t.Errorf("the second of its version ended: %v", err)
+	default:
+	}
+}
+
+// A start that is refused by a supervisor that is leaving is for the next one.
+func TestStartWhileLeaving(t *testing.T) {
+	var next supervisor.Jobs
+	var first *line
+	b := newBench(t, func(c *Config) {
+		next = newSupervisor(t, c.Dir)
+		first = newLine(newSupervisor(t, c.Dir))
+		first.refuse = supervisor.ErrLeaving
+		c.Supervisor = first
+		c.Resupervise = func(context.Context) (supervisor.Jobs, error) { return newLine(next), nil }
+	}).start().connected()
+	a := script("echo on")
+	b.s.assign(a)
+	b.fares(wire.SupervisorLeaving)
+	first.cut()
+	j := b.s.ended(a.JobRef)
+	want(t, j, wire.Success, "")
+	if string(j.log) != "on\n" {
+		t.Errorf("output %q", j.log)
+	}
+}
+
+// The probe fails when a lock is held for ever, naming what, and when the loop
+// does not turn.
+func TestProbeFails(t *testing.T) {
+	b := newBench(t, nil).start().connected()
+	if err := b.r.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.r.intake.Lock()
+	err := b.r.Probe(ctx)
+	b.r.intake.Unlock()
+	if err == nil {
+		t.Error("a lock that is held is not found")
+	}
+	b.r.pulse.due(-time.Hour)
+	if err := b.r.Probe(t.Context()); wire.KindOf(err) != wire.Internal {
+		t.Errorf("a loop that is overdue: %v", err)
+	}
+}
