@@ -130,6 +130,7 @@ func params(t *testing.T, dir string) testscript.Params {
 			"type":      typeText,
 			"notify":    notifySocket,
 			"usertoken": userTokenVar,
+			"stamped":   stamped,
 			"certificate": func(ts *testscript.TestScript, neg bool, args []string) {
 				need(ts, neg, args, 1, "certificate NAME [HOST...]")
 				certificate(t, ts, args[0], args[1:])
