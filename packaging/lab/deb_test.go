@@ -44,7 +44,7 @@ func TestDeb(t *testing.T) {
 		contains(l, "the server after the upgrade", l.waypoint("server", "status"), p.new.number)
 		equal(l, "configuration, state and credentials after the upgrade", l.sh(kept), before)
 		equal(l, "jobs after the upgrade", l.waypoint("job", "list", "--json"), jobs)
-		l.awaitRunner("itself and of the new version", func(r remote) bool { return ready(r) && r.ID == id && r.Version == p.new.number })
+		l.awaitRunner("itself and of the new version", func(r remote) bool { return ready(r) && r.ID == id && r.is(p.new) })
 		equal(l, "a job after the upgrade", l.waypoint("run", "--no-local", "--", "echo", "again"), "again")
 
 		l.run("dpkg", "--remove", "waypoint")

@@ -43,7 +43,7 @@ func TestJournal(t *testing.T) {
 		if catalog := l.run("journalctl", "--dump-catalog", explained); !strings.Contains(catalog, "Subject: ") {
 			l.t.Errorf("message %s is not explained:\n%s", explained, catalog)
 		}
-		contains(l, "journalctl --catalog", l.run("journalctl", "--catalog", "--no-pager", "MESSAGE_ID="+explained), "-- Subject: ")
+		contains(l, "journalctl --catalog", l.run("journalctl", "--catalog", "--no-pager", "MESSAGE_ID="+explained), " Subject: Job "+job+" has ended")
 		for _, e := range l.journal.find(func(e entry) bool {
 			return strings.HasPrefix(e["_SYSTEMD_UNIT"], "waypoint-") && (strings.Contains(e["MESSAGE"], "level=") || strings.HasPrefix(e["MESSAGE"], "{"))
 		}) {

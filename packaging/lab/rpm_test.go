@@ -31,7 +31,7 @@ func TestRPM(t *testing.T) {
 			l.t.Error("the upgrade left the old server running")
 		}
 		contains(l, "the server after the upgrade", l.waypoint("server", "status"), p.new.number)
-		l.awaitRunner("itself and of the new version", func(r remote) bool { return ready(r) && r.ID == id && r.Version == p.new.number })
+		l.awaitRunner("itself and of the new version", func(r remote) bool { return ready(r) && r.ID == id && r.is(p.new) })
 		l.awaitChange("waypoint-jobs.service", "InvocationID", jobs)
 		equal(l, "configuration, state and credentials after the upgrade", l.sh(kept), before)
 		equal(l, "a job after the upgrade", l.waypoint("run", "--no-local", "--", "echo", "again"), "again")

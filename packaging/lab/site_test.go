@@ -49,6 +49,9 @@ func (l *lab) awaitRunner(what string, wanted func(r remote) bool) remote {
 	return found
 }
 
+// is tells whether the runner is of a version of the package.
+func (r remote) is(v version) bool { return strings.HasSuffix(r.Version, " "+v.number) }
+
 func ready(r remote) bool {
 	return r.Online && r.Problem == "" && (r.State == "adopted" || r.State == "preadopted")
 }
