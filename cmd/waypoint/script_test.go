@@ -318,7 +318,7 @@ func adopt(ts *testscript.TestScript, neg bool, args []string) {
 	})
 	wait(ts, "runner "+args[0]+" to be online", func() bool {
 		out, ok := says(ts, "waypoint", "runner", "list", "--state", "adopted")
-		return ok && regexp.MustCompile(`(?m)^`+args[0]+` .* yes `).MatchString(out)
+		return ok && regexp.MustCompile(`(?m)^`+args[0]+` +adopted(, draining)? .* yes `).MatchString(out)
 	})
 }
 
