@@ -19,6 +19,7 @@ func TestLimits(t *testing.T) {
 			l := bootMachine(t, suite, p.new.deb)
 			l.run("dpkg", "--install", filepath.Base(p.new.deb))
 			l.waypoint("server", "status")
+			l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
 			l.adopted()
 			group := l.property("waypoint-jobs", "ControlGroup")
 			for _, controller := range []string{"memory", "pids", "cpu"} {
@@ -46,7 +47,6 @@ func TestLimits(t *testing.T) {
 			equal(l, "a job that ran beside them", l.ended(other).State, "success")
 			l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=infinity", "TasksMax=infinity")
 
-			l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
 			job := l.running("sleep 1000")
 			l.run("systemctl", "restart", "waypoint-jobs")
 			equal(l, "the supervisor after a restart with a job", l.active("waypoint-jobs"), "active")

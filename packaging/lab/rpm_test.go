@@ -47,6 +47,7 @@ func TestRPM(t *testing.T) {
 		contains(l, "the configuration after the removal", l.run("cat", "/etc/waypoint/server.toml.rpmsave"), "# mine")
 		equal(l, "a credential after the removal", l.run("cat", "/etc/waypoint/credentials/runner/other"), "secret")
 		equal(l, "links in /etc/systemd after the removal", l.run("find", "/etc/systemd/system", "-name", "*waypoint*"), "")
+		equal(l, "units that systemd still knows", l.run("systemctl", "list-units", "--all", "--no-legend", "waypoint*"), "")
 		equal(l, "failed units", l.run("systemctl", "--failed", "--no-legend"), "")
 	})
 }

@@ -161,9 +161,9 @@ func TestReboot(t *testing.T) {
 	onEach(t, func(l *lab, p packages) {
 		l.install(p.new.deb)
 		l.waypoint("server", "status")
+		l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
 		runner := l.adopted()
 		l.run("systemctl", "enable", "waypoint-runner")
-		l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
 
 		job := l.running("sleep 1000")
 		l.powerOff()

@@ -154,10 +154,11 @@ func (l *lab) awaitChange(unit, name, from string) string {
 	return now
 }
 
-// left are files and processes whose name has something of the program's.
+// left are files and processes whose name has something of the program's. The
+// pages that man has formatted are man's own affair.
 func (l *lab) left() string {
 	l.t.Helper()
-	files := l.sh(`find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /root -o -path /tmp \) -prune -o -name '*waypoint*' -print; find /run -name '*waypoint*' -not -path '/run/systemd/*' -not -path '/run/log/*'`)
+	files := l.sh(`find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /root -o -path /tmp -o -path /var/cache/man \) -prune -o -name '*waypoint*' -print; find /run -name '*waypoint*' -not -path '/run/systemd/*' -not -path '/run/log/*'`)
 	processes := l.try("pgrep", "--list-full", "waypoint").stdout
 	return strings.TrimSpace(files + "\n" + processes)
 }
