@@ -55,7 +55,7 @@ func (c *runnerAgent) config(a *app) (*runnerConfig, error) {
 	if a.NoServer {
 		return nil, wire.Errorf(wire.BadUsage, "choose server: a runner without a server has nothing to do").WithHint("leave out --no-server")
 	}
-	if err := loadConfig(c.Config, runnerConfigFile, cfg); err != nil {
+	if err := a.loadConfig(c.Config, runnerConfigFile, cfg); err != nil {
 		return nil, err
 	}
 	override(&cfg.ID, c.ID)

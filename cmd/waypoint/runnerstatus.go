@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/waypointd/waypoint/cmd/internal/config"
 	"github.com/waypointd/waypoint/cmd/internal/output"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -176,7 +177,7 @@ func (a *app) agentDir(named string) (string, error) {
 	}
 	if named == "" {
 		cfg := new(runnerConfig)
-		if err := loadConfig("", runnerConfigFile, cfg); err == nil {
+		if config.Load(runnerConfigFile, cfg) == nil {
 			named = cfg.StateDir
 		}
 	}

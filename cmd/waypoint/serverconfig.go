@@ -64,7 +64,7 @@ const (
 // config is the configuration: flags over environment over file over defaults.
 func (c *serverRun) config(a *app) (*serverConfig, error) {
 	cfg := new(serverConfig)
-	if err := loadConfig(c.Config, serverConfigFile, cfg); err != nil {
+	if err := a.loadConfig(c.Config, serverConfigFile, cfg); err != nil {
 		return nil, err
 	}
 	override(&cfg.StateDir, c.StateDir)
@@ -158,7 +158,9 @@ func (cfg *serverConfig) socketMode() (uint32, error) {
 }
 
 // loadConfig reads the file that was named, or the default one if it is there.
-func loadConfig(named, usual string, into any) error {
+// That one is the system's: another user, who may not read it, does without.
+// What a service manager starts is the system's own, and has to be able to.
+func (a *app) loadConfig(named, usual string, into any) error {
 	if named != "" {
 		err := config.Load(named, into)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -166,10 +168,15 @@ func loadConfig(named, usual string, into any) error {
 		}
 		return err
 	}
-	if err := config.Load(usual, into); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	err := config.Load(usual, into)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case wire.KindOf(err) == wire.Denied && os.Getuid() != 0 && a.env.get("STATE_DIRECTORY") == "":
+		a.note("configuration %s is passed over: it is not for this user; --config names another", usual)
+		return nil
 	}
-	return nil
+	return err
 }
 
 func override(value *string, by string) {

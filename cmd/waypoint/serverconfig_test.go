@@ -2,10 +2,14 @@ package main
 
 import (
 	"log/slog"
+	"os"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/waypointd/waypoint/cmd/internal/config"
+	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // TestEveryLimitHasAKey: with all keys of server.toml set, nothing of the
@@ -52,5 +56,36 @@ renew = false
 	}
 	if c := cfg.server(nil); c.Plain || c.NoTokenRenew {
 		t.Errorf("plain %v, not renewed %v, where both were turned on", c.Plain, c.NoTokenRenew)
+	}
+}
+
+// A user of a host with the package may not read its configuration, and does
+// without; who is to have it has to be able to read it.
+func TestDefaultConfigOfOthers(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("root may read every file; CI runs this as another user as well")
+	}
+	usual := filepath.Join(t.TempDir(), "server.toml")
+	if err := os.WriteFile(usual, []byte("lease = \"9m\"\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, named string
+		env         environment
+		want        wire.Kind
+		note        string
+	}{
+		{name: "passed over", note: usual},
+		{name: "of a service", env: environment{"STATE_DIRECTORY=/var/lib/waypoint"}, want: wire.Denied},
+		{name: "named", named: usual, want: wire.Denied},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var stderr strings.Builder
+			a := &app{globals: new(globals), stderr: &stderr, env: c.env}
+			err := a.loadConfig(c.named, usual, new(serverConfig))
+			if wire.KindOf(err) != c.want || !strings.Contains(stderr.String(), c.note) {
+				t.Errorf("got %v, and %q was said; want kind %q, and %q", err, stderr.String(), c.want, c.note)
+			}
+		})
 	}
 }
