@@ -20,7 +20,7 @@ trap 'rm -rf "$stage"' EXIT
 mkdir -p "$DIST"
 
 binary() {
-	GOOS=linux GOARCH=$1 go build -trimpath -buildvcs=false -buildmode=pie \
+	GOOS=linux GOARCH=$1 go build -trimpath -buildvcs=false \
 		-ldflags "-s -w -buildid= -X main.number=$VERSION" -o "$stage/$1/waypoint" ./cmd/waypoint
 }
 for arch in $ARCHS; do binary "$arch"; done
