@@ -78,6 +78,27 @@ func TestBuildAndDeploy(t *testing.T) {
 	b.gone(deploy.JobRef)
 }
 
+// A job that replaces its directory by a link has nothing of the agent's packed,
+// which may belong to another user than the job's.
+func TestBuildReplacesItsDirectory(t *testing.T) {
+	b := newBench(t, nil).start().connected()
+	src, secrets := t.TempDir(), t.TempDir()
+	write(t, filepath.Join(src, "sub/in.txt"), "hello\n")
+	write(t, filepath.Join(secrets, "identity.key"), "secret")
+	for _, target := range []string{secrets, "../assignment.json"} {
+		build := script("rm -r ../sub && ln -s " + target + " ../sub")
+		build.Spec.Operation, build.Spec.Dir = wire.OpBuild, "sub"
+		build.Spec.Source, build.Spec.Output = &wire.Source{Tree: b.s.upload(src)}, []string{"."}
+		b.s.assign(build)
+		j := b.s.ended(build.JobRef)
+		want(t, j, wire.Failed, wire.ReasonFailed)
+		if j.result.Artifact != nil || !strings.Contains(j.result.Error, "pack outputs") {
+			t.Errorf("link to %s: %+v", target, j.result)
+		}
+		b.gone(build.JobRef)
+	}
+}
+
 // What cannot be prepared or finished ends the job with the reason, at once.
 func TestFailures(t *testing.T) {
 	b := newBench(t, nil).start().connected()

@@ -51,8 +51,16 @@ func (a *attempt) pack() (*wire.BlobHeader, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A job could have replaced its directory, but for the topmost, by a link.
+	top, below := dir, "."
+	if !a.r.local() {
+		top = a.layout().Work
+		if below, err = filepath.Rel(top, dir); err != nil {
+			return nil, err
+		}
+	}
 	path := filepath.Join(a.dir, fileArchive)
-	h, err := operation.Pack(a.work, dir, a.job.Spec.Output, path)
+	h, err := operation.Pack(a.work, top, below, a.job.Spec.Output, path)
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ import (
 func pack(tb testing.TB, dir string, outputs ...string) (string, wire.BlobHeader) {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), "artifact")
-	h, err := Pack(tb.Context(), dir, outputs, path)
+	h, err := Pack(tb.Context(), dir, ".", outputs, path)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestPackRefuses(t *testing.T) {
 		{"s", "s is a socket"},
 	} {
 		path := filepath.Join(t.TempDir(), "artifact")
-		_, err := Pack(t.Context(), dir, []string{"a", c.output}, path)
+		_, err := Pack(t.Context(), dir, ".", []string{"a", c.output}, path)
 		if wire.KindOf(err) != wire.BadUsage || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("pack of %q: %v, want %q", c.output, err, c.want)
 		}
@@ -317,7 +317,7 @@ func TestPackHoldsNothing(t *testing.T) {
 func pack2(tb testing.TB, dir string, outputs ...string) (string, wire.BlobHeader) {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), "artifact")
-	h, err := Pack(tb.Context(), dir, outputs, path)
+	h, err := Pack(tb.Context(), dir, ".", outputs, path)
 	if err != nil {
 		tb.Fatal(err)
 	}

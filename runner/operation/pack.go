@@ -27,14 +27,15 @@ const (
 	packWindow = 4 << 20
 )
 
-// Pack makes the content-addressed tar.zst of outputs (relative to dir) at
-// path and returns its digest and size. The same bytes give the same digest. A
+// Pack makes the content-addressed tar.zst of outputs (relative to dir, which
+// is below top) at path and returns its digest and size. The same bytes give the same digest. A
 // missing output is BadUsage naming it; so is what no archive can hold: a
 // socket, a link that leaves dir. An output that is itself a link is
-// followed within dir; links inside of outputs stay links. Files are streamed, never held in memory; one that
+// followed within dir, and dir within top, as whose files they are may be another user,
+// who could have anything of ours packed otherwise; links inside of outputs stay links. Files are streamed, never held in memory; one that
 // changes meanwhile is Conflict. On error nothing is left at path.
-func Pack(ctx context.Context, dir string, outputs []string, path string) (wire.BlobHeader, error) {
-	root, err := os.OpenRoot(dir)
+func Pack(ctx context.Context, top, dir string, outputs []string, path string) (wire.BlobHeader, error) {
+	root, err := openBelow(top, dir)
 	if err != nil {
 		return wire.BlobHeader{}, wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
 	}
@@ -55,6 +56,16 @@ func Pack(ctx context.Context, dir string, outputs []string, path string) (wire.
 		return wire.BlobHeader{}, fmt.Errorf("pack outputs: %w", err)
 	}
 	return h, nil
+}
+
+// openBelow opens a directory below another, which no link leads out of.
+func openBelow(top, dir string) (*os.Root, error) {
+	root, err := os.OpenRoot(top)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return root.OpenRoot(dir)
 }
 
 // badOutput says what is wrong with an output of a project file; "" is
