@@ -73,7 +73,7 @@ files() {
 	say "0644 completion:zsh $share/zsh/site-functions/_waypoint"
 	say "0644 completion:fish $share/fish/vendor_completions.d/waypoint.fish"
 	for f in LICENSE packaging/copyright CHANGELOG.md; do say "0644 $f $share/doc/waypoint/${f##*/}"; done
-	for f in packaging/examples/* contrib/drop-ins/*; do say "0644 $f $share/doc/waypoint/examples/${f##*/}"; done
+	for f in contrib/drop-ins/*; do say "0644 $f $share/doc/waypoint/examples/${f##*/}"; done
 	for f in contrib/example/*; do
 		say "0644 $f $share/doc/waypoint/examples/project/${f##*/}"
 	done

@@ -45,7 +45,7 @@ document() {
 		gzip -9n <"$page" >"$stage/$name.gz"
 		document "$stage/$name.gz" "/usr/share/man/man${name##*.}/$name.gz"
 	done
-	for file in packaging/examples/* contrib/drop-ins/*; do
+	for file in contrib/drop-ins/*; do
 		document "$file" "/usr/share/doc/waypoint/examples/${file##*/}"
 	done
 	for file in contrib/example/*; do
