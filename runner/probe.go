@@ -19,7 +19,7 @@ type pulse struct {
 	at atomic.Int64 // since started, in nanoseconds; 0: it does not run
 }
 
-// started is what pulses are counted from: the host's clock may be set.
+// began is what pulses are counted from: the host's clock may be set.
 var began = time.Now()
 
 // due promises that the loop turns again within d.
@@ -48,6 +48,7 @@ func (r *Runner) Probe(ctx context.Context) error {
 		try := func(what string, mu *sync.Mutex) {
 			at <- what
 			mu.Lock()
+			//lint:ignore SA2001 whether it can be had is all that is asked
 			mu.Unlock()
 		}
 		try("the taking of jobs", &r.intake)

@@ -40,13 +40,14 @@ func TestProjectPage(t *testing.T) {
 				if !slices.Contains(here, k) {
 					continue // output is a build's alone
 				}
-				text := before + k + " = 1\n"
+				var text strings.Builder
+				text.WriteString(before + k + " = 1\n")
 				for _, l := range c.rest {
 					if !strings.HasPrefix(l, k+" ") && !(k == "script" && strings.HasPrefix(l, "command ")) {
-						text += l + "\n"
+						text.WriteString(l + "\n")
 					}
 				}
-				said := tryProject(t, text)
+				said := tryProject(t, text.String())
 				want := map[string]string{
 					"string": "not a string in quotes", "array of strings": "not an array of strings", "table": "not a table",
 					"table of strings": "not a table", "array of tables": "each one is a table of its own",

@@ -341,13 +341,14 @@ func (p protocol) fieldsOf(t *testing.T, st *ast.StructType) (items, types []str
 		if strings.HasPrefix(options, "omit") {
 			kind += ", optional"
 		}
-		item := ".It Ic " + key + " Pq " + kind + "\n"
+		var item strings.Builder
+		item.WriteString(".It Ic " + key + " Pq " + kind + "\n")
 		if said := strings.TrimSpace(f.Doc.Text() + " " + f.Comment.Text()); said != "" {
 			for _, l := range wrap(roff(said), 78) {
-				item += l + "\n"
+				item.WriteString(l + "\n")
 			}
 		}
-		items = append(items, item)
+		items = append(items, item.String())
 	}
 	return items, types
 }
@@ -403,7 +404,7 @@ func roff(s string) string {
 func wrap(s string, width int) []string {
 	var lines []string
 	line := ""
-	for _, w := range strings.Fields(s) {
+	for w := range strings.FieldsSeq(s) {
 		if line != "" && len(line)+1+len(w) > width {
 			lines, line = append(lines, line), ""
 		}

@@ -137,12 +137,6 @@ func (l *lab) enabled(units ...string) string {
 	return strings.Join(strings.Fields(l.try(append([]string{"systemctl", "is-enabled"}, units...)...).stdout), " ")
 }
 
-// awaitActive returns when a unit is up.
-func (l *lab) awaitActive(unit string) {
-	l.t.Helper()
-	l.await(unit+" is active", func() bool { return l.active(unit) == "active" })
-}
-
 // awaitChange returns a property of a unit once it is another, and the unit up.
 func (l *lab) awaitChange(unit, name, from string) string {
 	l.t.Helper()
