@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/waypointd/waypoint/runner/supervisor"
 )
 
@@ -106,7 +108,7 @@ func (r *Runner) cleanSlot(slot string) error {
 // "tmp" in it, as the job was given it: one that it changed is made anew.
 func emptyDir(path string, tmp bool) error {
 	info, err := os.Lstat(path)
-	if err == nil && info.Mode() == fs.ModeDir|0o700 {
+	if err == nil && info.Mode() == fs.ModeDir|0o700 && !attributed(path) {
 		if entries, err := os.ReadDir(path); err == nil &&
 			(len(entries) == 0 || tmp && len(entries) == 1 && entries[0].Name() == "tmp") {
 			return nil
@@ -118,20 +120,27 @@ func emptyDir(path string, tmp bool) error {
 	return os.Mkdir(path, 0o700)
 }
 
+// attributed reports whether a job has left attributes on a directory that the
+// next one would find there: above all a default list of access, which its
+// files would get, for whomever.
+func attributed(path string) bool {
+	names := make([]byte, 4096)
+	n, err := unix.Llistxattr(path, names)
+	if err != nil {
+		return err != unix.ENOTSUP // too many
+	}
+	for name := range strings.SplitSeq(string(names[:n]), "\x00") {
+		// Others are the system's: security.selinux.
+		if strings.HasPrefix(name, "system.posix_acl_") || strings.HasPrefix(name, "user.") {
+			return true
+		}
+	}
+	return false
+}
+
 // isSlot tells a slot from an attempt's directory.
 func isSlot(name string) bool { return strings.HasPrefix(name, slotPrefix) }
 
-// removeTree removes a directory with all that is in it, also where a job took
-// the permissions of some of it away.
-func removeTree(dir string) error {
-	if err := os.RemoveAll(dir); err == nil {
-		return nil
-	}
-	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if e != nil && e.IsDir() {
-			os.Chmod(path, 0o700)
-		}
-		return nil
-	})
-	return os.RemoveAll(dir)
-}
+// removeTree removes a directory with all that is in it, whatever a job has made
+// of it.
+func removeTree(dir string) error { return supervisor.RemoveTree(dir) }
