@@ -281,11 +281,9 @@ func TestJobUser(t *testing.T) {
 			t.Fatalf("got %+v", end)
 		}
 		all := logOf(t, s, 0)
-		want := fmt.Sprintf("%d\n%d\n%d\n0022\n", h.job.UID, h.job.GID, h.job.GID)
-		for _, c := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
-			want += c + ":\t0000000000000000\n"
-		}
-		want += "NoNewPrivs:\t0\n"
+		const none = "0000000000000000"
+		want := fmt.Sprintf("%d\n%d\n%d\n0022\nCapInh:\t%s\nCapPrm:\t%s\nCapEff:\t%s\nCapAmb:\t%s\nNoNewPrivs:\t0\n",
+			h.job.UID, h.job.GID, h.job.GID, none, none, none, none)
 		if !strings.HasPrefix(all, want) {
 			t.Errorf("the job is not as it should be:\n%s\nwant\n%s", all, want)
 		}
