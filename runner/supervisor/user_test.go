@@ -264,6 +264,9 @@ func stat(t testing.TB, path string) (st unix.Stat_t) {
 	return st
 }
 
+// noCapabilities is what the kernel says of a process that has none.
+const noCapabilities = "CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapAmb:\t0000000000000000\n"
+
 // A job is its user: with its groups, no capability, the usual umask, and what
 // a shell expects of its files.
 func TestJobUser(t *testing.T) {
@@ -281,9 +284,7 @@ func TestJobUser(t *testing.T) {
 			t.Fatalf("got %+v", end)
 		}
 		all := logOf(t, s, 0)
-		const none = "0000000000000000"
-		want := fmt.Sprintf("%d\n%d\n%d\n0022\nCapInh:\t%s\nCapPrm:\t%s\nCapEff:\t%s\nCapAmb:\t%s\nNoNewPrivs:\t0\n",
-			h.job.UID, h.job.GID, h.job.GID, none, none, none, none)
+		want := fmt.Sprintf("%d\n%d\n%d\n0022\n", h.job.UID, h.job.GID, h.job.GID) + noCapabilities + "NoNewPrivs:\t0\n"
 		if !strings.HasPrefix(all, want) {
 			t.Errorf("the job is not as it should be:\n%s\nwant\n%s", all, want)
 		}
@@ -500,10 +501,7 @@ func TestJobUserOfRoot(t *testing.T) {
 			defer s.Close()
 			sp := h.sh(t, `id -u; grep -E 'Cap(Inh|Prm|Eff|Amb)' /proc/self/status; touch file; chmod 600 file; cat /etc/shadow`)
 			end := run(t, s, sp)
-			want := strconv.Itoa(job.UID) + "\n"
-			for _, c := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
-				want += c + ":\t0000000000000000\n"
-			}
+			want := strconv.Itoa(job.UID) + "\n" + noCapabilities
 			if all := logOf(t, sp, 0); end.State != wire.Failed || !strings.HasPrefix(all, want) {
 				t.Errorf("got %+v, %s", end, all)
 			}
