@@ -133,6 +133,10 @@ type Config struct {
 	// without a usable token, lost, refused, …. It is called when that changes
 	// only, from one goroutine at a time, and must not call the Runner.
 	Notify func(Event)
+
+	// Remedy is what a person can do about a standing without jobs, as a hint in the log. It must
+	// not call the Runner. Nil where Notify says it on the log's own way.
+	Remedy func(id string, st wire.Standing) string
 }
 
 // What ends a Run, as causes of its context.

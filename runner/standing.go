@@ -81,9 +81,10 @@ func (r *Runner) stand(st wire.Standing, asked *int) {
 }
 
 // sayStanding logs what has changed. What a person can do about it is for
-// whoever is notified to say.
+// whoever is notified to say, or to give for a hint.
 func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
-	if before == nil {
+	first := before == nil
+	if first {
 		before = &wire.Standing{State: st.State}
 	}
 	for _, x := range st.Refused {
@@ -100,15 +101,24 @@ func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 			r.log.Info("token in use", "runner", r.name(), "source", st.Source, "expires_at", st.Expiry)
 		}
 	case st.Granted: // a token is under way
-	case st.Problem == before.Problem && st.Detail == before.Detail && !before.Admitted:
+	case !first && st.State == before.State && st.Problem == before.Problem && st.Detail == before.Detail && !before.Admitted:
 	case st.State == wire.Pending:
-		r.log.Info("runner pending", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail)
+		r.log.Info("runner pending", r.unadmitted(st)...)
 	default:
-		r.log.Warn("runner gets no jobs", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail)
+		r.log.Warn("runner gets no jobs", r.unadmitted(st)...)
 	}
 	if st.Draining != before.Draining {
 		r.log.Info("runner's drain has changed", "runner", r.name(), "draining", st.Draining, "by", "operator")
 	}
+}
+
+// unadmitted is what is logged of a standing without jobs.
+func (r *Runner) unadmitted(st wire.Standing) []any {
+	attrs := []any{"runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail}
+	if r.cfg.Remedy != nil {
+		attrs = append(attrs, "hint", r.cfg.Remedy(r.name(), st))
+	}
+	return attrs
 }
 
 // A token's life is watched at the wall's clock, which may be set and goes on
@@ -146,7 +156,7 @@ func (r *Runner) watchLife(ctx context.Context) {
 		if level != 0 && (low == 0 || level < low) {
 			low = level
 			r.log.Warn("token expires soon", "runner", r.name(), "source", last.Source, "expires_at", last.Expiry,
-				"left", last.Expiry.Sub(now).Round(time.Second), "hint", "make a new one with `waypoint runner token` and put it into "+r.cfg.Tokens.file())
+				"left", last.Expiry.Sub(now).Round(time.Second), "hint", "put a new one of `waypoint runner token` into "+r.cfg.Tokens.file()+", or: waypoint runner adopt "+r.name())
 		}
 		r.standing.mu.Lock()
 		r.standing.low = level

@@ -184,3 +184,26 @@ func TestEventWhole(t *testing.T) {
 		t.Errorf("told again: %+v", <-b.events)
 	}
 }
+
+// What a person can do is part of what is logged of a runner without jobs,
+// each time that this changes: also where only an operator's word does.
+func TestRemedy(t *testing.T) {
+	log := new(lineLog)
+	b := newBench(t, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(log, nil))
+		c.Remedy = func(id string, st wire.Standing) string { return "help " + id + " " + string(st.State) }
+	})
+	st := wire.Standing{State: wire.Pending, Problem: wire.NoToken}
+	b.s.judge = func([]wire.TokenOffer) wire.Standing { return st }
+	b.start().connected()
+	b.event("it is pending", func(ev Event) bool { return ev.State == wire.Pending })
+	st.State = wire.Rejected
+	b.s.tell()
+	b.event("it is rejected", func(ev Event) bool { return ev.State == wire.Rejected })
+	b.s.tell()
+	for _, want := range []string{`hint="help runner-1 pending"`, `hint="help runner-1 rejected"`} {
+		if n := log.count(want); n != 1 {
+			t.Errorf("%d lines with %s, want 1", n, want)
+		}
+	}
+}

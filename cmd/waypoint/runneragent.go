@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/waypointd/waypoint/cmd/internal/journal"
 	"github.com/waypointd/waypoint/cmd/internal/systemd"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -121,6 +122,10 @@ func (c *runnerAgent) run(a *app) error {
 		managed:     c.Managed,
 		fault:       dir.TokenFault,
 	}
+	var remedy func(string, wire.Standing) string // elsewhere it is said beside the log
+	if _, says.silent = log.Handler().(*journal.Handler); says.silent {
+		remedy = says.remedy
+	}
 	tokens := runner.Tokens{Dir: dir, Environment: cfg.token, CredentialFile: a.credentialFile()}
 	a.warn(cfg.addr, cfg.trust)
 	r, err := runner.New(runner.Config{
@@ -128,7 +133,7 @@ func (c *runnerAgent) run(a *app) error {
 		ID:   id, Kind: wire.KindRemote, Key: key, Labels: cfg.Labels, Concurrency: cfg.Concurrency,
 		Dir: cfg.JobsDir, Supervisor: jobs, Tokens: tokens, Managed: c.Managed,
 		Resupervise: func(ctx context.Context) (supervisor.Jobs, error) { return cfg.resupervise(ctx, c.Managed) },
-		Once:        c.Once, Software: software(), Server: cfg.addr.String(), Logger: log, Notify: says.notify,
+		Once:        c.Once, Software: software(), Server: cfg.addr.String(), Logger: log, Notify: says.notify, Remedy: remedy,
 	})
 	if err != nil {
 		return fmt.Errorf("start runner: %w", err)

@@ -16,8 +16,13 @@ import (
 // fares. What calls for somebody is said once, with what to type; STATUS
 // always says how things are now; the rest is in the log. No token is ever
 // said.
+//
+// Where the log is the journal, stderr ends there too: what was said would be
+// there twice, the second time as no fields. So nothing is, and the log has
+// what to do as a hint (remedy).
 type agentSays struct {
 	a           *app
+	silent      bool // the log is the journal
 	addr        string
 	fingerprint string
 	tokenFile   string
@@ -95,22 +100,50 @@ func (s *agentSays) tellState(id string, st *wire.Standing) {
 	s.state = what
 	switch {
 	case st.State == wire.Rejected:
-		s.a.note("runner %s was rejected by an operator: it gets no jobs", id)
-		s.a.hint("waypoint runner adopt %s, or put a token that is made from now on with waypoint runner token --id %s into %s", id, id, s.tokenFile)
-	case st.State == wire.Pending && (st.Problem == "" || s.why(st) == problemWords(wire.NoToken)):
-		s.a.note("runner %s is pending: it gets no jobs until it is adopted; its key is %s", id, s.fingerprint)
-		s.a.hint("waypoint runner adopt %s --fingerprint %s", id, s.fingerprint)
+		s.tell(s.remedy(id, *st), "runner %s was rejected by an operator: it gets no jobs", id)
+	case st.State == wire.Pending && s.bare(st):
+		s.tell(s.remedy(id, *st), "runner %s is pending: it gets no jobs until it is adopted; its key is %s", id, s.fingerprint)
 	case st.State == wire.Pending:
-		s.a.note("runner %s is pending: it gets no jobs until it is adopted (%s); its key is %s", id, s.why(st), s.fingerprint)
-		s.a.hint("waypoint runner adopt %s --fingerprint %s, or put a new token into %s", id, s.fingerprint, s.tokenFile)
+		s.tell(s.remedy(id, *st), "runner %s is pending: it gets no jobs until it is adopted (%s); its key is %s", id, s.why(st), s.fingerprint)
 	case st.Granted: // a token is under way
 		s.state = ""
 	case !st.Admitted:
-		s.a.note("runner %s is %s, but gets no jobs: %s", id, st.State, s.why(st))
-		s.a.hint("%s", s.heal(id))
+		s.tell(s.remedy(id, *st), "runner %s is %s, but gets no jobs: %s", id, st.State, s.why(st))
 	default:
-		s.a.note("runner %s is %s: it gets jobs", id, st.State)
+		s.tell("", "runner %s is %s: it gets jobs", id, st.State)
 	}
+}
+
+// tell says a line to a person, and a second one with what to do, if there is
+// something.
+func (s *agentSays) tell(hint, format string, args ...any) {
+	if s.silent {
+		return
+	}
+	s.a.note(format, args...)
+	if hint != "" {
+		s.a.hint("%s", hint)
+	}
+}
+
+// bare reports whether the runner has shown no token, nor has one that cannot
+// be shown.
+func (s *agentSays) bare(st *wire.Standing) bool {
+	return st.Problem == "" || s.why(st) == problemWords(wire.NoToken)
+}
+
+// remedy is what to do about a standing without jobs. It is asked for by the
+// log as well, so it looks at nothing that changes.
+func (s *agentSays) remedy(id string, st wire.Standing) string {
+	switch {
+	case st.State == wire.Rejected:
+		return fmt.Sprintf("waypoint runner adopt %s, or put a token that is made from now on with waypoint runner token --id %s into %s", id, id, s.tokenFile)
+	case st.State == wire.Pending && s.bare(&st):
+		return fmt.Sprintf("waypoint runner adopt %s --fingerprint %s", id, s.fingerprint)
+	case st.State == wire.Pending:
+		return fmt.Sprintf("waypoint runner adopt %s --fingerprint %s, or put a new token into %s", id, s.fingerprint, s.tokenFile)
+	}
+	return s.heal(id)
 }
 
 // heal is what helps a runner without a usable token.
@@ -126,8 +159,7 @@ func (s *agentSays) tellLife(e runner.Event) {
 		low = 0
 	}
 	if low != 0 && low != s.low {
-		s.a.note("the token of runner %s expires at %s: below %d %% of its life", e.ID, instant(e.Standing.Expiry), low)
-		s.a.hint("%s", s.heal(e.ID))
+		s.tell(s.heal(e.ID), "the token of runner %s expires at %s: below %d %% of its life", e.ID, instant(e.Standing.Expiry), low)
 	}
 	s.low = low
 }
@@ -152,10 +184,11 @@ func (s *agentSays) tellRefusal(id string, err error) {
 		return
 	}
 	s.refusal, s.state = err.Error(), ""
-	s.a.note("runner %s is refused: %v; it goes on asking", id, err)
-	if e, ok := errors.AsType[*wire.Error](err); ok && e.Hint != "" {
-		s.a.hint("%s", e.Hint)
+	var hint string
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		hint = e.Hint
 	}
+	s.tell(hint, "runner %s is refused: %v; it goes on asking", id, err)
 }
 
 // status is the line for the service manager.
