@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +14,12 @@ import (
 // removeTries is how often a directory is read again that was not empty after
 // all in it had been removed.
 const removeTries = 3
+
+// deepest is how far down a directory is entered. One below is moved up to the top
+// first: where a part of a file system is mounted, as in a unit's sandbox, the
+// kernel goes all the way up for each "..", which makes hours of a tree as
+// deep as a job can make it in seconds.
+const deepest = 64
 
 // removal is a directory whose files are being removed.
 type removal struct {
@@ -24,7 +31,7 @@ type removal struct {
 
 // RemoveTree removes a file, or a directory with all that is in it, also
 // where a job took the permissions of some of it away. Like walk it follows no
-// link, enters nothing that is mounted, and keeps two files open however deep
+// link, enters nothing that is mounted, and keeps three files open however deep
 // the tree: a job must not cost its agent all files that it may open, nor
 // leave behind what is too deep to have a path. What is gone already is no error.
 func RemoveTree(path string) error {
@@ -40,17 +47,32 @@ func RemoveTree(path string) error {
 	if err := fstat(cur, &st); err != nil {
 		return &fs.PathError{Op: "stat", Path: filepath.Dir(path), Err: err}
 	}
+	top, moved := -1, 0
+	defer func() { unix.Close(top) }()
 	var bad problems
 	todo := []removal{{id: inodeOf(&st), dirs: []string{filepath.Base(path)}}}
 	for {
-		top := &todo[len(todo)-1]
-		if n := len(top.dirs); n > 0 {
-			name := top.dirs[n-1]
-			top.dirs = top.dirs[:n-1]
+		at := &todo[len(todo)-1]
+		if n := len(at.dirs); n > 0 {
+			name := at.dirs[n-1]
+			at.dirs = at.dirs[:n-1]
+			if len(todo) > deepest {
+				if to, err := moveUp(cur, name, top, &moved); err != nil {
+					bad.note(name, err)
+				} else if to != "" {
+					todo[1].dirs = append(todo[1].dirs, to)
+				}
+				continue
+			}
 			fd, in, err := clearDir(cur, name)
 			if fd < 0 {
 				bad.note(name, err)
 				continue
+			}
+			if len(todo) == 1 {
+				if top, err = openat(fd, ".", unix.O_PATH|unix.O_DIRECTORY); err != nil {
+					bad.note(name, err)
+				}
 			}
 			unix.Close(cur)
 			cur, todo = fd, append(todo, in)
@@ -63,7 +85,7 @@ func RemoveTree(path string) error {
 		if err != nil {
 			return fmt.Errorf("remove %s: %w", path, err)
 		}
-		done := *top
+		done := *at
 		unix.Close(cur)
 		cur, todo = up, todo[:len(todo)-1]
 		err = unlinkat(cur, done.name, unix.AT_REMOVEDIR)
@@ -92,15 +114,50 @@ func (p *problems) note(name string, err error) {
 	}
 }
 
+// moveUp removes an entry of a directory; where it is a directory that is
+// not empty, it moves it to another one and returns its name there.
+func moveUp(dir int, name string, top int, moved *int) (to string, err error) {
+	if err = remove(dir, name); !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
+	if fd, st, err := openEntry(dir, name, nil); err == nil {
+		makeOurs(fd, &st) // or its ".." cannot be changed
+		unix.Close(fd)
+	}
+	for {
+		*moved++
+		to = ".removed-" + strconv.Itoa(*moved)
+		switch err = unix.Renameat(dir, name, top, to); {
+		case err == nil:
+			return to, nil
+		case err != unix.EINTR && err != unix.ENOTDIR && !errors.Is(err, fs.ErrExist): // else that name is taken
+			return "", err
+		}
+	}
+}
+
+// remove removes a file or an empty directory.
+func remove(dir int, name string) error {
+	// EPERM is the answer of other file systems for a directory.
+	if err := unlinkat(dir, name, 0); err != unix.EISDIR && err != unix.EPERM {
+		return err
+	}
+	return unlinkat(dir, name, unix.AT_REMOVEDIR)
+}
+
+// makeOurs makes a directory one that can be read and changed. Where that is
+// not ours to do, what follows tells.
+func makeOurs(fd int, st *unix.Stat_t) {
+	if st.Mode&0o700 != 0o700 {
+		unix.Fchmodat(unix.AT_FDCWD, procFile(fd), 0o700, 0)
+	}
+}
+
 // clearDir removes an entry of a directory; where it is itself a directory that
 // is not empty, all in it but directories, which it returns, with it open. fd is -1
 // where there is nothing more to do.
 func clearDir(dir int, name string) (fd int, in removal, err error) {
-	// EPERM is the answer of other file systems for a directory.
-	if err = unlinkat(dir, name, 0); err != unix.EISDIR && err != unix.EPERM {
-		return -1, in, err
-	}
-	if err = unlinkat(dir, name, unix.AT_REMOVEDIR); !errors.Is(err, fs.ErrExist) {
+	if err = remove(dir, name); !errors.Is(err, fs.ErrExist) {
 		return -1, in, err
 	}
 	fd, st, err := openEntry(dir, name, nil)
@@ -108,10 +165,7 @@ func clearDir(dir int, name string) (fd int, in removal, err error) {
 		return -1, in, err
 	}
 	in = removal{name: name, id: inodeOf(&st)}
-	if st.Mode&0o700 != 0o700 {
-		// Where that is not ours to change, what follows tells.
-		unix.Fchmodat(unix.AT_FDCWD, procFile(fd), 0o700, 0)
-	}
+	makeOurs(fd, &st)
 	r, err := openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		unix.Close(fd)
