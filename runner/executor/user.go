@@ -38,10 +38,12 @@ const starterCapabilities = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CA
 
 // enlist prepares the calling thread, and no other of this process, to start
 // commands as the user: it gets the user's groups and keeps nothing that a
-// command would inherit, as it does ambient capabilities.
+// command would inherit, as it does ambient capabilities. Those go also where
+// there is no such user: what a service manager has given this process to change
+// users with would make root of its own.
 func (u *User) enlist() error {
 	if u == nil {
-		return nil
+		return dropAmbient()
 	}
 	if err := unix.Setgroups(u.Groups); err != nil {
 		return fmt.Errorf("take the groups of user %s: %w", u.Name, err)
@@ -62,6 +64,32 @@ func (u *User) enlist() error {
 	want[0].Effective = want[0].Permitted
 	// What is not inheritable is no longer ambient either.
 	if err := unix.Capset(&header, &want[0]); err != nil {
+		return fmt.Errorf("give up capabilities: %w", err)
+	}
+	return nil
+}
+
+// dropAmbient takes from the calling thread what its commands would inherit of
+// capabilities, where there are any that they get whatever they execute.
+func dropAmbient() error {
+	ambient := false
+	for bit := uintptr(0); bit <= unix.CAP_LAST_CAP; bit++ {
+		set, err := unix.PrctlRetInt(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_IS_SET, bit, 0, 0)
+		if err != nil {
+			break // a kernel that knows no more of them
+		}
+		ambient = ambient || set == 1
+	}
+	if !ambient {
+		return nil
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&header, &caps[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	caps[0].Inheritable, caps[1].Inheritable = 0, 0
+	if err := unix.Capset(&header, &caps[0]); err != nil {
 		return fmt.Errorf("give up capabilities: %w", err)
 	}
 	return nil
