@@ -61,10 +61,8 @@ func TestUser(t *testing.T) {
 		}
 		want := "Uid:" + strings.Repeat(fmt.Sprintf("\t%d", u.UID), 4) +
 			"\nGid:" + strings.Repeat(fmt.Sprintf("\t%d", u.GID), 4) +
-			fmt.Sprintf("\nGroups:\t%d %d", u.Groups[0], u.Groups[1])
-		for _, c := range []string{"Inh", "Prm", "Eff", "Amb"} {
-			want += "\nCap" + c + ":\t" + strings.Repeat("0", 16)
-		}
+			fmt.Sprintf("\nGroups:\t%d %d", u.Groups[0], u.Groups[1]) +
+			"\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapAmb:\t0000000000000000"
 		got := strings.TrimSpace(strings.ReplaceAll(text(t, out), " \n", "\n"))
 		if got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
