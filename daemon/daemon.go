@@ -121,15 +121,15 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	for name, v := range map[string]int64{
-		"ack timeout": int64(c.AckTimeout), "lease": int64(c.Lease), "heartbeat": int64(c.Heartbeat),
-		"log limit": c.LogLimit, "retention time": int64(c.RetainFor), "retained jobs": int64(c.RetainJobs),
-		"sessions": int64(c.MaxSessions), "pending runners": int64(c.MaxPending),
-		"pending runners of one peer": int64(c.MaxPendingPerPeer), "time of a pending runner": int64(c.PendingFor),
-		"life of a granted token": int64(c.GrantLife),
+	for key, v := range map[string]int64{ // as they are called in the configuration
+		"ack_timeout": int64(c.AckTimeout), "lease": int64(c.Lease), "heartbeat": int64(c.Heartbeat),
+		"log_limit": c.LogLimit, "retain_for": int64(c.RetainFor), "retain_jobs": int64(c.RetainJobs),
+		"max_sessions": int64(c.MaxSessions), "max_pending": int64(c.MaxPending),
+		"max_pending_per_peer": int64(c.MaxPendingPerPeer), "pending_for": int64(c.PendingFor),
+		"tokens.life": int64(c.GrantLife),
 	} {
 		if v < 0 {
-			return c, wire.Errorf(wire.BadUsage, "%s must be positive", name)
+			return c, wire.Errorf(wire.BadUsage, "%s must be positive", key)
 		}
 	}
 	return c, c.checkTLS()
