@@ -40,8 +40,11 @@ func (serverReload) Run(a *app) error {
 		}
 		return a.print(done, func(w io.Writer) error {
 			what := "nothing has changed"
-			if len(done.Changed) > 0 {
+			switch {
+			case len(done.Changed) > 0:
 				what = "changed: " + strings.Join(done.Changed, ", ")
+			case len(done.RestartNeeded) > 0:
+				what = "nothing that can be used now has changed"
 			}
 			_, err := fmt.Fprintf(w, "Configuration reloaded; %s.\n", what)
 			return err
