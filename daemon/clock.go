@@ -12,6 +12,7 @@ import (
 const (
 	clockPoll  = 30 * time.Second // a safety net: whatever brings a deadline nearer rings the alarm, whatever makes a job ready has it matched
 	clockRetry = time.Second      // after the store refused (a full disk)
+	clockLate  = time.Second      // a process that is merely busy may be as late
 )
 
 // wakeClock has the clock look again.
@@ -25,9 +26,14 @@ func (s *Server) wakeClock() {
 // clock ends what time ends: queued jobs that expire, assignments that nobody
 // acknowledges, attempts whose runner stays away. That it answers Probe tells
 // that it still does.
+//
+// While a runner is away it looks at each heartbeat, so as to know when this
+// process did not run (SIGSTOP, a host that swaps): nobody could come back
+// meanwhile, so whoever is away has a whole lease as behind a restart.
 func (s *Server) clock() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	planned := time.Now()
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -40,6 +46,9 @@ func (s *Server) clock() {
 			s.store.Kick()
 		}
 		now := time.Now()
+		if late := now.Sub(planned); late > max(s.cfg().Heartbeat, clockLate) && s.fleet.resume(now) {
+			s.log.Warn("the server did not run for a while: leases of absent runners begin anew", "late", late.Round(time.Millisecond).String())
+		}
 		next, err := s.tick(now)
 		wait := clockPoll
 		if err != nil && s.ctx.Err() == nil {
@@ -48,6 +57,10 @@ func (s *Server) clock() {
 		} else if !next.IsZero() {
 			wait = min(wait, max(0, next.Sub(now)))
 		}
+		if s.fleet.waits() {
+			wait = min(wait, s.cfg().Heartbeat)
+		}
+		planned = time.Now().Add(wait)
 		timer.Reset(wait)
 	}
 }

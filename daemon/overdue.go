@@ -71,6 +71,26 @@ func (f *fleet) due(now time.Time) (d overdue) {
 	return d
 }
 
+// waits reports whether a runner is away that may come back.
+func (f *fleet) waits() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.away) > 0
+}
+
+// resume gives those who are away a whole lease as of now, and reports whether
+// there are any.
+func (f *fleet) resume(now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, since := range f.away {
+		if since.Before(now) {
+			f.away[id] = now
+		}
+	}
+	return len(f.away) > 0
+}
+
 // isAway reports whether the runner has not been back since.
 func (f *fleet) isAway(a absence) bool {
 	f.mu.Lock()
