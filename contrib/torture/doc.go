@@ -19,11 +19,14 @@
 //     a gap; for one who asks afterwards and for one who followed all the way
 //     through the deaths of the server.
 //   - Afterwards there is no process and no cgroup left.
+//   - A runner that is out of reach for less than the lease changes none of
+//     this. For longer: the job ends once, as runner_lost; its output is the
+//     beginning of its numbered lines; its processes end when the runner is back.
 //
 // # Knobs
 //
-//	TORTURE_ROUNDS    rounds of kills, default 6
-//	TORTURE_DURATION  kill for so long instead ("10m")
+//	TORTURE_ROUNDS    rounds of kills, default 6, and of faults of the network, default 7
+//	TORTURE_DURATION  kill, and break the network, for so long instead ("10m")
 //	TORTURE_SEED      of what is random; printed by each run
 //	TORTURE_ADOPTIONS rounds of TestKillDuringAdoption, default 25
 //	TORTURE_JOBS      jobs of TestEachJobOnce, default 10000, 1000 with -short

@@ -100,7 +100,8 @@ func startReaper(dir string) (stop func(), err error) {
 	}, nil
 }
 
-// reap kills what runs of dir, unmounts what is mounted in it, and removes it.
+// reap kills what runs of dir, unmounts what is mounted in it, and removes it
+// and its networks.
 func reap(dir string) {
 	for range 100 {
 		left := processesOf(dir)
@@ -112,6 +113,7 @@ func reap(dir string) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+	removeNetworks(dir)
 	if os.Getenv("TORTURE_KEEP") == "1" {
 		fmt.Fprintln(os.Stderr, "torture: left behind", dir)
 		return

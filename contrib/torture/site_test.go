@@ -27,6 +27,8 @@ type site struct {
 	agentState  string
 	concurrency int
 	serverArgs  []string
+	reach       func(ctx context.Context) (net.Conn, error) // how clients connect; nil: by the socket
+	login       string                                      // their token where they come over TCP
 
 	server *process
 	agent  *process // nil until startAgent
@@ -123,9 +125,13 @@ func (s *site) awaitRunner(ctx context.Context, c *client.Client) {
 }
 
 func (s *site) dial(ctx context.Context) (*client.Client, error) {
-	return client.Dial(ctx, client.Config{Software: "waypoint torture", Dial: func(ctx context.Context) (net.Conn, error) {
-		return mux.Dial(ctx, mux.Address{Network: "unix", Path: s.sock}, mux.Trust{})
-	}})
+	reach := s.reach
+	if reach == nil {
+		reach = func(ctx context.Context) (net.Conn, error) {
+			return mux.Dial(ctx, mux.Address{Network: "unix", Path: s.sock}, mux.Trust{})
+		}
+	}
+	return client.Dial(ctx, client.Config{Software: "waypoint torture", Dial: reach, Token: func() string { return s.login }})
 }
 
 // client is a connection of its own, closed with the test.

@@ -1,0 +1,304 @@
+package torture
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/mux/client"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// TestBrokenNetwork breaks the network of runner and clients in every way for
+// less than the lease, at random moments under a stream of jobs, and holds the
+// model afterwards: nothing has happened to any job.
+func TestBrokenNetwork(t *testing.T) {
+	rounds := number(t, "TORTURE_ROUNDS", 7)
+	var during time.Duration
+	if v := os.Getenv("TORTURE_DURATION"); v != "" {
+		var err error
+		if during, err = time.ParseDuration(v); err != nil {
+			t.Fatalf("TORTURE_DURATION: %v", err)
+		}
+	}
+	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
+	t.Logf("TORTURE_SEED=%d", seed)
+	ctx := bounded(t, 5*time.Minute+during+time.Duration(rounds)*10*time.Second)
+	s := newRemote(ctx, t, 10*time.Minute, 300*time.Millisecond)
+	s.overNetwork()
+
+	l := &load{s: s.site, tr: tracesIn(s.dir), room: make(chan struct{}, 24)}
+	stop := l.start(ctx, seed)
+	b := &breaker{s: s, r: rand.New(rand.NewPCG(seed, 0)), made: map[string]int{}}
+	b.run(ctx, rounds, during)
+	stop()
+	l.drained.Wait()
+
+	s.awaitRunner(ctx, s.operator)
+	l.check(ctx, s.operator, &killer{times: b.times})
+	t.Logf("faults %v; the runner lost its session %d times; %d jobs lost", b.made, counted(t, s.agent.log, "runner disconnected"), counted(t, s.server.log, "job lost"))
+	if n := counted(t, s.server.log, "job lost"); n > 0 {
+		t.Errorf("%d jobs were lost within the lease", n)
+	}
+	s.checkNothingLeft(ctx)
+}
+
+// breaker breaks and mends the network.
+type breaker struct {
+	s     *remote
+	r     *rand.Rand
+	round int
+	made  map[string]int
+	times []time.Time
+}
+
+// fault is one way to break the network between somebody and the server.
+type fault struct {
+	name    string
+	rule    rule
+	half    bool // of the connections that there are now only
+	up      bool // what half breaks
+	down    bool
+	noticed bool // until the server misses the runner
+}
+
+var faults = []fault{
+	{name: "cut", rule: cutBoth, noticed: true},
+	{name: "cut up", rule: cutUp},
+	{name: "cut down", rule: cutDown},
+	{name: "half-open", half: true, up: true, down: true},
+	{name: "half-open up", half: true, up: true},
+	{name: "half-open down", half: true, down: true},
+	{name: "reset by the server's side", rule: resetUp},
+	{name: "reset", rule: resetAll},
+	{name: "reset, then a black hole", rule: resetAll},
+}
+
+// run breaks things for so many rounds, each kind in its turn, or for a time.
+func (b *breaker) run(ctx context.Context, rounds int, during time.Duration) {
+	t := b.s.t
+	t.Helper()
+	begin := time.Now()
+	order := b.r.Perm(len(faults))
+	for ; during == 0 && b.round < rounds || during > 0 && time.Since(begin) < during; b.round++ {
+		b.pause(ctx, 50, 400)
+		b.once(ctx, faults[order[b.round%len(order)]])
+		b.s.n.heal()
+		if b.round%4 == 3 { // let it come to itself: progress is promised too
+			b.s.awaitOnline(ctx, true)
+		}
+	}
+}
+
+func (b *breaker) once(ctx context.Context, f fault) {
+	t, n := b.s.t, b.s.n
+	t.Helper()
+	b.made[f.name]++
+	b.times = append(b.times, time.Now())
+	places := [][]string{{atRunner}, {atClient}, {atRunner, atClient}}[b.r.IntN(3)]
+	if f.noticed {
+		places = []string{atRunner, atClient}
+	}
+	r := f.rule
+	if f.half {
+		var err error
+		if r, err = half(b.s.server.pid(), f.up, f.down); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.damage(r, places...)
+	if f.noticed {
+		b.s.awaitOnline(ctx, false)
+		return
+	}
+	b.pause(ctx, 100, 1500)
+	if strings.HasSuffix(f.name, "black hole") {
+		n.damage(blackDial, places...)
+		b.pause(ctx, 100, 1500)
+	}
+}
+
+// pause is a random time, in milliseconds: the random moment.
+func (b *breaker) pause(ctx context.Context, least, most int) {
+	select {
+	case <-time.After(time.Duration(least+b.r.IntN(most-least)) * time.Millisecond):
+	case <-ctx.Done():
+		b.s.t.Fatal(context.Cause(ctx))
+	}
+}
+
+// TestCutLongerThanLease cuts the runner off until its jobs are lost, by every
+// direction: each is lost once and by rule, what had arrived stays, and the
+// runner that comes back ends what still runs and keeps its late results to itself.
+func TestCutLongerThanLease(t *testing.T) {
+	ctx := bounded(t, 2*time.Minute)
+	s := newRemote(ctx, t, 1500*time.Millisecond, 300*time.Millisecond)
+	for i, f := range []fault{{name: "both", rule: cutBoth}, {name: "up", rule: cutUp}, {name: "down", rule: cutDown}} {
+		a := s.startAbsence(ctx, fmt.Sprintf("cut%d", i))
+		s.n.damage(f.rule, atRunner)
+		a.lost(ctx)
+		s.n.heal()
+		a.back(ctx, f.name)
+	}
+	if n := counted(t, s.server.log, "job lost"); n != 6 {
+		t.Errorf("the server lost 6 jobs and says so %d times", n)
+	}
+	s.checkNothingLeft(ctx)
+}
+
+// absence is two jobs whose runner stays away for longer than the lease: one
+// runs on, the other ends meanwhile.
+type absence struct {
+	s              *remote
+	tr             traces
+	endless, ended *wanderer
+}
+
+// wanderer is a job that prints until its file is there.
+type wanderer struct {
+	script
+	id    string
+	stop  string
+	heard chan *heard // by one who follows from the start
+	now   wire.Job    // as it was lost
+}
+
+func (s *remote) startAbsence(ctx context.Context, tag string) *absence {
+	a := &absence{s: s, tr: tracesIn(s.dir)}
+	a.endless, a.ended = a.start(ctx, tag+"a"), a.start(ctx, tag+"b")
+	return a
+}
+
+// start starts one and waits until some of its output is with the server.
+func (a *absence) start(ctx context.Context, tag string) *wanderer {
+	t, c := a.s.t, a.s.operator
+	t.Helper()
+	w := &wanderer{script: script{tag: tag}, stop: filepath.Join(a.s.dir, tag+".stop"), heard: make(chan *heard, 1)}
+	text := fmt.Sprintf(`echo "%[1]s $WAYPOINT_ATTEMPT $$" >>%[2]s
+i=0; while [ ! -e %[3]s ]; do i=$((i+1)); echo "%[1]s $i"; sleep 0.02; done
+echo "%[1]s $WAYPOINT_ATTEMPT $$" >>%[4]s`, tag, a.tr.starts, w.stop, a.tr.ends)
+	w.id = submitOne(ctx, t, c, wire.JobSpec{Operation: wire.OpRun, Command: []string{"sh", "-c", text}, Target: wire.Target{Any: true}}).ID
+	go func() { w.heard <- listen(ctx, c, wire.StreamRequest{ID: w.id, Follow: true}) }()
+	await(ctx, t, "output of "+tag, func() error {
+		j, err := c.Job(ctx, w.id)
+		if err == nil && (j.State != wire.Running || j.LogBytes == 0) {
+			err = fmt.Errorf("it is %s with %d bytes of output", j.State, j.LogBytes)
+		}
+		return err
+	})
+	return w
+}
+
+// lost waits until the server has given both up, and has one of them end at
+// last: nobody hears of it yet.
+func (a *absence) lost(ctx context.Context) {
+	t, c := a.s.t, a.s.operator
+	t.Helper()
+	for _, w := range []*wanderer{a.endless, a.ended} {
+		j, err := c.Wait(ctx, w.id)
+		if err != nil {
+			t.Fatalf("wait for %s: %v", w.tag, err)
+		}
+		if j.State != wire.Failed || j.Reason != wire.ReasonRunnerLost || !strings.Contains(j.Error, "out of contact") {
+			t.Errorf("%s ended as %s %q (%s), want %s %q by rule", w.tag, j.State, j.Reason, j.Error, wire.Failed, wire.ReasonRunnerLost)
+		}
+		w.now = j
+	}
+	if err := os.WriteFile(a.ended.stop, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	await(ctx, t, "the late end of "+a.ended.tag, func() error { return a.endTraced(a.ended) })
+}
+
+func (a *absence) endTraced(w *wanderer) error {
+	ends, err := readTraces(a.tr.ends)
+	if err == nil && len(ends[w.tag]) == 0 {
+		err = fmt.Errorf("it runs")
+	}
+	return err
+}
+
+// back waits for the runner and holds what is left of its jobs.
+func (a *absence) back(ctx context.Context, after string) {
+	t, s, c := a.s.t, a.s, a.s.operator
+	t.Helper()
+	s.awaitOnline(ctx, true)
+	starts, err := readTraces(a.tr.starts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(starts[a.endless.tag]); n != 1 {
+		t.Fatalf("%s started %d times", a.endless.tag, n)
+	}
+	pid := starts[a.endless.tag][0].pid
+	await(ctx, t, "the end of a lost job's process", func() error {
+		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+			return fmt.Errorf("process %d: %v", pid, err)
+		}
+		return nil
+	})
+	if a.endTraced(a.endless) == nil {
+		t.Errorf("%s came to its own end", a.endless.tag)
+	}
+	// Behind it on the same session: what the runner had to say of the lost it has said.
+	done := script{tag: a.endless.tag + "z", lines: 3}
+	spec := done.spec(a.tr)
+	h := listen(ctx, c, wire.StreamRequest{ID: submitOne(ctx, t, c, spec).ID, Follow: true})
+	if err := h.check(done); err != nil {
+		t.Errorf("after %s, a job of the runner that is back: %v", after, err)
+	}
+	await(ctx, t, "the runner to hold nothing", func() error {
+		entries, err := os.ReadDir(filepath.Join(s.agentState, "jobs"))
+		for _, e := range entries {
+			if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+				return fmt.Errorf("%s is left", e.Name())
+			}
+		}
+		return err
+	})
+	for _, w := range []*wanderer{a.endless, a.ended} {
+		a.checkLost(ctx, c, w, after)
+	}
+}
+
+// checkLost holds that a lost job is as it was when it was lost, and its output
+// the beginning of what it printed.
+func (a *absence) checkLost(ctx context.Context, c *client.Client, w *wanderer, after string) {
+	t := a.s.t
+	t.Helper()
+	j, err := c.Job(ctx, w.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j.State != w.now.State || j.Reason != w.now.Reason || j.Error != w.now.Error || j.Attempt != w.now.Attempt ||
+		!j.FinishedAt.Equal(w.now.FinishedAt) || j.LogBytes != w.now.LogBytes {
+		t.Errorf("after %s, lost job %s is %+v, and was %+v", after, w.tag, j, w.now)
+	}
+	why, err := c.Why(ctx, w.id)
+	if err != nil || why.Code != "ended" || !strings.Contains(why.Sentence, "out of contact") {
+		t.Errorf("after %s, job why of %s: %q %q, %v", after, w.tag, why.Code, why.Sentence, err)
+	}
+	live := <-w.heard
+	for how, h := range map[string]*heard{"live": live, "afterwards": listen(ctx, c, wire.StreamRequest{ID: w.id, Follow: true})} {
+		if h.problem != nil {
+			t.Errorf("after %s, %s %s: %v", after, w.tag, how, h.problem)
+			continue
+		}
+		got := h.output[wire.Stdout]
+		all := numbered(w.tag+" %d\n", 1+strings.Count(string(got), "\n"))
+		if len(got) == 0 || len(got) > len(all) {
+			t.Errorf("after %s, %s %s: %d bytes", after, w.tag, how, len(got))
+		} else if err := difference(got, all[:len(got)]); err != nil {
+			t.Errorf("after %s, %s %s: %v", after, w.tag, how, err)
+		}
+		if int64(len(got)) != j.LogBytes || h.last.Reason != wire.ReasonRunnerLost {
+			t.Errorf("after %s, %s %s: %d bytes of %d, ended as %q", after, w.tag, how, len(got), j.LogBytes, h.last.Reason)
+		}
+	}
+}
