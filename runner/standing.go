@@ -103,22 +103,21 @@ func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 	case st.Granted: // a token is under way
 	case !first && st.State == before.State && st.Problem == before.Problem && st.Detail == before.Detail && !before.Admitted:
 	case st.State == wire.Pending:
-		r.log.Info("runner pending", r.unadmitted(st)...)
+		r.log.Info("runner pending", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail, "hint", r.remedy(st))
 	default:
-		r.log.Warn("runner gets no jobs", r.unadmitted(st)...)
+		r.log.Warn("runner gets no jobs", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail, "hint", r.remedy(st))
 	}
 	if st.Draining != before.Draining {
 		r.log.Info("runner's drain has changed", "runner", r.name(), "draining", st.Draining, "by", "operator")
 	}
 }
 
-// unadmitted is what is logged of a standing without jobs.
-func (r *Runner) unadmitted(st wire.Standing) []any {
-	attrs := []any{"runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail}
-	if r.cfg.Remedy != nil {
-		attrs = append(attrs, "hint", r.cfg.Remedy(r.name(), st))
+// remedy is what helps a runner without jobs, "" where nobody has said.
+func (r *Runner) remedy(st wire.Standing) string {
+	if r.cfg.Remedy == nil {
+		return ""
 	}
-	return attrs
+	return r.cfg.Remedy(r.name(), st)
 }
 
 // A token's life is watched at the wall's clock, which may be set and goes on
