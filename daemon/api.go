@@ -27,6 +27,7 @@ func (s *Server) api() []method {
 	return []method{
 		{wire.MethodServerStatus, client, mux.Unary(s.serverStatus)},
 		{wire.MethodServerReload, client, mux.Unary(s.serverReload)},
+		{wire.MethodServerSnapshot, client, s.serverSnapshot()},
 		{wire.MethodServerBootstrap, client, mux.Unary(s.serverBootstrap)},
 		{wire.MethodTokenKeyRotate, client, mux.Unary(s.tokenKeyRotate)},
 		{wire.MethodUserToken, client, mux.Unary(s.userToken)},

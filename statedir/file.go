@@ -102,6 +102,18 @@ func (d *Dir) temp(name string, mode uint32) (*temp, error) {
 	return t, nil
 }
 
+// Temp makes an empty file (0600) beside name that holds what will be put in its
+// place, or is not kept. The caller removes it if it is not; that of a process
+// that died, the next Open does. It is of no use where the error is ErrNotExist
+// of a later rename: another Open took it before it was locked.
+func (d *Dir) Temp(name string) (*os.File, error) {
+	t, err := d.temp(name, 0o600)
+	if err != nil {
+		return nil, d.explain("write", err)
+	}
+	return t.File, nil
+}
+
 // discard closes the file and, where it was not put in place, removes it.
 func (t *temp) discard() {
 	if !t.placed {

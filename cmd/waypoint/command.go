@@ -55,6 +55,8 @@ func branches() []branch {
 			Status    serverStatus    `cmd:"" help:"What the server is and what it has to do."`
 			Reload    serverReload    `cmd:"" help:"Have the server read its configuration again, and wait until it has."`
 			Bootstrap serverBootstrap `cmd:"" help:"The first operator's token of a fresh server."`
+			Snapshot  serverSnapshot  `cmd:"" help:"A copy of all that the server keeps, while it runs."`
+			Restore   serverRestore   `cmd:"" help:"Put a snapshot in the place of a stopped server's store."`
 			TokenKey  struct {
 				Rotate tokenKeyRotate `cmd:"" help:"A new key signs tokens; the old one verifies until its tokens have expired."`
 			} `cmd:"" help:"The keys that sign tokens."`

@@ -54,6 +54,7 @@ func goldenMessages() []any {
 		TokenReply{Token: "wpusr_x", Expiry: when, Fingerprint: "SHA256:x"},
 		ServerStatus{ID: "s1", Version: "waypoint 0.1.0", Store: "sqlite /s", Listeners: []Listener{{Address: "unix:///s", Kind: ForRunners}}},
 		Reloaded{Changed: []string{"lease"}, RestartNeeded: []string{"listen"}},
+		SnapshotHeader{Format: 1, Schema: 3, ServerID: "s1", TakenAt: when, Software: "waypoint 0.1.0", Engine: "sqlite", Size: 8192},
 		UserTokenRequest{ExpiresIn: Duration(time.Hour)},
 		RotateRequest{Revoke: true},
 		RotateReply{KeyID: "00ff", Retired: []TokenKey{{ID: "ff00", Until: when}}},

@@ -70,6 +70,7 @@ const (
 
 	MethodServerStatus    = "server.status"    // ServerStatusRequest -> ServerStatus
 	MethodServerReload    = "server.reload"    // ReloadRequest -> Reloaded; BadUsage where the configuration is bad
+	MethodServerSnapshot  = "server.snapshot"  // SnapshotRequest -> MSG SnapshotHeader, DATA*
 	MethodServerBootstrap = "server.bootstrap" // BootstrapRequest -> TokenReply, once
 	MethodTokenKeyRotate  = "token_key.rotate" // RotateRequest -> RotateReply
 	MethodUserToken       = "user.token"       // UserTokenRequest -> TokenReply
