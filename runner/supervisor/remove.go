@@ -195,3 +195,20 @@ func unlinkat(dir int, name string, flags int) (err error) {
 		}
 	}
 }
+
+// openUp opens the directory that one is in, which must be the given one.
+func openUp(dir int, want inode) (int, error) {
+	up, err := openat(dir, "..", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err = fstat(up, &st); err == nil && inodeOf(&st) != want {
+		err = errMoved
+	}
+	if err != nil {
+		unix.Close(up)
+		return -1, err
+	}
+	return up, nil
+}

@@ -15,8 +15,11 @@ import (
 // followed and without effect on what it is, and from then on it is that file
 // whatever becomes of the name. Not entered is what is mounted in the tree.
 //
-// Two files are open at a time, however deep the tree: the way up is "..", and
-// that it leads to where the walk came from is seen by the inode.
+// Of the directories on the way it holds the nearest open, and every so many
+// of the others. The way back up is to one that is held, and down again from
+// there; that this leads to where the walk came from is seen by the inode. (Up by
+// ".." takes longer the deeper one is where something is mounted on a part of
+// its file system, as in a sandbox.)
 type walk struct {
 	// enter is called for each file, of a directory before what is in it;
 	// leave for each directory, after what is in it.
@@ -31,10 +34,60 @@ type inode struct{ dev, ino uint64 }
 
 func inodeOf(st *unix.Stat_t) inode { return inode{uint64(st.Dev), st.Ino} }
 
-// level is a directory on the way to the current one.
+// near is how many directories above the current one are held open, and how
+// far those of the others are apart that are.
+const near = 256
+
+// level is a directory on the way to the current one, or that itself.
 type level struct {
+	name string
+	fd   int // -1: not held
 	st   unix.Stat_t
 	dirs []string // in it, that are still to be visited
+}
+
+// path is the way from the top to the current directory, which are both held.
+type path []level
+
+func (p path) top() *level { return &p[len(p)-1] }
+
+// down goes into a directory.
+func (p path) down(l level) path {
+	p = append(p, l)
+	if i := len(p) - 1 - near; i > 0 && i%near != 0 {
+		unix.Close(p[i].fd)
+		p[i].fd = -1
+	}
+	return p
+}
+
+// up leaves the current directory, which is not the top.
+func (p path) up() (path, error) {
+	unix.Close(p.top().fd)
+	p = p[:len(p)-1]
+	held := len(p) - 1
+	for p[held].fd < 0 {
+		held--
+	}
+	for i := held + 1; i < len(p); i++ {
+		fd, st, err := openEntry(p[i-1].fd, p[i].name, &p[i-1].st)
+		if err != nil || inodeOf(&st) != inodeOf(&p[i].st) {
+			if err == nil {
+				unix.Close(fd)
+			}
+			return p, errMoved
+		}
+		p[i].fd = fd
+	}
+	return p, nil
+}
+
+func (p path) close() {
+	for _, l := range p {
+		if l.fd >= 0 {
+			unix.Close(l.fd)
+		}
+	}
 }
 
 // errMoved says that a directory was moved while the walk was in it.
@@ -68,23 +121,24 @@ func (p *problems) err() error {
 // wrong with one file does not spare the others.
 func (w *walk) tree(dir int, name string) error {
 	var bad problems
-	cur, st, err := openEntry(dir, name, nil)
+	fd, st, err := openEntry(dir, name, nil)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	defer func() { unix.Close(cur) }()
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return w.enter(cur, &st)
+		defer unix.Close(fd)
+		return w.enter(fd, &st)
 	}
-	dirs := w.list(cur, &st, name, &bad)
-	for path := []level{{st: st, dirs: dirs}}; ; {
+	way := path{{name: name, fd: fd, st: st, dirs: w.list(fd, &st, name, &bad)}}
+	defer func() { way.close() }()
+	for {
 		if err := w.stop(); err != nil {
 			return err
 		}
-		top := &path[len(path)-1]
+		top := way.top()
 		if n := len(top.dirs); n > 0 {
 			name, top.dirs = top.dirs[n-1], top.dirs[:n-1]
-			fd, st, err := openEntry(cur, name, &top.st)
+			fd, st, err := openEntry(top.fd, name, &top.st)
 			if err != nil {
 				bad.add(name, err)
 				continue
@@ -95,26 +149,20 @@ func (w *walk) tree(dir int, name string) error {
 				continue
 			}
 			if dirs := w.list(fd, &st, name, &bad); len(dirs) > 0 {
-				path = append(path, level{st: st, dirs: dirs})
-				fd, cur = cur, fd
-			} else {
-				bad.add(name, w.leave(fd, &st))
+				way = way.down(level{name: name, fd: fd, st: st, dirs: dirs})
+				continue
 			}
+			bad.add(name, w.leave(fd, &st))
 			unix.Close(fd)
 			continue
 		}
-		if len(path) == 1 {
-			bad.add("its top", w.leave(cur, &top.st))
+		bad.add(top.name, w.leave(top.fd, &top.st))
+		if len(way) == 1 {
 			return bad.err()
 		}
-		up, err := openUp(cur, inodeOf(&path[len(path)-2].st))
-		if err != nil {
+		if way, err = way.up(); err != nil {
 			return err
 		}
-		bad.add("a directory", w.leave(cur, &top.st))
-		unix.Close(cur)
-		cur = up
-		path = path[:len(path)-1]
 	}
 }
 
@@ -197,23 +245,6 @@ func openEntry(dir int, name string, in *unix.Stat_t) (fd int, st unix.Stat_t, e
 		return -1, st, err
 	}
 	return fd, st, nil
-}
-
-// openUp opens the directory that one is in, which must be the given one.
-func openUp(dir int, want inode) (int, error) {
-	up, err := openat(dir, "..", unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return -1, err
-	}
-	var st unix.Stat_t
-	if err = fstat(up, &st); err == nil && inodeOf(&st) != want {
-		err = errMoved
-	}
-	if err != nil {
-		unix.Close(up)
-		return -1, err
-	}
-	return up, nil
 }
 
 func openat(dir int, name string, flags int) (fd int, err error) {
