@@ -99,8 +99,10 @@ test-system:
 	LAB_PACKAGES=$(CURDIR)/dist/lab unshare --mount --pid --fork --kill-child --mount-proc sh -c '"$$@"; exit $$?' sh \
 		$(GO) test -count=1 -timeout 20m -parallel 4 -run '$(RUN)' ./packaging/lab
 
-# Kill server and runner for so long while jobs run: make torture DURATION=10m
+# Try seeds of the simulation for so long, then kill server and runner for so
+# long while jobs run: make torture DURATION=10m
 torture:
+	SIM_DURATION=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestSimulation$$' ./daemon
 	TORTURE_DURATION=$(DURATION) $(GO) test -count=1 -timeout 0 -v ./contrib/torture
 
 # deb and rpm for amd64 and arm64 in dist/: make packages VERSION=1.2.3

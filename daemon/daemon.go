@@ -89,6 +89,8 @@ type Config struct {
 	// Reload has the configuration read again, for by, and calls Server.Reload.
 	// It is called for server.reload; nil where there is nothing to read.
 	Reload func(ctx context.Context, by string) (wire.Reloaded, error)
+
+	faults *store.Faults // of a simulation; else nil
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -240,6 +242,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 		Changed: s.changed,
 		Room:    s.tell,
 		Fatal:   s.fail,
+		Faults:  s.cfg().faults,
 	})
 	if err != nil {
 		return err

@@ -61,7 +61,7 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 	defer deadline.Stop()
 	poll := time.NewTicker(min(max(m.heartbeat/20, time.Millisecond), time.Second))
 	defer poll.Stop()
-	since := s.uptime()
+	since, late := s.uptime(), false
 	for {
 		other := s.fleet.join(m)
 		if other == nil {
@@ -71,13 +71,17 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 			return wire.Errorf(wire.Conflict, "runner %q is connected already", m.id).
 				WithHint("each agent needs a state directory of its own")
 		}
+		if late { // also one that has only just taken the place of another
+			other.replaced(errReplaced)
+			s.fleet.leave(other, time.Now())
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-poll.C:
 		case <-deadline.C:
-			other.replaced(errReplaced)
-			s.fleet.leave(other, time.Now())
+			late = true
 		}
 	}
 	s.tell()

@@ -86,7 +86,11 @@ func (c *committer) run() {
 		}
 		// Let those run whom the last commit has just answered: what they ask
 		// for next then shares this transaction.
-		runtime.Gosched()
+		if f := c.s.cfg.Faults; f != nil {
+			f.Gather()
+		} else {
+			runtime.Gosched()
+		}
 	gather:
 		for len(batch) < maxBatch {
 			select {
@@ -197,6 +201,11 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 	}
 	if err := c.connect(); err != nil {
 		return s.engine.judge(err), err, false
+	}
+	if f := s.cfg.Faults; f != nil {
+		if err := f.Begin(len(ops)); err != nil {
+			return noSpace, err, false
+		}
 	}
 	if err := c.c.command(s.engine.begin()); err != nil {
 		return s.engine.judge(err), err, false

@@ -73,6 +73,14 @@ type Config struct {
 	// Fatal is called (once) when the store can no longer be trusted: an I/O
 	// error, an unknown outcome of a commit. A full disk is not fatal.
 	Fatal func(error)
+
+	Faults *Faults // of a simulation; else nil
+}
+
+// Faults are what a simulation does to a store.
+type Faults struct {
+	Gather func()                  // returns when all who will share the next transaction wait for it
+	Begin  func(callers int) error // is called before each; an error: there is no room for it
 }
 
 // Changes is what one commit changed.

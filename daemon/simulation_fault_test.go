@@ -1,0 +1,177 @@
+package daemon
+
+import (
+	"time"
+
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// step is one thing that somebody does, or that goes wrong, and some time.
+func (l *life) step() {
+	w := l.w
+	r := w.runners[w.rng.IntN(len(w.runners))]
+	switch n := w.rng.IntN(100); {
+	case n < 14:
+		l.client()
+	case n < 16:
+		w.full.Store(!w.full.Load())
+		w.say("the disk is full: %v", w.full.Load())
+	case n < 18:
+		if k := r.link; k != nil {
+			r.cut("the connection breaks")
+			k.give("the connection breaks")
+		}
+	case n < 20: // the server goes on with what it has heard, and waits for more
+		r.cut("the way to the server is gone")
+	case n < 22: // the agent goes on with what it has heard
+		if r.link != nil {
+			r.link.give("the way to the runner is gone")
+		}
+	case n < 23: // its jobs go on
+		r.cut("the agent dies")
+	case n < 24:
+		r.die()
+	case n < 25 && w.rng.IntN(3) == 0:
+		r.lose()
+	default:
+		for range 4 {
+			w.runners[w.rng.IntN(len(w.runners))].step()
+			l.settle(time.Microsecond)
+			if l.dead.Load() {
+				return
+			}
+		}
+	}
+	if len(l.links) > 0 && w.rng.IntN(4) == 0 { // what a session said that is gone comes late
+		l.links[w.rng.IntN(len(l.links))].hear()
+	}
+	l.settle(time.Microsecond)
+	if r.link != nil && r.link.over && w.rng.IntN(3) == 0 {
+		r.cut("it notices")
+	}
+	if w.rng.IntN(3) == 0 {
+		l.pass(l.pause())
+	}
+}
+
+// pause is how long nothing happens, but for time itself.
+func (l *life) pause() time.Duration {
+	w := l.w
+	switch n := w.rng.IntN(40); {
+	case n < 26:
+		return time.Duration(1+w.rng.IntN(80)) * time.Millisecond
+	case n < 34:
+		return time.Duration(100+w.rng.IntN(3000)) * time.Millisecond
+	case n < 38:
+		return time.Duration(3+w.rng.IntN(40)) * time.Second
+	}
+	return time.Duration(60+w.rng.IntN(120)) * time.Second
+}
+
+// die is the end of the host: of what ran there the next agent knows that it was started.
+func (r *simRunner) die() {
+	r.cut("the host dies")
+	for _, a := range r.has() {
+		if a.alive {
+			a.end(wire.Result{State: wire.Failed, Reason: wire.ReasonRunnerLost})
+		}
+	}
+}
+
+// lose is the end of the host and of what its attempts have on disk. Those whose
+// start is not yet on record are spared: if the server died as well, nobody
+// would know that they were started. A runner that loses its disk has lost its
+// identity too, and does not come back under its id.
+func (r *simRunner) lose() {
+	r.cut("the disk is lost")
+	for _, a := range r.has() {
+		if !a.started || r.w.seen[a.Job].State != wire.Assigned {
+			a.held, a.alive = false, false
+		} else if a.alive {
+			a.end(wire.Result{State: wire.Failed, Reason: wire.ReasonRunnerLost})
+		}
+	}
+}
+
+// heal has everybody do what he should until nobody has anything left.
+func (l *life) heal() {
+	w := l.w
+	for range 200 {
+		for _, k := range w.wishes {
+			if !k.done {
+				l.send(k)
+				l.settle(time.Microsecond)
+			}
+		}
+		for _, r := range w.runners {
+			r.work()
+		}
+		if len(w.wrong) > 0 || l.idle() {
+			return
+		}
+		l.pass(5 * time.Second)
+	}
+	w.violate("nobody does anything wrong, and it comes to no end")
+	for id, j := range w.seen {
+		if !j.State.Ended() {
+			w.say("job %s is %s, attempt %d of %q, target %v", w.names[id], j.State, j.Attempt, j.RunnerID, j.Target)
+		}
+	}
+}
+
+// idle reports whether nobody has anything left to do.
+func (l *life) idle() bool {
+	for _, k := range l.w.wishes {
+		if !k.done {
+			return false
+		}
+	}
+	for _, r := range l.w.runners {
+		if len(r.has()) > 0 {
+			return false
+		}
+	}
+	for _, j := range l.w.seen {
+		if !j.State.Ended() {
+			return false
+		}
+	}
+	return true
+}
+
+// work has the runner do all that it can do now.
+func (r *simRunner) work() {
+	l := r.w.life
+	if k := r.link; k != nil && (k.over || k.ctx.Err() != nil) {
+		r.cut("it notices")
+		k.give("it is over")
+	}
+	if r.link == nil {
+		r.connect()
+		l.settle(time.Microsecond)
+	}
+	for range 8 {
+		k := r.link
+		if k == nil || k.m == nil || l.dead.Load() {
+			return
+		}
+		for range len(k.down) {
+			r.obey(k)
+		}
+		for len(k.up) > 0 && !k.hears {
+			k.hear()
+			l.settle(time.Microsecond)
+		}
+		r.process()
+		for _, a := range r.has() {
+			switch {
+			case !a.started || r.link != k:
+			case a.report == nil:
+				a.openReport()
+			case a.report.open && !a.report.busy:
+				a.send()
+			}
+			l.settle(time.Microsecond)
+		}
+	}
+}

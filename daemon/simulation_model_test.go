@@ -1,0 +1,218 @@
+package daemon
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/queue"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// nameOf is a job's name, which unlike its id the seed says.
+func (w *world) nameOf(j wire.Job) string {
+	if name := w.names[j.ID]; name != "" {
+		return name
+	}
+	name := j.Command[0]
+	if j.RetryOf != "" {
+		again := 0
+		for _, o := range w.seen {
+			if o.RetryOf == j.RetryOf {
+				again++
+			}
+		}
+		name = fmt.Sprintf("%sr%d", w.names[j.RetryOf], again)
+	}
+	for id, other := range w.names {
+		if other == name {
+			w.violate("job %s is two on record: %s and %s", name, w.seen[id].State, j.State)
+		}
+	}
+	w.names[j.ID] = name
+	return name
+}
+
+// ref is an attempt, as the history has it.
+func (w *world) ref(ref wire.JobRef) string {
+	return fmt.Sprintf("%s/%d", w.names[ref.Job], ref.Attempt)
+}
+
+func rank(s wire.State) int {
+	return slices.Index([]wire.State{wire.Queued, wire.Assigned, wire.Running}, s) // -1: ended
+}
+
+// observe compares the record with what it was.
+func (w *world) observe(jobs []wire.Job, now time.Time) {
+	there := map[string]bool{}
+	for _, j := range jobs {
+		there[j.ID] = true
+		name := w.nameOf(j)
+		was, known := w.seen[j.ID]
+		w.seen[j.ID] = j
+		if !known {
+			w.count["job"]++
+			was = wire.Job{State: wire.Queued}
+		} else {
+			w.checkStep(name, was, j)
+		}
+		if known && was.State == j.State && was.Attempt == j.Attempt {
+			continue
+		}
+		text := fmt.Sprintf("record: %s is %s", name, j.State)
+		if j.Attempt > 0 {
+			text += fmt.Sprintf(", attempt %d of %s", j.Attempt, j.RunnerID)
+		}
+		if j.State.Ended() {
+			text += fmt.Sprintf(" %s, %d bytes", j.Reason, j.LogBytes)
+		}
+		w.say("%s", text)
+		if j.State.Ended() && !was.State.Ended() {
+			w.count[string(j.State)]++
+			w.checkEnding(name, j, now)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(w.seen)) {
+		if !there[id] {
+			w.violate("job %s was on record (%s) and is not", w.names[id], w.seen[id].State)
+		}
+	}
+	w.checkTogether(jobs)
+}
+
+// checkStep holds what may become of one job.
+func (w *world) checkStep(name string, was, is wire.Job) {
+	switch {
+	case was.State.Ended():
+		if is.State != was.State || is.Reason != was.Reason || !is.FinishedAt.Equal(was.FinishedAt) || is.Attempt != was.Attempt || is.LogBytes != was.LogBytes {
+			w.violate("job %s ended as %s %s, attempt %d, %d bytes at %s and is %s %s, attempt %d, %d bytes at %s", name, was.State, was.Reason,
+				was.Attempt, was.LogBytes, was.FinishedAt, is.State, is.Reason, is.Attempt, is.LogBytes, is.FinishedAt)
+		}
+	case is.Attempt < was.Attempt:
+		w.violate("job %s was at attempt %d and is at %d", name, was.Attempt, is.Attempt)
+	case was.State == wire.Running && (is.Attempt != was.Attempt || rank(is.State) >= 0 && rank(is.State) < rank(was.State)):
+		w.violate("job %s ran as attempt %d and is %s, attempt %d", name, was.Attempt, is.State, is.Attempt)
+	case !was.CancelRequested.IsZero() && (is.State == wire.Queued || is.Attempt > was.Attempt):
+		w.violate("the end of job %s was asked for, and it is %s, attempt %d", name, is.State, is.Attempt)
+	}
+}
+
+// checkEnding holds why one job may end.
+func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
+	a := w.tries[wire.JobRef{Job: j.ID, Attempt: j.Attempt}]
+	said := func(state wire.State) bool { return a != nil && a.offered && a.result.State == state }
+	switch {
+	case j.State == wire.Success && !said(wire.Success), j.Reason == wire.ReasonFailed && !said(wire.Failed):
+		w.violate("job %s is %s, and its runner did not say so", name, j.State)
+	case j.State == wire.Success && j.LogBytes != int64(len(a.out)):
+		w.violate("job %s has %d bytes of output on record and wrote %d", name, j.LogBytes, len(a.out))
+	case j.Reason == wire.ReasonRunnerLost:
+		w.count["lost"]++
+		lease := w.life.s.cfg().Lease
+		for _, r := range w.runners {
+			if r.id == j.RunnerID && !(a != nil && !a.held) && !(a != nil && a.offered && a.result.Reason == wire.ReasonRunnerLost) && now.Sub(r.heard) < lease {
+				w.violate("job %s is lost, and %s had contact %s ago", name, r.id, now.Sub(r.heard))
+			}
+		}
+	}
+}
+
+// checkTogether holds what jobs must not be at the same moment.
+func (w *world) checkTogether(jobs []wire.Job) {
+	active, waiting, serial := map[string]string{}, map[string]string{}, map[string]string{}
+	once := func(m map[string]string, key, name, what string) {
+		if other := m[key]; other != "" {
+			w.violate("jobs %s and %s are both %s of %q", other, name, what, key)
+		}
+		m[key] = name
+	}
+	for _, j := range jobs {
+		name := w.names[j.ID]
+		going := j.State == wire.Assigned || j.State == wire.Running
+		if j.Singleton != "" && going {
+			once(active, j.Singleton, name, "active")
+		}
+		if j.Singleton != "" && j.State == wire.Queued {
+			once(waiting, j.Singleton, name, "queued")
+		}
+		if key := (&queue.Job{Job: j}).SerialKey(); key != "" && going {
+			once(serial, key, name, "at work")
+		}
+		if !going && j.State != wire.Success {
+			continue
+		}
+		for _, id := range j.DependsOn {
+			if dep := w.seen[id]; !dep.State.Ended() || dep.State != wire.Success && !w.mayFail(name) {
+				w.violate("job %s is %s, and %s that it depends on is %s", name, j.State, w.names[id], dep.State)
+			}
+		}
+	}
+}
+
+// mayFail reports whether what a job depends on may fail.
+func (w *world) mayFail(name string) bool {
+	for _, k := range w.wishes {
+		if i := slices.Index(k.names, name); i >= 0 {
+			return k.specs[i].AllowDependencyFailure
+		}
+	}
+	return true // a retry: it does without what has failed
+}
+
+// recorded holds what a runner was told of its result.
+func (w *world) recorded(a *simTry) {
+	w.say("%s: knows that %s is recorded", a.r.id, w.ref(a.JobRef))
+	if j := w.seen[a.Job]; j.State != a.result.State || j.Attempt != a.Attempt || a.safe != int64(len(a.out)) {
+		w.violate("%s was told that %s is recorded as %s with %d bytes; on record is %s, attempt %d, %d bytes",
+			a.r.id, w.ref(a.JobRef), a.result.State, len(a.out), j.State, j.Attempt, a.safe)
+	}
+	a.held, a.alive = false, false
+}
+
+// checkRead holds what a reader of output was given.
+func (w *world) checkRead(ref wire.JobRef, chunks []wire.Data, length int64) {
+	a, at := w.tries[ref], w.read[ref]
+	if length < at {
+		w.violate("output of %s was read up to %d and has %d bytes", w.ref(ref), at, length)
+	}
+	for _, c := range chunks {
+		end := c.Offset + int64(len(c.Bytes))
+		if c.Offset != at || a == nil || end > int64(len(a.out)) || !bytes.Equal(c.Bytes, a.out[c.Offset:end]) {
+			w.violate("output of %s from %d on is %q at %d", w.ref(ref), at, c.Bytes, c.Offset)
+			return
+		}
+		at = end
+	}
+	w.read[ref] = at
+}
+
+// checkAll holds what is left in the end.
+func (w *world) checkAll() {
+	for _, name := range slices.Sorted(maps.Keys(w.ids)) {
+		if _, ok := w.seen[w.ids[name]]; !ok {
+			w.violate("job %s was acknowledged and is not on record", name)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(w.seen)) {
+		j := w.seen[id]
+		if !j.State.Ended() {
+			w.violate("job %s is %s in the end", w.names[id], j.State)
+		}
+		if j.Attempt == 0 {
+			continue
+		}
+		ref := wire.JobRef{Job: id, Attempt: j.Attempt}
+		w.read[ref] = 0
+		chunks, length, err := w.life.s.store.Log(w.life.ctx, id, j.Attempt, 0, 1<<20)
+		if err != nil || length != j.LogBytes {
+			w.violate("output of %s: %d bytes, %d on record, %v", w.ref(ref), length, j.LogBytes, err)
+			continue
+		}
+		w.checkRead(ref, chunks, length)
+		if w.read[ref] != length {
+			w.violate("output of %s: %d of %d bytes can be read", w.ref(ref), w.read[ref], length)
+		}
+	}
+}

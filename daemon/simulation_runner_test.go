@@ -1,0 +1,354 @@
+package daemon
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// simRunner is an agent, its disk and its jobs' processes.
+type simRunner struct {
+	w     *world
+	id    string
+	n     int
+	link  *simLink // as the agent has it; nil: none
+	tries []*simTry
+	heard time.Time // when the server last had a session of it
+}
+
+// simTry is an attempt that a runner was given. What is on its disk outlives
+// the agent; its process does not outlive the host.
+type simTry struct {
+	wire.JobRef
+	name    string
+	r       *simRunner
+	held    bool // its directory is there
+	started bool // and says that it was started
+	alive   bool // its process runs
+	cancel  bool
+	out     []byte
+	lines   int // it is going to write
+	result  *wire.Result
+	offered bool  // the result has been sent, perhaps in vain
+	safe    int64 // the server said that so much of the output is on record
+	report  *simReport
+}
+
+// simReport is a report stream.
+type simReport struct {
+	k    *simLink
+	at   int64 // the server has so much
+	open bool
+	busy bool
+}
+
+func simRunnerID(n int) string { return fmt.Sprintf("r%d", n) }
+
+func newSimRunner(w *world, n int) *simRunner {
+	return &simRunner{w: w, id: simRunnerID(n), n: n}
+}
+
+// slots is how many jobs it runs at once.
+func (r *simRunner) slots() int { return 1 + r.n%2 }
+
+func (r *simRunner) peer() *mux.Peer {
+	key := r.w.g.keys[r.n].Public().(ed25519.PublicKey)
+	return &mux.Peer{Network: "memory", Key: key, Hello: wire.Hello{Role: wire.RoleRunner, Software: "waypoint simulation",
+		Runner: &wire.RunnerHello{
+			ID: r.id, Kind: wire.KindRemote, PublicKey: key, Concurrency: r.slots(),
+			Labels: map[string]string{"parity": fmt.Sprint(r.n % 2)},
+			Offers: []wire.TokenOffer{{Source: wire.SourceFile, Token: r.w.g.tokens[r.n]}},
+		}}}
+}
+
+// try is the attempt of a reference that the runner holds.
+func (r *simRunner) try(ref wire.JobRef) *simTry {
+	for _, a := range r.tries {
+		if a.JobRef == ref && a.held {
+			return a
+		}
+	}
+	return nil
+}
+
+// has are the attempts it holds.
+func (r *simRunner) has() (held []*simTry) {
+	for _, a := range r.tries {
+		if a.held {
+			held = append(held, a)
+		}
+	}
+	return held
+}
+
+// cut has the agent lose its session.
+func (r *simRunner) cut(why string) {
+	if r.link == nil {
+		return
+	}
+	r.w.say("%s: loses its session: %s", r.id, why)
+	r.link = nil
+	for _, a := range r.tries {
+		a.report = nil
+	}
+}
+
+// connect begins a session and its work stream.
+func (r *simRunner) connect() {
+	l := r.w.life
+	k := &simLink{l: l, r: r}
+	k.ctx, k.cancel = context.WithCancelCause(l.ctx)
+	begin := wire.WorkBegin{Concurrency: r.slots()}
+	for _, a := range r.has() {
+		begin.Held = append(begin.Held, wire.Held{JobRef: a.JobRef, Started: a.started})
+	}
+	r.w.say("%s: connects with %d held", r.id, len(begin.Held))
+	r.link = k
+	l.links = append(l.links, k)
+	l.call(func() func() { return k.serve(begin) })
+}
+
+// say sends an event.
+func (r *simRunner) say(e wire.WorkEvent) { r.link.up = append(r.link.up, e) }
+
+// step has the runner do something.
+func (r *simRunner) step() {
+	w := r.w
+	switch {
+	case r.link == nil:
+		r.connect()
+		return
+	case r.link.m == nil:
+		return
+	}
+	k := r.link
+	switch n := w.rng.IntN(12); {
+	case n == 0:
+		e := wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: []wire.JobRef{}}}
+		for _, a := range r.has() {
+			e.Holds.Jobs = append(e.Holds.Jobs, a.JobRef)
+		}
+		r.say(e)
+	case n < 4:
+		r.obey(k)
+	case n < 6:
+		k.hear()
+	case n < 9:
+		r.process()
+	default:
+		r.ship()
+	}
+}
+
+// obey follows the next order.
+func (r *simRunner) obey(k *simLink) {
+	if len(k.down) == 0 {
+		return
+	}
+	o := k.down[0]
+	k.down = k.down[1:]
+	w := r.w
+	switch {
+	case o.Begun != nil:
+		for _, ref := range o.Begun.Keep {
+			if a := r.try(ref); a != nil && !a.started {
+				r.say(wire.WorkEvent{Ack: &a.JobRef})
+			}
+		}
+		for _, ref := range o.Begun.Drop {
+			r.drop(ref, "does not keep")
+		}
+	case o.Assign != nil:
+		a := &simTry{JobRef: o.Assign.JobRef, name: w.names[o.Assign.Job], r: r, lines: w.rng.IntN(30)}
+		if w.tries[a.JobRef] != nil {
+			w.violate("%s is assigned twice", w.ref(a.JobRef))
+			return
+		}
+		w.tries[a.JobRef] = a
+		if w.chance(15) {
+			w.say("%s: refuses %s", r.id, w.ref(a.JobRef))
+			r.say(wire.WorkEvent{Nack: &wire.Nack{JobRef: a.JobRef, Error: "simulated"}})
+			return
+		}
+		w.say("%s: is given %s", r.id, w.ref(a.JobRef))
+		a.held = true
+		r.tries = append(r.tries, a)
+		r.say(wire.WorkEvent{Ack: &a.JobRef})
+	case o.Start != nil:
+		if a := r.try(*o.Start); a != nil && !a.started {
+			w.say("%s: starts %s", r.id, w.ref(a.JobRef))
+			if before, ok := w.starts[a.name]; ok {
+				w.violate("job %s was started as attempt %d and is started as %d", a.name, before, a.Attempt)
+			}
+			w.starts[a.name] = a.Attempt
+			a.started, a.alive = true, true
+			w.count["start"]++
+		}
+	case o.Drop != nil:
+		r.drop(*o.Drop, "drops")
+	case o.Cancel != nil:
+		if a := r.try(o.Cancel.JobRef); a != nil {
+			w.say("%s: is to end %s", r.id, w.ref(a.JobRef))
+			a.cancel = true
+		}
+	}
+}
+
+// drop ends and forgets an attempt, since the server wants nothing of it.
+func (r *simRunner) drop(ref wire.JobRef, how string) {
+	w := r.w
+	a := r.try(ref)
+	if a == nil {
+		return
+	}
+	w.say("%s: %s %s", r.id, how, w.ref(ref))
+	if j := w.seen[ref.Job]; j.State == wire.Running && j.Attempt == ref.Attempt && j.RunnerID == r.id && a.started {
+		w.violate("%s is told to drop %s, which runs on record", r.id, w.ref(ref))
+	}
+	a.held, a.alive = false, false
+	if a.result != nil {
+		w.count["late result"]++
+	}
+}
+
+// process lets a job write, or end.
+func (r *simRunner) process() {
+	w := r.w
+	var alive []*simTry
+	for _, a := range r.has() {
+		if a.alive {
+			alive = append(alive, a)
+		}
+	}
+	if len(alive) == 0 {
+		return
+	}
+	a := alive[w.rng.IntN(len(alive))]
+	for range 1 + w.rng.IntN(12) {
+		if a.lines == 0 {
+			break
+		}
+		a.lines--
+		a.out = fmt.Appendf(a.out, "%s attempt %d, %d more\n", a.name, a.Attempt, a.lines)
+	}
+	switch {
+	case a.cancel && w.rng.IntN(3) > 0:
+		a.end(wire.Result{State: wire.Canceled, Reason: wire.ReasonCanceled})
+	case a.lines > 0:
+	case w.rng.IntN(5) == 0:
+		a.end(wire.Result{State: wire.Failed, Reason: wire.ReasonFailed, ExitCode: new(1)})
+	default:
+		a.end(wire.Result{State: wire.Success, ExitCode: new(0)})
+	}
+}
+
+func (a *simTry) end(res wire.Result) {
+	res.LogBytes = int64(len(a.out))
+	a.alive, a.result = false, &res
+	a.r.w.say("%s: %s ends as %s with %d bytes", a.r.id, a.r.w.ref(a.JobRef), res.State, res.LogBytes)
+}
+
+// ship goes on with a report.
+func (r *simRunner) ship() {
+	w := r.w
+	var due []*simTry
+	for _, a := range r.has() {
+		if a.started && (a.report == nil || !a.report.busy) {
+			due = append(due, a)
+		}
+	}
+	if len(due) == 0 {
+		return
+	}
+	a := due[w.rng.IntN(len(due))]
+	if a.report == nil {
+		a.openReport()
+		return
+	}
+	a.send()
+}
+
+// openReport asks from where on the server wants the output.
+func (a *simTry) openReport() {
+	r, w := a.r, a.r.w
+	k, s := r.link, w.life.s
+	rep := &simReport{k: k, busy: true}
+	a.report = rep
+	w.life.call(func() func() {
+		fresh, err := s.fleet.report(a.JobRef, k.v)
+		length := int64(0)
+		if err == nil && !fresh {
+			_, length, err = s.store.Log(k.ctx, a.Job, a.Attempt, 0, 0)
+		}
+		return func() {
+			if a.report != rep || a.failed(err) {
+				return
+			}
+			if length < a.safe || length > int64(len(a.out)) {
+				w.violate("output of %s: the server has %d bytes; it said %d were safe, of %d written", w.ref(a.JobRef), length, a.safe, len(a.out))
+			}
+			rep.at, rep.open, rep.busy = length, true, false
+		}
+	})
+}
+
+// failed deals with a report that cannot go on, as an agent does.
+func (a *simTry) failed(err error) bool {
+	switch wire.KindOf(err) {
+	case "":
+		return err != nil
+	case wire.Conflict, wire.NotFound:
+		a.r.drop(a.JobRef, "may not report")
+	}
+	a.report = nil
+	return true
+}
+
+// send sends some output, and behind the last byte the result.
+func (a *simTry) send() {
+	w, rep := a.r.w, a.report
+	from, stored := rep.at, rep.at
+	if w.chance(6) && from > 0 { // what was sent before comes again
+		from -= int64(w.rng.IntN(int(from)))
+	}
+	rest := a.out[from:]
+	if w.chance(2) {
+		rest = rest[:w.rng.IntN(len(rest)+1)]
+	}
+	var chunks []wire.Data
+	for at := from; len(rest) > 0; {
+		n := min(len(rest), 1+w.rng.IntN(400))
+		chunks = append(chunks, wire.Data{Offset: at, Time: time.Now(), Stream: wire.Stdout, Bytes: slices.Clone(rest[:n])})
+		at, rest = at+int64(n), rest[n:]
+		from = at
+	}
+	var result *wire.Result
+	if a.result != nil && max(from, stored) == int64(len(a.out)) {
+		result, a.offered = a.result, true
+	}
+	if len(chunks) == 0 && result == nil {
+		return
+	}
+	rep.busy = true
+	l, k := w.life, rep.k
+	l.call(func() func() {
+		length, err := l.record(k, a.JobRef, stored, chunks, result)
+		return func() {
+			if a.report != rep || a.failed(err) {
+				return
+			}
+			rep.busy, rep.at = false, length
+			if a.safe = max(a.safe, length); a.safe > int64(len(a.out)) {
+				w.violate("output of %s: %d bytes are said to be safe of %d", w.ref(a.JobRef), a.safe, len(a.out))
+			}
+			if result != nil {
+				w.recorded(a)
+			}
+		}
+	})
+}

@@ -1,0 +1,395 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/waypointd/waypoint/mux"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+var errNoSpace = errors.New("simulated: no space left on device")
+
+// simClient is who all clients are.
+var simClient = &mux.Peer{Network: "memory", Hello: wire.Hello{Role: wire.RoleClient}, Data: &login{}}
+
+// simCall is a request that the server has. Its answer is what is to be done
+// with it, once all is quiet.
+type simCall struct{ answer chan func() }
+
+// call has the server do something; what it returns is done by the simulation.
+func (l *life) call(f func() (then func())) *simCall {
+	c := &simCall{answer: make(chan func(), 1)}
+	l.calls = append(l.calls, c)
+	go func() { c.answer <- f() }()
+	return c
+}
+
+// settle lets time pass until nobody has anything to do, and takes the answers.
+func (l *life) settle(d time.Duration) {
+	time.Sleep(d)
+	if l.dead.Load() || l.w.chance(1500) {
+		if !l.dead.Load() {
+			l.die()
+		}
+		return
+	}
+	for _, r := range l.w.runners {
+		if _, ok := l.s.fleet.get(r.id); ok {
+			r.heard = time.Now()
+		}
+	}
+	was := maps.Clone(l.w.seen)
+	l.look()
+	for {
+		again := false
+		for _, c := range slices.Clone(l.calls) {
+			select {
+			case then := <-c.answer:
+				l.calls = slices.DeleteFunc(l.calls, func(o *simCall) bool { return o == c })
+				if then != nil {
+					then()
+				}
+				again = true
+			default:
+			}
+		}
+		if !again {
+			break
+		}
+	}
+	for _, k := range slices.Clone(l.links) {
+		k.listen(was)
+	}
+}
+
+// pass lets time pass with the heartbeats of the sessions that live at both ends.
+func (l *life) pass(d time.Duration) {
+	beat := l.s.cfg().Heartbeat
+	for d > 0 && !l.dead.Load() && len(l.w.wrong) == 0 {
+		slice := min(d, beat)
+		d -= slice
+		for _, k := range slices.Clone(l.links) {
+			switch {
+			case k.m == nil:
+			case k.r.link == k:
+				k.m.heard.Store(l.s.uptime())
+			case time.Duration(l.s.uptime()-k.m.heard.Load()) > missedHeartbeats*beat:
+				k.give("nothing is heard")
+			}
+		}
+		l.settle(slice)
+	}
+}
+
+// simLink is a session of a runner, as the server has it.
+type simLink struct {
+	l      *life
+	r      *simRunner
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	v      *visitor
+	m      *member          // nil until it works
+	up     []wire.WorkEvent // said by the runner
+	down   []wire.WorkOrder // said by the server
+	hears  bool             // an event is being dealt with
+	over   bool             // the server has given it up
+}
+
+// serve is what the server does for a session and its work stream. See
+// serveConn and runnerWork.
+func (k *simLink) serve(begin wire.WorkBegin) (then func()) {
+	s, refused := k.l.s, func(err error) func() {
+		return func() {
+			k.l.w.say("%s: refused: %v", k.r.id, wire.KindOf(err))
+			k.end()
+		}
+	}
+	v, err := s.admitRunner(k.ctx, k.r.peer())
+	if err != nil {
+		return refused(err)
+	}
+	parted := func() { s.fleet.parted(v) }
+	m := &member{visitor: v, orders: newOrders(), replaced: k.cancel, heartbeat: s.cfg().Heartbeat}
+	m.heard.Store(s.uptime())
+	if err := s.enter(k.ctx, m); err != nil {
+		parted()
+		return refused(err)
+	}
+	if err := s.begin(k.ctx, m, begin); err != nil {
+		s.exit(m)
+		parted()
+		return refused(err)
+	}
+	go func() {
+		<-k.ctx.Done()
+		s.exit(m)
+		parted()
+	}()
+	return func() { k.v, k.m = v, m }
+}
+
+// give has the server give the session up.
+func (k *simLink) give(why string) {
+	if !k.over {
+		k.l.w.say("%s: the server gives its session up: %s", k.r.id, why)
+		k.cancel(errors.New(why))
+		k.end()
+	}
+}
+
+func (k *simLink) end() {
+	k.over = true
+	k.l.links = slices.DeleteFunc(k.l.links, func(o *simLink) bool { return o == k })
+	if k.r.link == k && k.m == nil {
+		k.r.cut("refused")
+	}
+}
+
+// listen takes what the server has said.
+func (k *simLink) listen(was map[string]wire.Job) {
+	if k.m == nil {
+		return
+	}
+	said, over := k.m.orders.take()
+	for _, o := range said {
+		if o.Start != nil {
+			if j := was[o.Start.Job]; j.State.Ended() || j.Attempt != o.Start.Attempt || j.RunnerID != k.r.id {
+				k.l.w.violate("the start of %s is confirmed to %s, and the record says %s %s of attempt %d",
+					k.l.w.ref(*o.Start), k.r.id, j.State, j.Reason, j.Attempt)
+			}
+		}
+	}
+	k.down = append(k.down, said...)
+	if over != nil || k.ctx.Err() != nil {
+		k.give(fmt.Sprintf("its work stream ends: %v", context.Cause(k.ctx)))
+	}
+}
+
+// hear has the server deal with the next event. See Server.hear.
+func (k *simLink) hear() {
+	if k.hears || k.m == nil || len(k.up) == 0 {
+		return
+	}
+	e := k.up[0]
+	k.up, k.hears = k.up[1:], true
+	s, m := k.l.s, k.m
+	m.heard.Store(s.uptime())
+	k.l.call(func() func() {
+		switch {
+		case e.Ack != nil:
+			s.acknowledged(m, *e.Ack)
+		case e.Nack != nil:
+			s.refused(m, *e.Nack)
+		case e.Drain != nil:
+			s.fleet.drain(m, *e.Drain)
+			s.store.Kick()
+		case e.Holds != nil:
+			if err := s.lose(s.fleet.missing(m, e.Holds.Jobs), "its runner does not have it any more"); wire.KindOf(err) != "" && wire.KindOf(err) != wire.Unavailable {
+				return func() { k.l.w.violate("lost jobs: %v", err) }
+			}
+		}
+		return func() { k.hears = false }
+	})
+}
+
+// wish is what a client wants, until it is told that it has it.
+type wish struct {
+	what  string // submit, cancel, kill, retry
+	names []string
+	specs []wire.JobSpec
+	name  string
+	done  bool
+	sent  int
+}
+
+const simJobs = 14
+
+// client has clients do something.
+func (l *life) client() {
+	w := l.w
+	if len(w.wishes) > 0 && w.rng.IntN(3) == 0 { // once more, perhaps beside the first time
+		if k := w.wishes[w.rng.IntN(len(w.wishes))]; !k.done {
+			l.send(k)
+			return
+		}
+	}
+	switch n := w.rng.IntN(10); {
+	case n < 6:
+		if len(w.names) < simJobs {
+			l.send(w.wishJobs())
+		}
+	case n < 9:
+		if name := w.any(); name != "" {
+			k := &wish{what: []string{"cancel", "kill", "retry"}[w.rng.IntN(3)], name: name}
+			w.wishes = append(w.wishes, k)
+			l.send(k)
+		}
+	}
+	l.follow(w.any())
+}
+
+// any is the name of a job that somebody was told of.
+func (w *world) any() string {
+	if len(w.ids) == 0 {
+		return ""
+	}
+	all := make([]string, 0, len(w.ids))
+	for name := range w.ids {
+		all = append(all, name)
+	}
+	slices.Sort(all)
+	return all[w.rng.IntN(len(all))]
+}
+
+// wishJobs draws one or a few jobs to be submitted.
+func (w *world) wishJobs() *wish {
+	k := &wish{what: "submit"}
+	for i := range 1 + w.rng.IntN(3) {
+		name := fmt.Sprintf("j%d.%d", len(w.wishes), i)
+		spec := wire.JobSpec{
+			Operation: wire.OpRun, Command: []string{name}, IdempotencyKey: name,
+			Target: wire.Target{Any: true}, Priority: w.rng.IntN(3),
+		}
+		switch w.rng.IntN(5) {
+		case 0:
+			spec.Target = wire.Target{ID: simRunnerID(w.rng.IntN(simRunners))}
+		case 1:
+			spec.Target = wire.Target{Labels: map[string]string{"parity": fmt.Sprint(w.rng.IntN(2))}}
+		}
+		switch w.rng.IntN(6) {
+		case 0:
+			spec.Operation, spec.Project, spec.App = wire.OpDestroy, "shop", "web"
+		case 1:
+			spec.Singleton = fmt.Sprint("s", w.rng.IntN(2))
+		case 2:
+			spec.ExpiresIn = wire.Duration(time.Duration(1+w.rng.IntN(100)) * time.Second)
+		}
+		if dep := w.any(); dep != "" && w.rng.IntN(4) == 0 {
+			spec.DependsOn = append(spec.DependsOn, w.ids[dep])
+		}
+		if i > 0 && w.rng.IntN(2) == 0 {
+			spec.DependsOn = append(spec.DependsOn, fmt.Sprintf("#%d", w.rng.IntN(i)))
+		}
+		spec.AllowDependencyFailure = len(spec.DependsOn) > 0 && w.rng.IntN(3) == 0
+		k.names, k.specs = append(k.names, name), append(k.specs, spec)
+	}
+	w.wishes = append(w.wishes, k)
+	return k
+}
+
+// send has a client say what it wants; the answer may be lost on its way.
+func (l *life) send(k *wish) {
+	w, s := l.w, l.s
+	k.sent++
+	lost := w.chance(8)
+	w.say("client: %s %v%s", k.what, k.names, k.name)
+	ctx := l.ctx
+	id := w.ids[k.name]
+	l.call(func() func() {
+		var jobs []wire.Job
+		var err error
+		switch k.what {
+		case "submit":
+			var reply wire.SubmitReply
+			reply, err = s.jobSubmit(ctx, simClient, wire.SubmitRequest{Jobs: slices.Clone(k.specs)})
+			jobs = reply.Jobs
+		case "retry":
+			jobs = make([]wire.Job, 1)
+			jobs[0], err = s.jobRetry(ctx, simClient, wire.JobRequest{ID: id})
+		default:
+			jobs = make([]wire.Job, 1)
+			jobs[0], err = s.jobCancel(ctx, simClient, wire.CancelRequest{ID: id, Force: k.what == "kill"})
+		}
+		return func() {
+			switch {
+			case lost:
+				w.say("client: no answer to %s %v%s", k.what, k.names, k.name)
+				w.count["lost answer"]++
+			case err == nil:
+				k.done = true
+				l.answered(k, jobs)
+			case wire.KindOf(err) == wire.Unavailable:
+				w.count["refused for room"]++
+			case k.what == "retry" && wire.KindOf(err) == wire.Conflict:
+				k.done = true
+			default:
+				w.violate("%s %v%s: %v", k.what, k.names, k.name, err)
+			}
+		}
+	})
+}
+
+// answered holds what a client was told.
+func (l *life) answered(k *wish, jobs []wire.Job) {
+	w := l.w
+	for i, j := range jobs {
+		switch k.what {
+		case "submit":
+			if id := w.ids[k.names[i]]; id != "" && id != j.ID {
+				w.violate("job %s is two", k.names[i])
+			}
+			w.ids[k.names[i]] = j.ID
+		case "retry":
+			w.ids[w.nameOf(j)] = j.ID
+		case "kill":
+			if !j.State.Ended() {
+				w.violate("job %s was canceled by force and is %s", k.name, j.State)
+			}
+		case "cancel":
+			if now := w.seen[j.ID]; !now.State.Ended() && now.CancelRequested.IsZero() {
+				w.violate("the end of job %s was asked for, and it is not on record", k.name)
+			}
+		}
+		if _, ok := w.seen[j.ID]; !ok {
+			w.violate("a client was told of job %s, which is not on record", w.nameOf(j))
+		}
+	}
+	w.say("client: has %s %v%s", k.what, k.names, k.name)
+}
+
+// follow reads some output from where its reader has got to.
+func (l *life) follow(name string) {
+	w := l.w
+	j := w.seen[w.ids[name]]
+	if name == "" || j.Attempt == 0 {
+		return
+	}
+	ref := wire.JobRef{Job: j.ID, Attempt: j.Attempt}
+	chunks, length, err := l.s.store.Log(l.ctx, j.ID, j.Attempt, w.read[ref], 100+w.rng.IntN(1000))
+	if err != nil {
+		w.violate("read output of %s: %v", w.ref(ref), err)
+		return
+	}
+	w.checkRead(ref, chunks, length)
+}
+
+// look compares what is on record with the last time.
+func (l *life) look() {
+	n := l.commits.Load()
+	if n == l.looked && l.looked > 0 {
+		return
+	}
+	l.looked = n
+	jobs, err := l.s.store.Jobs(context.Background(), wire.JobFilter{Limit: 500})
+	if err != nil {
+		l.w.violate("read jobs: %v", err)
+		return
+	}
+	slices.Reverse(jobs)
+	l.w.observe(jobs, time.Now())
+}
+
+// record is what the server does for a report: see runnerReport.
+func (l *life) record(k *simLink, ref wire.JobRef, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
+	length, err := l.s.record(k.ctx, ref, k.v.id, length, chunks, result)
+	if err == nil && result != nil {
+		l.s.fleet.end(ref, false)
+		l.s.fleet.settleRejected(k.v.id)
+	}
+	return length, err
+}

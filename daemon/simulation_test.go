@@ -1,0 +1,427 @@
+package daemon
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// The simulation runs the real server and its real store in time that only
+// moves when nobody has anything to do, and everything that it is not as
+// actors of one seed: clients, runners with what is on their disks, sessions,
+// the disk's room, the host's clock. What happens next, and what goes wrong,
+// the seed says; so a seed that fails fails again.
+//
+// # The model
+//
+// At every moment, of all jobs on record:
+//
+//   - A job stays on record, and with it its name: one idempotency key is one job,
+//     however often it was submitted.
+//   - An end is final: state, reason, time, attempt and length of the output.
+//   - Attempts only grow, and one that runs is the last.
+//   - Of a singleton one job at most is active and one waits; of an app one
+//     deploy, release or destroy is active.
+//   - What is active, or has succeeded, depends on nothing that has not ended, nor on
+//     what failed unless it said that it may.
+//   - A job whose end was asked for is not handed out again.
+//   - A job is lost only where its runner does not have it, or has said so, or was
+//     not heard of for a whole lease.
+//
+// Over the history:
+//
+//   - What was acknowledged to a client is on record after every crash; who asked
+//     by force for an end was answered with one.
+//   - Of each job one attempt at most is ever started, and of no job whose end is
+//     on record the start is confirmed.
+//   - A job succeeds only where its runner said so; a result that was said to be
+//     recorded is the one on record.
+//   - Output on record is what the attempt wrote, from the first byte on, each once
+//     and in order: for a success all of it, and never less than the runner was told is
+//     safe or than a follower has read.
+//   - Whatever a runner is told to drop does not run on record.
+//   - Once nothing goes wrong any more every job ends and no runner keeps anything.
+//
+// # What is simulated
+//
+// Everything below the frames of a session is real. Sessions are queues whose ends
+// die together, or one long before the other; what was on its way arrives or does
+// not. The server dies before any commit or between one and its answers, and
+// the next one opens what was committed. Each server's life has a clock of its
+// own, so the clock jumps where a server starts, either way. A runner's agent
+// dies and its jobs go on; its host dies and its jobs with it; its disk is lost.
+// The store refuses for want of room. Requests are sent twice, answers are lost.
+//
+// SIM_DURATION is how long to look for a seed that fails; SIM_SEED is one to be
+// told of in full.
+
+// simTime is how long seeds are tried unless SIM_DURATION says otherwise.
+func simTime(t *testing.T) time.Duration {
+	if text := os.Getenv("SIM_DURATION"); text != "" {
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			t.Fatalf("SIM_DURATION: %v", err)
+		}
+		return d
+	}
+	if testing.Short() {
+		return 4 * time.Second
+	}
+	return 20 * time.Second
+}
+
+func TestSimulation(t *testing.T) {
+	if text := os.Getenv("SIM_SEED"); text != "" {
+		seed, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatalf("SIM_SEED: %v", err)
+		}
+		g := newGround(t)
+		w := g.run(t, seed)
+		t.Log(w.story(len(w.history)))
+		if len(w.wrong) > 0 {
+			t.Errorf("SIM_SEED=%d: %s", seed, strings.Join(w.wrong, "\n"))
+		}
+		return
+	}
+	g := newGround(t)
+	first := rand.Uint64()
+	var next, failed atomic.Uint64
+	var mu sync.Mutex
+	total := map[string]int{}
+	over := time.Now().Add(simTime(t))
+	t.Run("seeds", func(t *testing.T) {
+		for n := range runtime.GOMAXPROCS(0) {
+			t.Run(fmt.Sprint(n), func(t *testing.T) {
+				t.Parallel()
+				for time.Now().Before(over) && failed.Load() == 0 {
+					w := g.run(t, first+next.Add(1))
+					mu.Lock()
+					for what, n := range w.count {
+						total[what] += n
+					}
+					mu.Unlock()
+					if len(w.wrong) > 0 {
+						failed.Add(1)
+						t.Errorf("SIM_SEED=%d: %s\n%s", w.seed, strings.Join(w.wrong, "\n"), w.story(60))
+					}
+				}
+			})
+		}
+	})
+	var said []string
+	for what, n := range total {
+		said = append(said, fmt.Sprintf("%s %d", what, n))
+	}
+	slices.Sort(said)
+	t.Logf("%d seeds from %d: %s", next.Load(), first+1, strings.Join(said, ", "))
+	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "late result"} {
+		if failed.Load() == 0 && total[what] == 0 && next.Load() > 100 {
+			t.Errorf("of %q there was none: the simulation has proved little", what)
+		}
+	}
+}
+
+// A seed is a history: what is random of a server (ids, keys, the order of
+// maps, who of two goroutines is first) changes nothing of it.
+func TestSimulationReplays(t *testing.T) {
+	g := newGround(t)
+	n := 40
+	if testing.Short() {
+		n = 8
+	}
+	for seed := range uint64(n) {
+		one, two := g.run(t, seed), g.run(t, seed)
+		if len(one.wrong) > 0 {
+			t.Fatalf("SIM_SEED=%d: %s\n%s", seed, strings.Join(one.wrong, "\n"), one.story(60))
+		}
+		if slices.Equal(one.history, two.history) {
+			continue
+		}
+		for i := range one.history {
+			if i >= len(two.history) || one.history[i] != two.history[i] {
+				t.Fatalf("seed %d: two histories part at line %d:\n%s\n\nand\n%s", seed, i,
+					strings.Join(one.history[max(0, i-10):min(i+4, len(one.history))], "\n"),
+					strings.Join(two.history[max(0, min(i, len(two.history))-1):min(i+4, len(two.history))], "\n"))
+			}
+		}
+		t.Fatalf("seed %d: one history goes on where the other ends", seed)
+	}
+}
+
+// ground is what all seeds begin with: a store with a token for each runner.
+type ground struct {
+	dir    string
+	image  map[string][]byte // files of a state directory
+	keys   []ed25519.PrivateKey
+	tokens []string
+	worlds atomic.Int64
+}
+
+const simRunners = 4
+
+func newGround(t *testing.T) *ground {
+	t.Helper()
+	g := &ground{image: map[string][]byte{}}
+	var err error
+	if g.dir, err = os.MkdirTemp("/dev/shm", "waypoint-sim-"); err != nil { // commits wait for no disk there
+		g.dir = t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(g.dir) })
+	state := filepath.Join(g.dir, "ground")
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(t.Context(), Config{StateDir: state})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for i := range simRunners {
+			_, key, err := ed25519.GenerateKey(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			reply, err := s.runnerToken(t.Context(), simClient, wire.RunnerTokenRequest{
+				ID: simRunnerID(i), ExpiresIn: wire.Duration(wire.MaxTokenLife),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.keys, g.tokens = append(g.keys, key), append(g.tokens, reply.Token)
+		}
+	})
+	if err := copyState(state, func(name string, b []byte) error { g.image[name] = b; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// copyState hands over what a server that has died leaves to the next.
+func copyState(dir string, put func(name string, b []byte) error) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "lock" || strings.HasSuffix(e.Name(), "-shm") {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err == nil {
+			err = put(e.Name(), b)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// world is all that is of one seed.
+type world struct {
+	g       *ground
+	seed    uint64
+	rng     *rand.Rand
+	dir     string // of the server that lives, or is to live next
+	lives   int
+	runners []*simRunner
+	wishes  []*wish
+	tries   map[wire.JobRef]*simTry // by reference: every one that a runner was given
+	names   map[string]string       // job id -> name
+	ids     map[string]string       // name -> job id, once somebody was told
+	seen    map[string]wire.Job     // by id: the record at the last look
+	starts  map[string]int          // name -> the attempt that was started
+	read    map[wire.JobRef]int64   // how far a follower has read
+	calm    bool                    // nothing goes wrong any more
+	full    atomic.Bool             // there is no room
+	history []string
+	wrong   []string
+	count   map[string]int
+	life    *life
+}
+
+// run tells the history of a seed.
+func (g *ground) run(t *testing.T, seed uint64) *world {
+	w := &world{
+		g: g, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)),
+		tries: map[wire.JobRef]*simTry{}, names: map[string]string{}, ids: map[string]string{},
+		seen: map[string]wire.Job{}, starts: map[string]int{}, read: map[wire.JobRef]int64{}, count: map[string]int{},
+	}
+	base := filepath.Join(g.dir, fmt.Sprint(g.worlds.Add(1)))
+	defer os.RemoveAll(base)
+	w.dir = filepath.Join(base, "0")
+	if err := writeState(w.dir, g.image); err != nil {
+		t.Fatal(err)
+	}
+	for i := range simRunners {
+		w.runners = append(w.runners, newSimRunner(w, i))
+	}
+	lives := 1 + w.rng.IntN(3)
+	for n := 0; n <= lives && len(w.wrong) == 0; n++ {
+		w.lives++
+		w.calm = n >= lives-1 // the last but one comes to its end, the last looks at what is left
+		synctest.Test(t, func(*testing.T) { w.live(n == lives) })
+	}
+	return w
+}
+
+func writeState(dir string, image map[string][]byte) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for name, b := range image {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// say adds a line to the history.
+func (w *world) say(format string, args ...any) {
+	at := time.Duration(0)
+	if w.life != nil {
+		at = time.Since(w.life.began)
+	}
+	w.history = append(w.history, fmt.Sprintf("%d %12s  ", w.lives, at)+fmt.Sprintf(format, args...))
+}
+
+// violate notes that the model does not hold.
+func (w *world) violate(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	w.wrong = append(w.wrong, text)
+	w.say("WRONG: %s", text)
+}
+
+// story is the end of the history.
+func (w *world) story(lines int) string {
+	return strings.Join(w.history[max(0, len(w.history)-lines):], "\n")
+}
+
+// chance is true once in n times, and never when it is calm.
+func (w *world) chance(n int) bool { return !w.calm && w.rng.IntN(n) == 0 }
+
+// life is one server from its start to its death, and a clock.
+type life struct {
+	w       *world
+	s       *Server
+	began   time.Time
+	ctx     context.Context
+	stop    context.CancelFunc
+	links   []*simLink // that the server has
+	calls   []*simCall // that have not been answered
+	commits atomic.Int64
+	callers atomic.Int64 // of them
+	dieAt   int64        // with which; 0: with none
+	dead    atomic.Bool  // what it does now happens to nobody
+	image   map[string][]byte
+	looked  int64 // commits at the last look
+}
+
+// live is a life in its bubble of time.
+func (w *world) live(last bool) {
+	time.Sleep(time.Duration(w.rng.IntN(1000)) * time.Hour) // the clock was set
+	l := &life{w: w, began: time.Now()}
+	w.life = l
+	w.full.Store(false)
+	l.start()
+	if l.s == nil {
+		return
+	}
+	w.say("a server starts at %s", l.began.UTC().Format(time.DateTime))
+	w.count["life"]++
+	l.look()
+	switch {
+	case last:
+		w.checkAll()
+	case w.calm:
+		l.heal()
+	default:
+		if w.rng.IntN(2) == 0 {
+			l.dieAt = int64(1 + w.rng.IntN(120))
+		}
+		for steps := 60 + w.rng.IntN(200); steps > 0 && len(w.wrong) == 0 && !l.dead.Load(); steps-- {
+			l.step()
+		}
+	}
+	l.end(!last && !w.calm)
+	w.life = nil
+}
+
+// start opens the state directory as a new process does.
+func (l *life) start() {
+	w := l.w
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	s, err := New(l.ctx, Config{
+		StateDir: w.dir, Software: "waypoint simulation", RetainFor: 100 * 365 * 24 * time.Hour, // what is removed is not looked at here
+		faults: &store.Faults{Gather: synctest.Wait, Begin: l.begin},
+	})
+	if err != nil {
+		w.violate("the server does not start: %v", err)
+		return
+	}
+	l.s = s
+	for _, r := range w.runners {
+		r.heard = l.began
+	}
+}
+
+// begin comes before each commit, whose callers are those of one moment: Gather
+// waits for them, so who is faster does not matter.
+func (l *life) begin(callers int) error {
+	l.commits.Add(1)
+	if callers > 0 && l.callers.Add(int64(callers)) >= l.dieAt && l.dieAt > 0 && !l.dead.Load() {
+		l.die()
+	}
+	if l.w.full.Load() {
+		return errNoSpace
+	}
+	return nil
+}
+
+// die keeps what is on the disk at this moment.
+func (l *life) die() {
+	l.image = map[string][]byte{}
+	if err := copyState(l.w.dir, func(name string, b []byte) error { l.image[name] = b; return nil }); err != nil {
+		panic(err)
+	}
+	l.dead.Store(true)
+}
+
+// end kills the server, unless it has died, or has it end in order.
+func (l *life) end(crash bool) {
+	w := l.w
+	if crash && !l.dead.Load() && w.rng.IntN(3) > 0 {
+		l.die()
+	}
+	w.full.Store(false)
+	l.stop()
+	if err := l.s.Close(); err != nil {
+		w.violate("the server does not end: %v", err)
+	}
+	for _, r := range w.runners {
+		r.cut("the server ends")
+	}
+	if l.dead.Load() {
+		w.say("the server has died")
+		w.count["crash"]++
+		w.dir += "x"
+		if err := writeState(w.dir, l.image); err != nil {
+			panic(err)
+		}
+	}
+}
