@@ -170,7 +170,8 @@ func (s *Server) speak(ctx context.Context, st *mux.Stream, m *member, events <-
 				return over
 			}
 		case <-beat.C:
-			if silence := time.Duration(s.uptime() - m.heard.Load()); silence > missedHeartbeats*m.heartbeat {
+			// Of one that is merely slow the heartbeat waits behind its jobs' output.
+			if silence := min(time.Duration(s.uptime()-m.heard.Load()), st.Silence()); silence > missedHeartbeats*m.heartbeat {
 				return wire.Errorf(wire.Timeout, "nothing heard from the runner for %s", silence.Round(time.Millisecond))
 			}
 			if err := st.Send(wire.WorkOrder{Heartbeat: true}); err != nil {

@@ -55,11 +55,14 @@ type guard struct {
 	syns         chan struct{} // a slot for each stream of ours that is not acknowledged; taken by Open, given back here
 	pings        atomic.Int32  // asked by the peer, not answered yet
 	heard        atomic.Bool   // the peer has sent something
+	began        time.Time
+	dataAt       atomic.Int64 // when it last sent data, on any stream; since began
 
 	// Of the reading goroutine.
 	inHeader [yamuxHeader]byte
 	inHave   int    // bytes of inHeader
 	inBody   uint32 // bytes of the body to come
+	inData   bool   // some of a body has come with this read
 
 	// Of the writing goroutine.
 	held     []byte    // to go out before, and with, what is written next
@@ -95,6 +98,7 @@ func newGuard(conn net.Conn, dialing bool, writeTimeout time.Duration) *guard {
 		Conn:         conn,
 		writeTimeout: writeTimeout,
 		syns:         make(chan struct{}, maxUnacknowledged),
+		began:        time.Now(),
 		streams:      make(map[uint32]*link),
 	}
 	if !dialing {
@@ -183,7 +187,12 @@ func (g *guard) Read(p []byte) (int, error) {
 	if n > 0 && !g.heard.Load() {
 		g.heard.Store(true)
 	}
-	if bad := g.inspect(p[:n]); bad != nil {
+	bad := g.inspect(p[:n])
+	if g.inData {
+		g.inData = false
+		g.dataAt.Store(int64(time.Since(g.began)))
+	}
+	if bad != nil {
 		g.fail(bad)
 		g.lost(bad)
 		return 0, bad
@@ -195,10 +204,17 @@ func (g *guard) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// silence is how long the peer has sent no data: pings do not count, which
+// yamux answers for a program that hangs.
+func (g *guard) silence() time.Duration {
+	return time.Since(g.began) - time.Duration(g.dataAt.Load())
+}
+
 // inspect follows the frames in p, which goes on where the last one ended.
 func (g *guard) inspect(p []byte) error {
 	for len(p) > 0 {
 		if g.inBody > 0 {
+			g.inData = true
 			n := min(uint64(len(p)), uint64(g.inBody))
 			g.inBody -= uint32(n)
 			p = p[n:]

@@ -133,6 +133,10 @@ func (s *Session) Welcome() wire.Welcome { return s.welcome }
 // Peer is who is at the other end.
 func (s *Session) Peer() *Peer { return s.peer }
 
+// Silence is how long the peer has sent nothing on any stream. One that is
+// merely slow has much to send, and what it says on one stream waits behind that.
+func (s *Session) Silence() time.Duration { return s.guard.silence() }
+
 // Done is closed when the session has ended; Err then says why.
 func (s *Session) Done() <-chan struct{} { return s.done }
 

@@ -55,6 +55,9 @@ func (st *Stream) Method() string { return st.method }
 // Peer is who is at the other end.
 func (st *Stream) Peer() *Peer { return st.s.peer }
 
+// Silence is its session's.
+func (st *Stream) Silence() time.Duration { return st.s.Silence() }
+
 // Context is the call's.
 func (st *Stream) Context() context.Context { return st.ctx }
 

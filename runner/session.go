@@ -202,8 +202,8 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 
 	var tended sync.Once
 	limit := r.waits.firstOrder
-	silence := time.AfterFunc(limit, func() { cancel(errSilent) })
-	defer silence.Stop()
+	silence := newSilence(limit, s.Silence, func() { cancel(errSilent) })
+	defer silence.stop()
 	for {
 		r.pulse.due(limit + callLimit)
 		var o wire.WorkOrder
@@ -230,9 +230,55 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 				tended.Do(func() { wg.Go(func() { r.tend(ctx, s) }) })
 			}
 		}
-		silence.Reset(limit)
+		silence.broken(limit)
 		r.obey(w, o)
 	}
+}
+
+// silence is given up when no order has come for some time and nothing else
+// either: behind much that is on its way over a slow link an order waits.
+type silence struct {
+	limit time.Duration        // guarded by mu
+	of    func() time.Duration // the session's
+	over  func()
+
+	mu    sync.Mutex
+	timer *time.Timer // guarded by mu
+}
+
+func newSilence(limit time.Duration, of func() time.Duration, over func()) *silence {
+	s := &silence{limit: limit, of: of, over: over}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timer = time.AfterFunc(limit, s.lasts)
+	return s
+}
+
+// lasts looks whether it does.
+func (s *silence) lasts() {
+	s.mu.Lock()
+	left := s.limit - s.of()
+	if left > 0 {
+		s.timer.Reset(left)
+	}
+	s.mu.Unlock()
+	if left <= 0 {
+		s.over()
+	}
+}
+
+// broken begins it anew.
+func (s *silence) broken(limit time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = limit
+	s.timer.Reset(limit)
+}
+
+func (s *silence) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timer.Stop()
 }
 
 // workStream is the sending side of the work stream in use.
