@@ -25,7 +25,7 @@
 //
 // # Knobs
 //
-//	TORTURE_ROUNDS    rounds of kills, default 6, and of faults of the network, default 7
+//	TORTURE_ROUNDS    rounds of kills, default 6, and of faults of the network, default 4 or 8
 //	TORTURE_DURATION  kill, and break the network, for so long instead ("10m")
 //	TORTURE_SEED      of what is random; printed by each run
 //	TORTURE_ADOPTIONS rounds of TestKillDuringAdoption, default 25

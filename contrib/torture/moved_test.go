@@ -17,18 +17,6 @@ func TestMoves(t *testing.T) {
 	ctx := bounded(t, 3*time.Minute)
 	s := newRemote(ctx, t, 10*time.Minute, 300*time.Millisecond)
 	n := s.n
-	dialed := make(chan answer, 1)
-	go func() {
-		var a answer
-		err := n.inside(atClient, func() error {
-			a = command(ctx, t, nil, "--server-addr", "tcp://"+nowhere+":"+serverPort, "server", "status")
-			return nil
-		})
-		if err != nil {
-			t.Errorf("ask an address that is nobody's: %v", err)
-		}
-		dialed <- a
-	}()
 	s.overNetwork()
 	end := s.startChatters(ctx, s.client(ctx), 4)
 
@@ -48,24 +36,22 @@ func TestMoves(t *testing.T) {
 
 	// The runner has another address: its old session is open at the server
 	// when the new one comes, and is replaced.
-	gone := counted(t, s.agent.log, "runner disconnected")
 	n.renumber(atRunner)
-	s.awaitSaid(ctx, s.agent, "runner disconnected", gone)
 	s.awaitPeer(ctx, leafIP(2, 3))
 
 	// The same for what the router forgets: old connections are black, new ones pass.
 	for _, f := range []fault{{up: true}, {down: true}} {
-		gone = counted(t, s.agent.log, "runner disconnected")
+		back := counted(t, s.agent.log, connectedText)
 		r, err := half(s.agent.pid(), f.up, f.down)
 		if err != nil || r == "" {
 			t.Fatalf("the runner's connections: %v, %v", r, err)
 		}
 		n.damage(r, atRunner)
-		s.awaitSaid(ctx, s.agent, "runner disconnected", gone)
-		s.awaitOnline(ctx, true)
+		s.awaitSaid(ctx, s.agent, connectedText, back)
 	}
 
 	// A black hole where it dials again.
+	back := counted(t, s.agent.log, connectedText)
 	n.damage(blackDial+resetAll, atRunner)
 	await(ctx, t, "the runner to dial a black hole", func() error {
 		if !n.dropped() {
@@ -74,18 +60,17 @@ func TestMoves(t *testing.T) {
 		return nil
 	})
 	n.heal()
-	s.awaitOnline(ctx, true)
+	s.awaitSaid(ctx, s.agent, connectedText, back)
 
 	end()
 	if lost := counted(t, s.server.log, "job lost"); lost > 0 {
 		t.Errorf("%d jobs were lost", lost)
 	}
-	a := <-dialed
-	if a.code != 5 || !strings.Contains(a.stderr, "no answer within") {
-		t.Errorf("a black hole at connect: want exit code 5 and a reason: %s", a)
-	}
 	s.checkNothingLeft(ctx)
 }
+
+// connectedText is what the agent's log says when the server has taken it.
+const connectedText = `"runner connected"`
 
 // renumber gives a place its other address, n.3, instead of the one it has.
 func (n *network) renumber(place string) {
@@ -115,23 +100,23 @@ func (s *remote) awaitPeer(ctx context.Context, ip string) {
 // the lease, and lets them go on.
 func TestStopped(t *testing.T) {
 	ctx := bounded(t, 3*time.Minute)
-	const never, short = 10 * time.Minute, 1500 * time.Millisecond
-	s := newRemote(ctx, t, never, 300*time.Millisecond)
+	const never, short = 10 * time.Minute, time.Second
+	s := newRemote(ctx, t, never, 200*time.Millisecond)
+	dialed := s.n.dialNowhere(ctx)
 	s.overNetwork()
 	end := s.startChatters(ctx, s.client(ctx), 4)
 
 	// Less than the lease, until the other side has noticed.
 	s.agent.signal(syscall.SIGSTOP)
 	s.awaitOnline(ctx, false)
+	back := counted(t, s.agent.log, connectedText)
 	s.agent.signal(syscall.SIGCONT)
-	s.awaitOnline(ctx, true)
+	s.awaitSaid(ctx, s.agent, connectedText, back)
 	s.stopServer(ctx, 0)
-	s.awaitOnline(ctx, true)
 
 	// The server does not run for longer than the lease: that is not its runners' fault.
 	s.setLease(ctx, 2*short)
 	s.stopServer(ctx, 3*short)
-	s.awaitOnline(ctx, true)
 
 	// Neither is it where the runner had just lost its session.
 	s.n.damage(cutBoth, atRunner)
@@ -153,7 +138,29 @@ func TestStopped(t *testing.T) {
 	a.lost(ctx)
 	s.agent.signal(syscall.SIGCONT)
 	a.back(ctx, "a stop")
+
+	if a := <-dialed; a.code != 5 || !strings.Contains(a.stderr, "no answer within") {
+		t.Errorf("a black hole at connect: want exit code 5 and a reason: %s", a)
+	}
 	s.checkNothingLeft(ctx)
+}
+
+// dialNowhere is a command for a server from whose address nothing comes back,
+// which takes its time to find out.
+func (n *network) dialNowhere(ctx context.Context) <-chan answer {
+	dialed := make(chan answer, 1)
+	go func() {
+		var a answer
+		err := n.inside(atClient, func() error {
+			a = command(ctx, n.t, nil, "--server-addr", "tcp://"+nowhere+":"+serverPort, "server", "status")
+			return nil
+		})
+		if err != nil {
+			n.t.Errorf("ask an address that is nobody's: %v", err)
+		}
+		dialed <- a
+	}()
+	return dialed
 }
 
 // stopServer stops the server until the runner has noticed and some time more has passed.
@@ -162,8 +169,10 @@ func (s *remote) stopServer(ctx context.Context, more time.Duration) {
 	said := counted(s.t, s.agent.log, "runner disconnected")
 	s.server.signal(syscall.SIGSTOP)
 	s.awaitSaid(ctx, s.agent, "runner disconnected", said)
+	back := counted(s.t, s.agent.log, connectedText)
 	pass(ctx, more)
 	s.server.signal(syscall.SIGCONT)
+	s.awaitSaid(ctx, s.agent, connectedText, back)
 }
 
 // pass lets time pass, where how long something lasts is what is tested.

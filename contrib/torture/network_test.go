@@ -19,7 +19,7 @@ import (
 // less than the lease, at random moments under a stream of jobs, and holds the
 // model afterwards: nothing has happened to any job.
 func TestBrokenNetwork(t *testing.T) {
-	rounds := number(t, "TORTURE_ROUNDS", 7)
+	rounds := number(t, "TORTURE_ROUNDS", 4)
 	var during time.Duration
 	if v := os.Getenv("TORTURE_DURATION"); v != "" {
 		var err error
@@ -138,7 +138,7 @@ func (b *breaker) pause(ctx context.Context, least, most int) {
 // runner that comes back ends what still runs and keeps its late results to itself.
 func TestCutLongerThanLease(t *testing.T) {
 	ctx := bounded(t, 2*time.Minute)
-	s := newRemote(ctx, t, 1500*time.Millisecond, 300*time.Millisecond)
+	s := newRemote(ctx, t, time.Second, 200*time.Millisecond)
 	for i, f := range []fault{{name: "both", rule: cutBoth}, {name: "up", rule: cutUp}, {name: "down", rule: cutDown}} {
 		a := s.startAbsence(ctx, fmt.Sprintf("cut%d", i))
 		s.n.damage(f.rule, atRunner)
