@@ -20,13 +20,7 @@ import (
 // model afterwards: nothing has happened to any job.
 func TestBrokenNetwork(t *testing.T) {
 	rounds := number(t, "TORTURE_ROUNDS", 4)
-	var during time.Duration
-	if v := os.Getenv("TORTURE_DURATION"); v != "" {
-		var err error
-		if during, err = time.ParseDuration(v); err != nil {
-			t.Fatalf("TORTURE_DURATION: %v", err)
-		}
-	}
+	during := given(t)
 	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
 	t.Logf("TORTURE_SEED=%d", seed)
 	ctx := bounded(t, 5*time.Minute+during+time.Duration(rounds)*10*time.Second)
@@ -47,6 +41,19 @@ func TestBrokenNetwork(t *testing.T) {
 		t.Errorf("%d jobs were lost within the lease", n)
 	}
 	s.checkNothingLeft(ctx)
+}
+
+// given is TORTURE_DURATION, 0 where it is not set.
+func given(t testing.TB) (d time.Duration) {
+	v := os.Getenv("TORTURE_DURATION")
+	if v == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		t.Fatalf("TORTURE_DURATION: %v", err)
+	}
+	return d
 }
 
 // breaker breaks and mends the network.

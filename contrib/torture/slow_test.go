@@ -114,9 +114,10 @@ func TestSlowLink(t *testing.T) {
 // earlier one.
 func TestBadLink(t *testing.T) {
 	rounds := number(t, "TORTURE_ROUNDS", 8)
+	during := given(t)
 	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
 	t.Logf("TORTURE_SEED=%d", seed)
-	ctx := bounded(t, 2*time.Minute+time.Duration(rounds)*3*time.Second)
+	ctx := bounded(t, 2*time.Minute+during+time.Duration(rounds)*3*time.Second)
 	s := newSite(t)
 	bad := link{latency: 2 * time.Millisecond, pieces: 3000, hold: 200 * time.Millisecond}
 	forRunner, forClients := openBehind(ctx, s, seed, "lease = \"10m\"\nheartbeat = \"300ms\"\n", bad, bad)
@@ -125,7 +126,7 @@ func TestBadLink(t *testing.T) {
 	l := &load{s: s, tr: tracesIn(s.dir), room: make(chan struct{}, 24)}
 	stop := l.start(ctx, seed)
 	b := &breaker{s: &remote{site: s}, r: rand.New(rand.NewPCG(seed, 0)), made: map[string]int{}}
-	for range rounds {
+	for begin := time.Now(); during == 0 && b.round < rounds || during > 0 && time.Since(begin) < during; b.round++ {
 		b.pause(ctx, 20, 500)
 		b.times = append(b.times, time.Now())
 		b.made[[]*relay{forRunner, forClients}[b.r.IntN(2)].reset()]++
