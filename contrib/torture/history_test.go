@@ -1,0 +1,358 @@
+package torture
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/waypointd/waypoint/mux/client"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// A job is a register that some set and others read. What clients of a server
+// that is killed again and again were told, each between the call and its
+// return, and when the job's own process began, must be what one register says
+// when all of it happens at moments in an order (linearisability):
+//
+//   - submits of one key name one job;
+//   - state and attempt go on and never back, but from assigned to queued; an
+//     end stays as it is;
+//   - an end that was asked for stays asked for, and by force it is one;
+//   - the output only grows;
+//   - the process of an attempt begins while that attempt is the job's.
+type registerCall struct {
+	what    string // submit, get, cancel, kill, read, start
+	key     string
+	attempt int // of start
+}
+
+// register is a job as it is told; also what a call returns of it.
+type register struct {
+	id      string
+	state   wire.State
+	reason  wire.Reason
+	attempt int
+	asked   bool
+	length  int64
+}
+
+func registerOf(j wire.Job) register {
+	return register{j.ID, j.State, j.Reason, j.Attempt, !j.CancelRequested.IsZero(), j.LogBytes}
+}
+
+// progress orders states within an attempt.
+func progress(s wire.State) int {
+	switch s {
+	case wire.Queued:
+		return 0
+	case wire.Assigned:
+		return 1
+	case wire.Running:
+		return 2
+	}
+	return 3
+}
+
+// follows reports whether a job can be seen as next after it was like this.
+func (r register) follows(next register) bool {
+	switch {
+	case r.id != next.id:
+		return false
+	case r.state.Ended():
+		return r.state == next.state && r.reason == next.reason && r.attempt == next.attempt && r.length <= next.length
+	case r.asked && !next.asked && !next.state.Ended(), r.asked && next.attempt > r.attempt:
+		return false
+	case next.attempt == r.attempt:
+		back := r.state == wire.Assigned && next.state == wire.Queued
+		return (progress(next.state) >= progress(r.state) || back) && next.length >= r.length
+	}
+	return next.attempt > r.attempt && r.state != wire.Running // what runs is the last attempt
+}
+
+var jobModel = porcupine.Model{
+	Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
+		by := map[string]int{}
+		var parts [][]porcupine.Operation
+		for _, op := range history {
+			key := op.Input.(registerCall).key
+			n, ok := by[key]
+			if !ok {
+				n = len(parts)
+				by[key], parts = n, append(parts, nil)
+			}
+			parts[n] = append(parts[n], op)
+		}
+		return parts
+	},
+	Init: func() any { return register{state: wire.Queued} },
+	Step: func(state, input, output any) (bool, any) {
+		r, in := state.(register), input.(registerCall)
+		if in.what == "start" {
+			switch {
+			case r.attempt > in.attempt, r.state.Ended() && r.state != wire.Canceled, r.state == wire.Running && r.attempt != in.attempt:
+				return false, r
+			case r.state.Ended(): // by force, while it was on its way
+				return r.attempt == in.attempt, r
+			case r.attempt < in.attempt:
+				r.length = 0
+			}
+			if r.attempt < in.attempt || r.state == wire.Queued {
+				r.state = wire.Assigned
+			}
+			r.attempt = in.attempt
+			return true, r
+		}
+		out := output.(register)
+		if in.what == "submit" && r.id == "" {
+			// It may have begun to run for a submit whose answer was lost.
+			if r.id = out.id; r.id == "" {
+				return false, r
+			}
+		}
+		if in.what == "read" {
+			ok := r.id == out.id && (r.attempt != out.attempt || r.length <= out.length)
+			if ok && r.attempt == out.attempt {
+				r.length = out.length
+			}
+			return ok, r
+		}
+		ok := r.follows(out)
+		switch in.what {
+		case "cancel":
+			ok = ok && (out.asked || out.state.Ended())
+		case "kill":
+			ok = ok && out.state.Ended()
+		}
+		return ok, out
+	},
+	DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v: %+v", input, output) },
+}
+
+// tape is a history in the making.
+type tape struct {
+	mu  sync.Mutex
+	ops []porcupine.Operation
+}
+
+func (h *tape) add(client int, in registerCall, out register, from, to time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ops = append(h.ops, porcupine.Operation{ClientId: client, Input: in, Output: out, Call: from.UnixNano(), Return: to.UnixNano()})
+}
+
+// The model refuses what must not be; else TestHistory would say nothing.
+func TestHistoryModel(t *testing.T) {
+	queued := register{id: "a", state: wire.Queued}
+	running := register{id: "a", state: wire.Running, attempt: 1, length: 5}
+	done := register{id: "a", state: wire.Success, attempt: 1, length: 9}
+	killed := register{id: "a", state: wire.Canceled, reason: wire.ReasonCanceled, asked: true}
+	type step struct {
+		what    string
+		attempt int
+		out     register
+	}
+	for name, c := range map[string]struct {
+		steps []step
+		good  bool
+	}{
+		"a job's way":        {[]step{{"submit", 0, queued}, {"start", 1, register{}}, {"get", 0, running}, {"submit", 0, running}, {"get", 0, done}, {"read", 0, done}}, true},
+		"canceled at once":   {[]step{{"submit", 0, queued}, {"kill", 0, killed}, {"get", 0, killed}}, true},
+		"a key that is two":  {[]step{{"submit", 0, queued}, {"submit", 0, register{id: "b", state: wire.Queued}}}, false},
+		"lost":               {[]step{{"submit", 0, queued}, {"get", 0, register{}}}, false},
+		"an end that goes":   {[]step{{"submit", 0, queued}, {"get", 0, done}, {"get", 0, running}}, false},
+		"two ends":           {[]step{{"submit", 0, queued}, {"get", 0, done}, {"get", 0, killed}}, false},
+		"started once more":  {[]step{{"submit", 0, queued}, {"get", 0, running}, {"start", 2, register{}}}, false},
+		"started when over":  {[]step{{"submit", 0, queued}, {"kill", 0, killed}, {"start", 1, register{}}}, false},
+		"output that goes":   {[]step{{"submit", 0, queued}, {"get", 0, running}, {"read", 0, register{id: "a", attempt: 1, length: 4}}}, false},
+		"an end not given":   {[]step{{"submit", 0, queued}, {"kill", 0, running}}, false},
+		"an end not noticed": {[]step{{"submit", 0, queued}, {"cancel", 0, running}}, false},
+	} {
+		var h tape
+		at := time.Unix(0, 0)
+		for _, s := range c.steps {
+			h.add(0, registerCall{what: s.what, key: "k", attempt: s.attempt}, s.out, at, at.Add(1))
+			at = at.Add(2)
+		}
+		if got := porcupine.CheckOperations(jobModel, h.ops); got != c.good {
+			t.Errorf("%s: %v, want %v", name, got, c.good)
+		}
+	}
+}
+
+// TestHistory kills server and agent under clients that submit, look, read and
+// cancel the same jobs at the same time, and checks what all of them were told.
+func TestHistory(t *testing.T) {
+	rounds := number(t, "TORTURE_ROUNDS", 6)
+	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
+	t.Logf("TORTURE_SEED=%d", seed)
+	ctx := bounded(t, 3*time.Minute+time.Duration(rounds)*3*time.Second)
+	s := newSite(t)
+	s.open(ctx)
+	var h tape
+	starts := filepath.Join(s.dir, "history")
+	over := make(chan struct{})
+	var clients sync.WaitGroup
+	for n := range 5 {
+		c := s.client(ctx)
+		clients.Go(func() { (&historian{s, c, &h, n, starts, seed}).work(ctx, over) })
+	}
+	k := &killer{s: s, r: rand.New(rand.NewPCG(seed, 0))}
+	k.run(ctx, rounds, 0)
+	close(over)
+	clients.Wait()
+	s.awaitServer(ctx)
+	began := readBeginnings(t, starts, &h)
+	kinds := map[string]int{}
+	for _, op := range h.ops {
+		kinds[op.Input.(registerCall).what]++
+	}
+	t.Logf("%d deaths of the server, %d of the agent; %d calls: %v", k.servers.Load(), k.agents.Load(), len(h.ops), kinds)
+	for _, part := range jobModel.Partition(h.ops) {
+		switch result := porcupine.CheckOperationsTimeout(jobModel, part, 20*time.Second); result {
+		case porcupine.Ok:
+		default:
+			var text strings.Builder
+			for _, op := range part {
+				fmt.Fprintf(&text, "%d to %d by %d: %s\n", op.Call, op.Return, op.ClientId, jobModel.DescribeOperation(op.Input, op.Output))
+			}
+			t.Errorf("history of job %s: %s\n%s", part[0].Input.(registerCall).key, result, text.String())
+		}
+	}
+	if began == 0 || kinds["kill"] == 0 || k.servers.Load() == 0 {
+		t.Errorf("nothing was proved")
+	}
+}
+
+// historian is one client. All of them work on the same jobs.
+type historian struct {
+	s      *site
+	c      *client.Client
+	h      *tape
+	n      int
+	starts string
+	seed   uint64
+}
+
+// work goes from job to job; the others do too.
+func (w *historian) work(ctx context.Context, over <-chan struct{}) {
+	r := rand.New(rand.NewPCG(w.seed, uint64(10+w.n)))
+	for job := 0; ; job++ {
+		select {
+		case <-over:
+			return
+		default:
+		}
+		key := fmt.Sprintf("h%d", job)
+		id := w.do(registerCall{what: "submit", key: key}, func() (wire.Job, error) {
+			jobs, err := w.c.Submit(ctx, w.spec(key))
+			if err != nil {
+				return wire.Job{}, err
+			}
+			return jobs[0], nil
+		})
+		if id == "" {
+			return
+		}
+		for range 2 + r.IntN(6) {
+			what := []string{"get", "get", "read", "submit", "cancel", "kill"}[r.IntN(6)]
+			if what == "cancel" || what == "kill" {
+				if r.IntN(3) > 0 {
+					what = "get"
+				}
+			}
+			ok := w.do(registerCall{what: what, key: key}, func() (wire.Job, error) {
+				switch what {
+				case "get":
+					return w.c.Job(ctx, id)
+				case "read":
+					return w.read(ctx, id, key)
+				case "submit":
+					jobs, err := w.c.Submit(ctx, w.spec(key))
+					if err != nil {
+						return wire.Job{}, err
+					}
+					return jobs[0], nil
+				}
+				return w.c.Cancel(ctx, id, what == "kill")
+			})
+			if ok == "" {
+				return
+			}
+		}
+	}
+}
+
+// do makes a call and notes it. An error is a broken promise: the client library
+// repeats over every loss.
+func (w *historian) do(in registerCall, f func() (wire.Job, error)) (id string) {
+	from := time.Now()
+	j, err := f()
+	if err != nil {
+		w.s.t.Errorf("%s %s: %v", in.what, in.key, err)
+		return ""
+	}
+	w.h.add(w.n, in, registerOf(j), from, time.Now())
+	return j.ID
+}
+
+const historyLines = 30
+
+func (w *historian) spec(key string) wire.JobSpec {
+	return wire.JobSpec{
+		Operation: wire.OpRun, IdempotencyKey: "history " + key, Target: wire.Target{Any: true},
+		Command: []string{"sh", "-c", fmt.Sprintf("echo \"%s $WAYPOINT_ATTEMPT $(date +%%s%%N)\" >>%s; seq -f '%s %%.0f' 1 %d", key, w.starts, key, historyLines)},
+	}
+}
+
+// read is a job with the output that can be read of it.
+func (w *historian) read(ctx context.Context, id, key string) (j wire.Job, err error) {
+	var got []byte
+	for item, err := range w.c.Stream(ctx, wire.StreamRequest{ID: id}) {
+		if err != nil {
+			return j, err
+		}
+		if item.Event != nil {
+			j = item.Event.Job
+			continue
+		}
+		got = append(got, item.Data.Bytes...)
+	}
+	if want := numbered(key+" %d\n", historyLines); !bytes.HasPrefix(want, got) {
+		return j, fmt.Errorf("output is %q", got)
+	}
+	j.LogBytes = int64(len(got))
+	return j, nil
+}
+
+// readBeginnings adds what the jobs' processes have noted.
+func readBeginnings(t *testing.T, path string, h *tape) (n int) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			t.Fatalf("read %s: line %q", path, line)
+		}
+		attempt, err1 := strconv.Atoi(f[1])
+		at, err2 := strconv.ParseInt(f[2], 10, 64)
+		if err1 != nil || err2 != nil {
+			t.Fatalf("read %s: line %q", path, line)
+		}
+		// Its process began before it could note it.
+		h.add(100, registerCall{what: "start", key: f[0], attempt: attempt}, register{}, time.Unix(0, at).Add(-time.Second), time.Unix(0, at))
+		n++
+	}
+	return n
+}
