@@ -314,6 +314,7 @@ var mayCall = map[string]string{
 	//                           unix user runner-token local remote admitted
 	wire.MethodServerStatus:    "yes  yes  no           no    no     no",
 	wire.MethodServerReload:    "yes  yes  no           no    no     no",
+	wire.MethodServerSnapshot:  "yes  no   no           no    no     no",
 	wire.MethodServerBootstrap: "yes  no   no           no    no     no",
 	wire.MethodTokenKeyRotate:  "yes  yes  no           no    no     no",
 	wire.MethodUserToken:       "yes  yes  no           no    no     no",
