@@ -222,7 +222,7 @@ func (s *Server) minted(by string, c wire.Claims) {
 		runner = "any"
 	}
 	attrs = append(attrs, "runner", runner)
-	if c.Labels != nil {
+	if len(c.Labels) > 0 {
 		attrs = append(attrs, "labels", c.Labels)
 	}
 	if c.Key != "" {
