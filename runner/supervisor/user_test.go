@@ -499,7 +499,7 @@ func TestJobUserOfRoot(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer s.Close()
-			sp := h.sh(t, `id -u; grep -E 'Cap(Inh|Prm|Eff|Amb)' /proc/self/status; touch file; chmod 600 file; cat /etc/shadow`)
+			sp := h.sh(t, `exec 2>&1; id -u; grep -E 'Cap(Inh|Prm|Eff|Amb)' /proc/self/status; touch file; chmod 600 file; cat /etc/shadow`)
 			end := run(t, s, sp)
 			want := strconv.Itoa(job.UID) + "\n" + noCapabilities
 			if all := logOf(t, sp, 0); end.State != wire.Failed || !strings.HasPrefix(all, want) {
