@@ -202,7 +202,7 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 
 	var tended sync.Once
 	limit := r.waits.firstOrder
-	silence := newSilence(limit, s.Silence, func() { cancel(errSilent) })
+	silence := newSilence(limit, s.Silence, func(left time.Duration) { r.pulse.due(left + callLimit) }, func() { cancel(errSilent) })
 	defer silence.stop()
 	for {
 		r.pulse.due(limit + callLimit)
@@ -238,16 +238,17 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 // silence is given up when no order has come for some time and nothing else
 // either: behind much that is on its way over a slow link an order waits.
 type silence struct {
-	limit time.Duration        // guarded by mu
-	of    func() time.Duration // the session's
-	over  func()
+	limit  time.Duration            // guarded by mu
+	of     func() time.Duration     // the session's
+	goesOn func(left time.Duration) // it is not given up before left has passed
+	over   func()
 
 	mu    sync.Mutex
 	timer *time.Timer // guarded by mu
 }
 
-func newSilence(limit time.Duration, of func() time.Duration, over func()) *silence {
-	s := &silence{limit: limit, of: of, over: over}
+func newSilence(limit time.Duration, of func() time.Duration, goesOn func(left time.Duration), over func()) *silence {
+	s := &silence{limit: limit, of: of, goesOn: goesOn, over: over}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timer = time.AfterFunc(limit, s.lasts)
@@ -262,7 +263,9 @@ func (s *silence) lasts() {
 		s.timer.Reset(left)
 	}
 	s.mu.Unlock()
-	if left <= 0 {
+	if left > 0 {
+		s.goesOn(left)
+	} else {
 		s.over()
 	}
 }
