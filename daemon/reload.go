@@ -18,7 +18,7 @@ func (s *Server) Reload(ctx context.Context, cfg Config) (renewed bool, err erro
 	defer s.reloading.Unlock()
 	old := s.cfg()
 	cfg.StateDir, cfg.StoreDSN, cfg.Software = old.StateDir, old.StoreDSN, old.Software
-	cfg.Logger, cfg.Plain, cfg.Reload = old.Logger, old.Plain, old.Reload
+	cfg.Logger, cfg.Plain, cfg.Reload, cfg.faults = old.Logger, old.Plain, old.Reload, old.faults
 	cfg, err = cfg.withDefaults()
 	if err != nil {
 		return false, err
