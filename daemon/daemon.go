@@ -160,7 +160,6 @@ type Server struct {
 	pulse    chan chan struct{} // to clock, which closes what it is sent; see Probe
 	news     chan struct{}      // room for one: Summary may say something else now
 
-	sessions sync.WaitGroup // of Serve's listeners
 	serving  sync.WaitGroup // of ServeConn; no Add once closed is set
 	accepted atomic.Int64   // of Serve's listeners, not over yet
 	work     sync.WaitGroup // clock, janitor, and what handlers leave behind
@@ -306,14 +305,14 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(ErrClosed)
-	var accepts sync.WaitGroup
+	var accepts, sessions sync.WaitGroup // of this call: there may be several
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
 		s.addListener(l)
 		stopAccept := context.AfterFunc(ctx, func() { l.Close() })
 		accepts.Go(func() {
 			defer stopAccept()
-			if err := s.accept(ctx, l); err != nil {
+			if err := s.accept(ctx, l, &sessions); err != nil {
 				failed <- err
 				cancel(err)
 			}
@@ -321,7 +320,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	<-ctx.Done()
 	accepts.Wait()
-	s.sessions.Wait()
+	sessions.Wait()
 	select {
 	case err := <-failed:
 		return err
@@ -348,7 +347,7 @@ func (s *Server) Prepare(ctx context.Context, listeners ...net.Listener) error {
 
 // accept takes connections from one listener until ctx ends. An error that
 // passes (too many open files) is waited out.
-func (s *Server) accept(ctx context.Context, l net.Listener) error {
+func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.WaitGroup) error {
 	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
 	greet, greeted := func() {}, func() {}
 	if l.Addr().Network() == "tcp" {
@@ -388,7 +387,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 			conn.Close()
 			continue
 		}
-		s.sessions.Go(func() {
+		sessions.Go(func() {
 			defer s.accepted.Add(-1)
 			s.serveConn(ctx, conn, forRunners(l), greeted)
 		})
