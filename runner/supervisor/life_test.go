@@ -70,7 +70,10 @@ func watched(t *testing.T, j Jobs) (events chan Event, over chan error) {
 	t.Helper()
 	events, over = make(chan Event, 1000), make(chan error, 1)
 	var wg sync.WaitGroup
-	wg.Go(func() { over <- j.Watch(t.Context(), func(e Event) { events <- e }) })
+	wg.Go(func() {
+		defer close(events)
+		over <- j.Watch(t.Context(), func(e Event) { events <- e })
+	})
 	t.Cleanup(wg.Wait)
 	return events, over
 }
@@ -115,10 +118,12 @@ func TestLeaving(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(s.WorkDir, "go"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	told := false
 	for e := range events {
-		if e.JobRef == s.JobRef && e.Ended {
-			break
-		}
+		told = told || e.JobRef == s.JobRef && e.Ended
+	}
+	if !told {
+		t.Error("the end was not told")
 	}
 	for _, c := range []chan error{over, lateOver} {
 		if err := <-c; wire.KindOf(err) != wire.Unavailable {
@@ -142,16 +147,19 @@ func TestLeavingEnds(t *testing.T) {
 			start(t, j, s)
 			await(t, "ready", func() bool { return logOf(t, s, 0) == "ready\n" })
 			events, _ := watched(t, j)
+			<-events // of the job as it is: from here on nothing is missed
 			l.leave()
 			if c.hurry {
 				l.say(t, "that it waits", func(st ProcessStatus) bool { return st.Leaving && st.Left > 0 })
 				close(l.hurry)
 			}
 			l.say(t, "that it ends them", func(st ProcessStatus) bool { return st.Leaving && st.Left == 0 })
+			told := false
 			for e := range events {
-				if e.Ended {
-					break
-				}
+				told = told || e.Ended
+			}
+			if !told {
+				t.Error("the end was not told")
 			}
 			end, err := readEnd(s.Dir)
 			if err != nil || end == nil || end.State != wire.Failed || end.Reason != wire.ReasonRunnerLost || end.Error == "" {

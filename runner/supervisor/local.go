@@ -272,11 +272,7 @@ func (s *Supervisor) Close() error {
 		a.stop(stopClose, false)
 	}
 	s.wg.Wait()
-	s.mu.Lock()
-	for w := range s.watchers {
-		w.close()
-	}
-	s.mu.Unlock()
+	s.closeWatchers()
 	if !first {
 		return nil
 	}

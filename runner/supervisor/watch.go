@@ -2,7 +2,10 @@ package supervisor
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -12,6 +15,7 @@ import (
 // stale or missing ones.
 type watcher struct {
 	wake chan struct{} // one token; sent by mark and close
+	gone chan struct{} // closed when the Watch has returned
 
 	mu      sync.Mutex
 	dirty   map[*attempt]struct{}
@@ -47,6 +51,28 @@ func (w *watcher) poke() {
 	}
 }
 
+// tellLimit is how long the end of all Watches is waited for: who listens is told
+// of the last ends before the process goes, who does not holds nobody up.
+const tellLimit = time.Second
+
+// closeWatchers has every Watch tell what there is still to tell, and return.
+func (s *Supervisor) closeWatchers() {
+	s.mu.Lock()
+	all := slices.Collect(maps.Keys(s.watchers))
+	s.mu.Unlock()
+	for _, w := range all {
+		w.close()
+	}
+	limit := time.After(tellLimit)
+	for _, w := range all {
+		select {
+		case <-w.gone:
+		case <-limit:
+			return
+		}
+	}
+}
+
 // take is what is to be told now.
 func (w *watcher) take() (dirty map[*attempt]struct{}, leaving, closed bool) {
 	w.mu.Lock()
@@ -69,7 +95,7 @@ func (s *Supervisor) changed(a *attempt) {
 // ctx ends (its cause is returned) or the supervisor is closed (Unavailable). That it is
 // leaving is said once.
 func (s *Supervisor) Watch(ctx context.Context, f func(Event)) error {
-	w := &watcher{wake: make(chan struct{}, 1), dirty: map[*attempt]struct{}{}}
+	w := &watcher{wake: make(chan struct{}, 1), gone: make(chan struct{}), dirty: map[*attempt]struct{}{}}
 	s.mu.Lock()
 	for _, a := range s.attempts {
 		w.dirty[a] = struct{}{}
@@ -82,6 +108,7 @@ func (s *Supervisor) Watch(ctx context.Context, f func(Event)) error {
 		s.mu.Lock()
 		delete(s.watchers, w)
 		s.mu.Unlock()
+		close(w.gone)
 	}()
 	for {
 		dirty, leaving, closed := w.take()
