@@ -54,7 +54,7 @@ type guard struct {
 	vectored     bool          // the connection takes header and body in one call
 	syns         chan struct{} // a slot for each stream of ours that is not acknowledged; taken by Open, given back here
 	pings        atomic.Int32  // asked by the peer, not answered yet
-	heard        atomic.Bool   // the peer has sent something
+	reads        atomic.Int64  // how often something has come from the peer
 	began        time.Time
 	dataAt       atomic.Int64 // when it last sent data, on any stream; since began
 
@@ -184,8 +184,8 @@ func (g *guard) cause() error {
 
 func (g *guard) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
-	if n > 0 && !g.heard.Load() {
-		g.heard.Store(true)
+	if n > 0 {
+		g.reads.Add(1)
 	}
 	bad := g.inspect(p[:n])
 	if g.inData {

@@ -194,6 +194,9 @@ func Connect(ctx context.Context, conn net.Conn, cfg Config, hello wire.Hello, k
 		return nil, s.plaintextError(err)
 	}
 	s.start()
+	if cfg.Contact != nil && peer.Network != memoryNetwork {
+		s.served.Go(s.keepContact)
+	}
 	return s, nil
 }
 
@@ -201,7 +204,7 @@ func Connect(ctx context.Context, conn net.Conn, cfg Config, hello wire.Hello, k
 // server on TCP that ended the session without a word.
 func (s *Session) plaintextError(err error) error {
 	lost, ok := errors.AsType[*lostError](err)
-	if !ok || s.peer.Network != "tcp" || s.peer.TLS || s.guard.heard.Load() {
+	if !ok || s.peer.Network != "tcp" || s.peer.TLS || s.guard.reads.Load() > 0 {
 		return err
 	}
 	return &lostError{lost.why.WithHint(plaintextHint)}

@@ -37,8 +37,10 @@
 // # Goroutines
 //
 // A session has three at each end: yamux's receiver and sender, and the accept
-// loop; a dialed TCP session has yamux's keepalive as well. Each call that is
-// served has one. Close waits for the accept loop and the handlers.
+// loop; a dialed TCP session has yamux's keepalive as well, and one whose contact
+// is watched (contact.go) one for that, and one while a ping is not answered. Each
+// call that is served has one. Close waits for the accept loop, the handlers and
+// the watch.
 package mux
 
 import (
@@ -58,6 +60,12 @@ type Config struct {
 	MaxStreams       int           // open at once from the peer; default 1024; more ends the session. Open waits when as many are open the other way
 	HandshakeTimeout time.Duration // default 10 s
 	WriteTimeout     time.Duration // of the connection; a peer that does not read for so long loses the session; default 30 s
+
+	// Of the dialing side, except in memory; nil: nobody watches. It is told when
+	// nothing has come for some seconds although it was asked for, and with nil
+	// when something does again. Where the network itself has gone (no packet for
+	// 15 s) the session ends. It is called by one goroutine and must not block.
+	Contact func(err error)
 
 	// Of the accepting side. With neither, no session on TCP is accepted.
 	TLS   *tls.Config // for TCP, which speaks TLS 1.3 with it

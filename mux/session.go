@@ -30,7 +30,7 @@ type Session struct {
 	done chan struct{} // closed by end
 	err  error         // set before done is closed
 
-	served   sync.WaitGroup // the accept loop and the handlers
+	served   sync.WaitGroup // the accept loop, the handlers and who watches the contact
 	handling chan struct{}  // one taken for each call that is served
 }
 

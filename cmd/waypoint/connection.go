@@ -162,9 +162,9 @@ func (a *app) connectTo(ch choice) (*connection, error) {
 		Reconnecting: func(err error) {
 			// One line for a loss and one for its end, however many attempts lie between.
 			if err != nil && !lost.Swap(true) {
-				a.note("lost the server: %v; connecting again", err)
+				a.note("lost contact with the server, trying again: %v", err)
 			} else if err == nil && lost.Swap(false) {
-				a.note("connected again")
+				a.note("in contact with the server again")
 			}
 		},
 	})

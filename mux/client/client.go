@@ -32,9 +32,10 @@ type Config struct {
 	// Token, if set, is read at each connection: the login. See wire.Hello.
 	Token  func() string
 	Logger *slog.Logger // nil discards
-	// Reconnecting, if set, is told when a lost connection is being re-made (err),
-	// once for each attempt, and when it is back (nil), so that nothing waits
-	// in silence. It is called by one goroutine at a time.
+	// Reconnecting, if set, is told when there is no contact with the server for
+	// some seconds, when a lost connection is being re-made (err), once for each
+	// attempt, and when it is back (nil), so that nothing waits in silence. It is
+	// called by one goroutine at a time.
 	Reconnecting func(err error)
 }
 
@@ -60,9 +61,10 @@ type Client struct {
 	closed chan struct{} // closed by Close
 	once   sync.Once
 
-	making chan struct{} // held by the one call that makes a session
-	mu     sync.Mutex
-	now    *mux.Session // the last one made
+	telling sync.Mutex    // held while Reconnecting is told
+	making  chan struct{} // held by the one call that makes a session
+	mu      sync.Mutex
+	now     *mux.Session // the last one made
 }
 
 // Dial connects once; errors are mux.Dial's and the handshake's.
@@ -92,7 +94,7 @@ func (c *Client) connect(ctx context.Context) (*mux.Session, error) {
 		if c.cfg.Token != nil {
 			hello.Token = c.cfg.Token()
 		}
-		s, err := mux.Connect(ctx, conn, mux.Config{Software: c.cfg.Software, Logger: c.cfg.Logger}, hello, nil, nil)
+		s, err := mux.Connect(ctx, conn, mux.Config{Software: c.cfg.Software, Logger: c.cfg.Logger, Contact: c.tell}, hello, nil, nil)
 		if err == nil {
 			return s, nil
 		}
@@ -179,9 +181,11 @@ func (c *Client) keep(s *mux.Session) error {
 
 func (c *Client) tell(err error) {
 	if err != nil {
-		c.cfg.Logger.Debug("reconnecting", "error", err)
+		c.cfg.Logger.Debug("no contact with the server", "error", err)
 	}
 	if c.cfg.Reconnecting != nil {
+		c.telling.Lock()
+		defer c.telling.Unlock()
 		c.cfg.Reconnecting(err)
 	}
 }
