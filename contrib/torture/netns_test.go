@@ -193,7 +193,8 @@ func half(pid int, up, down bool) (rule, error) {
 	return rule(r), nil
 }
 
-// portsOf are the local ports of the connections in the network of a process.
+// portsOf are the ports, at the end that dialed, of the connections in the
+// network of a process.
 func portsOf(pid int) ([]string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", pid))
 	if err != nil {
@@ -205,9 +206,12 @@ func portsOf(pid int) ([]string, error) {
 		if len(f) < 4 || f[3] != "01" { // established
 			continue
 		}
-		_, port, _ := strings.Cut(f[1], ":")
-		if p, err := strconv.ParseUint(port, 16, 16); err == nil {
-			ports = append(ports, strconv.FormatUint(p, 10))
+		for _, end := range f[1:3] { // local, remote
+			_, port, _ := strings.Cut(end, ":")
+			p, err := strconv.ParseUint(port, 16, 16)
+			if text := strconv.FormatUint(p, 10); err == nil && text != serverPort {
+				ports = append(ports, text)
+			}
 		}
 	}
 	return ports, nil
