@@ -233,15 +233,16 @@ func (s *Server) cfg() *Config { return s.config.Load() }
 func (s *Server) open(ctx context.Context) (err error) {
 	dsn := s.cfg().StoreDSN
 	if dsn == "" {
-		dsn = s.dir.Path("waypoint.db")
+		dsn = s.dir.Path(storeFile)
 	}
 	s.store, err = store.Open(ctx, dsn, store.Config{
-		Logger:  s.log,
-		Match:   s.match,
-		Changed: s.changed,
-		Room:    s.tell,
-		Fatal:   s.fail,
-		Faults:  s.cfg().faults,
+		Logger:   s.log,
+		Software: s.cfg().Software,
+		Match:    s.match,
+		Changed:  s.changed,
+		Room:     s.tell,
+		Fatal:    s.fail,
+		Faults:   s.cfg().faults,
 	})
 	if err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +20,8 @@ import (
 // Restored is what a restore has done.
 type Restored struct {
 	wire.SnapshotHeader
-	Store  string `json:"store"`            // the file that it is in now
-	Before string `json:"before,omitempty"` // where the store before is kept; "" where there was none
+	Store  string `json:"store"`            // the file or database that it is in now
+	Before string `json:"before,omitempty"` // where the store before is kept, a file or "schema NAME"; "" where there was none
 }
 
 // storeFile is where the store is unless something else is configured.
@@ -32,15 +31,11 @@ const storeFile = "waypoint.db"
 // StoreDSN), whose server does not run. All of the snapshot is read and checked
 // before anything is changed; the store before is kept beside it. Errors are
 // BadUsage where the snapshot cannot be used, Conflict where a server has the
-// state directory or the snapshot is of a newer release.
+// state directory or the database, or the snapshot is of a newer release.
 //
 // What the snapshot says is running is found by the server that starts next as
 // after a crash: its runner has a lease to come back with it.
 func Restore(ctx context.Context, cfg Config, in io.Reader) (Restored, error) {
-	if strings.Contains(cfg.StoreDSN, "://") {
-		return Restored{}, wire.Errorf(wire.Unimplemented, "the store is a database: snapshots are restored into files only").
-			WithHint("restore into a state directory with --store FILE, or use the database's own tools (pg_dump, pg_restore)")
-	}
 	dir, err := statedir.Open(cfg.StateDir)
 	if err != nil {
 		return Restored{}, err
@@ -52,22 +47,40 @@ func Restore(ctx context.Context, cfg Config, in io.Reader) (Restored, error) {
 		return Restored{}, err
 	}
 	defer dir.Close()
-	path := cfg.StoreDSN
-	if path == "" {
-		path = dir.Path(storeFile)
+	r := restoration{dir: dir, dsn: cfg.StoreDSN, now: time.Now()}
+	if r.dsn == "" {
+		r.dsn = dir.Path(storeFile)
 	}
-	if path, err = filepath.Abs(path); err != nil {
-		return Restored{}, err
+	if !store.IsDatabase(r.dsn) {
+		if r.dsn, err = filepath.Abs(r.dsn); err != nil {
+			return Restored{}, err
+		}
 	}
-	done, err := restore(ctx, dir, path, in)
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		err = wire.Errorf(wire.Unavailable, "no space left in %s; the store there is as it was", filepath.Dir(path)).WithHint("make room for the snapshot")
+	done, err := r.run(ctx, in)
+	if statedir.NoSpace(err) {
+		err = wire.Errorf(wire.Unavailable, "no space left in %s; the store is as it was", r.place()).WithHint("make room for the snapshot")
 	}
 	return done, err
 }
 
-func restore(ctx context.Context, dir *statedir.Dir, path string, in io.Reader) (Restored, error) {
-	f, err := restoreTemp(dir, path)
+// restoration is a restore in progress.
+type restoration struct {
+	dir *statedir.Dir
+	dsn string // an absolute path, or a database
+	now time.Time
+}
+
+// place is the directory of the snapshot's copy: that of the store, whose place
+// it takes, or the state directory.
+func (r restoration) place() string {
+	if store.IsDatabase(r.dsn) {
+		return r.dir.Path()
+	}
+	return filepath.Dir(r.dsn)
+}
+
+func (r restoration) run(ctx context.Context, in io.Reader) (Restored, error) {
+	f, err := r.temp()
 	if err != nil {
 		return Restored{}, err
 	}
@@ -87,24 +100,36 @@ func restore(ctx context.Context, dir *statedir.Dir, path string, in io.Reader) 
 	if err := store.CheckSnapshot(ctx, f.Name(), h.ServerID); err != nil {
 		return Restored{}, err
 	}
+	done := Restored{SnapshotHeader: h, Store: r.dsn}
+	if store.IsDatabase(r.dsn) {
+		var schema string
+		if done.Store, schema, err = store.RestoreDatabase(ctx, r.dsn, f.Name(), r.now); err != nil {
+			return Restored{}, err
+		}
+		if schema != "" {
+			done.Before = "schema " + schema
+		}
+		return done, nil
+	}
 	if err := f.Sync(); err != nil {
 		return Restored{}, err
 	}
-	done := Restored{SnapshotHeader: h, Store: path}
-	before := fmt.Sprintf("%s.before-restore-%s", path, time.Now().UTC().Format("20060102T150405.000000Z"))
-	if done.Before, err = store.Replace(ctx, path, f.Name(), before); err != nil {
-		return Restored{}, fmt.Errorf("replace store %s: %w", path, err)
+	if done.Before, err = store.Replace(ctx, r.dsn, f.Name(), r.now); err != nil {
+		return Restored{}, fmt.Errorf("replace store %s: %w", r.dsn, err)
 	}
-	return done, statedir.SyncDir(filepath.Dir(path))
+	return done, nil
 }
 
-// restoreTemp is a file in the directory of the store, which may be another
-// one than the state directory.
-func restoreTemp(dir *statedir.Dir, path string) (*os.File, error) {
-	if filepath.Dir(path) == dir.Path() {
-		return dir.Temp(filepath.Base(path))
+// temp is a file in that place.
+func (r restoration) temp() (*os.File, error) {
+	if store.IsDatabase(r.dsn) {
+		return r.dir.Temp("snapshot")
 	}
-	f, err := os.OpenFile(path+".restoring", os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	path := r.dsn
+	if filepath.Dir(path) == r.dir.Path() {
+		return r.dir.Temp(filepath.Base(path))
+	}
+	f, err := os.OpenFile(path+store.Restoring, os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, wire.Errorf(wire.BadUsage, "there is no directory %s for the store", filepath.Dir(path)).WithHint("make it, or name another store")
 	}

@@ -194,6 +194,9 @@ func SyncDir(path string) error {
 	return nil
 }
 
+// NoSpace reports whether an error says that a disk, or somebody's share of it, is full.
+func NoSpace(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
 func flock(f *os.File, how int) error {
 	for {
 		err := unix.Flock(int(f.Fd()), how)

@@ -46,11 +46,27 @@ func (e *postgres) begin() string { return "BEGIN ISOLATION LEVEL READ COMMITTED
 func (e *postgres) lockRules() string      { return "SELECT pg_advisory_xact_lock(30576, 1)" }
 func (e *postgres) lockMigrations() string { return "SELECT pg_advisory_xact_lock(30576, 2)" }
 
+// lockPresence reports whether no server is connected, and then none can be
+// until the transaction ends: each connection of a server's shares that lock.
+func (e *postgres) lockPresence() string { return "SELECT pg_try_advisory_xact_lock(30576, 3)" }
+
+const (
+	bePresent = "SELECT pg_advisory_lock_shared(30576, 3)"
+
+	whoIsPresent = `SELECT DISTINCT COALESCE(host(a.client_addr), 'a local socket') FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+		WHERE l.locktype = 'advisory' AND l.classid = 30576 AND l.objid = 3 AND l.granted
+		AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1`
+)
+
 func (e *postgres) open(ctx context.Context) (writer, reader *sql.DB, err error) {
-	writer = stdlib.OpenDB(*e.config)
+	present := stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
+		_, err := c.Exec(ctx, bePresent)
+		return err
+	})
+	writer = stdlib.OpenDB(*e.config, present)
 	writer.SetMaxOpenConns(e.committers() + 1) // one more for the migrations
 	writer.SetMaxIdleConns(e.committers())
-	reader = stdlib.OpenDB(*e.config)
+	reader = stdlib.OpenDB(*e.config, present)
 	reader.SetMaxOpenConns(8)
 	reader.SetMaxIdleConns(4)
 	if err := reader.PingContext(ctx); err != nil {

@@ -5,10 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/url"
-	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -114,36 +113,22 @@ func (s *Store) copyTables(ctx context.Context, path string) error {
 		return err
 	}
 	defer to.Rollback()
-	if _, err := to.ExecContext(ctx, createMigrations); err != nil {
-		return err
-	}
-	names, err := migrationNames(migrations)
+	list, err := readMigrations(migrations)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		text, err := fs.ReadFile(migrations, name)
-		if err != nil {
-			return err
-		}
-		if _, err := to.ExecContext(ctx, string(text)); err != nil {
-			return fmt.Errorf("apply migration %s: %w", name, err)
-		}
-	}
-	var tables []string
-	rows, err := to.QueryContext(ctx, "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+	applied, err := readApplied(ctx, from)
 	if err != nil {
 		return err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return err
-		}
-		tables = append(tables, name)
+	if err := known(list, applied); err != nil { // of a release that has come to the database since
+		return err
 	}
-	if err := rows.Err(); err != nil {
+	if err := makeTables(ctx, to, list); err != nil {
+		return err
+	}
+	tables, err := tablesOf(ctx, to)
+	if err != nil {
 		return err
 	}
 	for _, table := range tables {
@@ -155,6 +140,44 @@ func (s *Store) copyTables(ctx context.Context, path string) error {
 		return err
 	}
 	return db.Close()
+}
+
+// makeTables makes the schema that some migrations lead to, without a record of them.
+func makeTables(ctx context.Context, to interface {
+	ExecContext(ctx context.Context, q string, args ...any) (sql.Result, error)
+}, list []migration) error {
+	if _, err := to.ExecContext(ctx, createMigrations); err != nil {
+		return err
+	}
+	for _, m := range list {
+		if _, err := to.ExecContext(ctx, m.text); err != nil {
+			return fmt.Errorf("apply migration %s: %w", m.name, err)
+		}
+	}
+	return nil
+}
+
+// tablesOf are those of a SQLite store.
+func tablesOf(ctx context.Context, db rowsReader) ([]string, error) {
+	rows, err := db.QueryContext(ctx, "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name")
+	if err != nil {
+		return nil, err
+	}
+	return texts(rows)
+}
+
+// texts reads rows of one text, and closes them.
+func texts(rows *sql.Rows) ([]string, error) {
+	defer rows.Close()
+	var list []string
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return nil, err
+		}
+		list = append(list, text)
+	}
+	return list, rows.Err()
 }
 
 // copyTable copies the rows of a table by the names of its columns.
@@ -220,28 +243,21 @@ func CheckSnapshot(ctx context.Context, path, serverID string) error {
 		}
 		return damaged(found)
 	}
-	rows, err := db.QueryContext(ctx, "SELECT name, sum FROM migrations")
+	applied, err := readApplied(ctx, db)
 	if err != nil {
 		return damaged(err)
 	}
-	defer rows.Close()
-	applied := map[string]string{}
-	for rows.Next() {
-		var name, sum string
-		if err := rows.Scan(&name, &sum); err != nil {
-			return damaged(err)
-		}
-		applied[name] = sum
-	}
-	if err := rows.Err(); err != nil {
-		return damaged(err)
-	}
-	names, err := migrationNames(migrations)
+	list, err := readMigrations(migrations)
 	if err != nil {
 		return err
 	}
-	if err := known(names, applied); err != nil {
+	if err := known(list, applied); err != nil {
 		return err
+	}
+	if missing, err := missing(ctx, db, list, applied); err != nil {
+		return damaged(err)
+	} else if missing != "" {
+		return damaged("it has no " + missing + ", which its schema has")
 	}
 	var id string
 	switch err := db.QueryRowContext(ctx, selectSetting, "server_id").Scan(&id); {
@@ -253,64 +269,43 @@ func CheckSnapshot(ctx context.Context, path, serverID string) error {
 	return nil
 }
 
-// beside are what SQLite keeps beside a file and would take for a new file's own.
-var beside = []string{"-wal", "-journal"}
-
-// Replace puts a checked file in the place of the store at path, which nobody
-// has open, and keeps the one before under the name kept ("" where there is none);
-// both are in one directory. A crash leaves the one or the other.
-func Replace(ctx context.Context, path, by, kept string) (string, error) {
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		kept = ""
-	} else if err != nil {
-		return "", err
-	} else if err := fold(ctx, path); err != nil {
-		return "", err
-	}
-	for _, suffix := range beside {
-		// There is something only where the store could not be opened; it goes with it.
-		err := os.Rename(path+suffix, kept+suffix)
-		if kept == "" {
-			err = os.Remove(path + suffix)
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", err
-		}
-	}
-	if err := os.Remove(path + "-shm"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
-	}
-	if kept != "" {
-		if err := os.Link(path, kept); err != nil {
-			return "", err
-		}
-	}
-	return kept, os.Rename(by, path)
-}
-
-// fold brings what is in the log of a store into its file, so that the file is
-// the whole of it. A store that cannot be read is left as it is, with its log;
-// one that somebody has open is a Conflict.
-func fold(ctx context.Context, path string) error {
-	db, err := openFile(path, url.Values{"mode": {"rw"}, "_pragma": {"synchronous(FULL)"}})
+// missing names the first column that the applied migrations lead to and the
+// SQLite database does not have.
+func missing(ctx context.Context, db rowsReader, list []migration, applied map[string]string) (string, error) {
+	fresh, err := sql.Open("sqlite", ":memory:")
 	if err != nil {
-		return err
+		return "", err
 	}
-	defer db.Close()
-	var locked, pages, moved int
-	err = db.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&locked, &pages, &moved)
-	if cerr := db.Close(); err == nil {
-		err = cerr
+	defer fresh.Close()
+	fresh.SetMaxOpenConns(1) // the database is the connection's
+	var had []migration
+	for _, m := range list {
+		if _, ok := applied[m.name]; ok {
+			had = append(had, m)
+		}
 	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if len(had) == 0 {
+		return "migration", nil
 	}
-	refused := (&sqlite{path: path}).judge(err)
-	switch {
-	case locked != 0, refused == busy:
-		return wire.Errorf(wire.Conflict, "another program has the store %s open", path).WithHint("end it first")
-	case refused == noSpace:
-		return wire.Errorf(wire.Unavailable, "no space left beside the store %s", path).WithHint("make room")
+	if err := makeTables(ctx, fresh, had); err != nil {
+		return "", err
 	}
-	return nil
+	const columns = `SELECT m.name || '.' || c.name FROM sqlite_master m, pragma_table_info(m.name) c
+		WHERE m.type = 'table' AND m.name NOT LIKE 'sqlite_%' ORDER BY 1`
+	both := make([][]string, 2)
+	for i, from := range []rowsReader{fresh, db} {
+		rows, err := from.QueryContext(ctx, columns)
+		if err != nil {
+			return "", err
+		}
+		if both[i], err = texts(rows); err != nil {
+			return "", err
+		}
+	}
+	for _, column := range both[0] {
+		if _, ok := slices.BinarySearch(both[1], column); !ok {
+			return column, nil
+		}
+	}
+	return "", nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -13,13 +12,15 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/waypointd/waypoint/mux/wire"
 )
+
+// when is a moment of a restore.
+var when = time.Date(2026, 11, 21, 10, 11, 12, 345_678_000, time.UTC)
 
 // emptyFile is what a snapshot is written to.
 func emptyFile(t testing.TB) string {
@@ -226,54 +227,6 @@ func TestCheckSnapshot(t *testing.T) {
 	}
 }
 
-// A store of each older schema opens with what was in it.
-func TestOlderSchemaOpens(t *testing.T) {
-	names, err := migrationNames(migrations)
-	if err != nil || len(names) < 3 {
-		t.Fatal(names, err)
-	}
-	onBoth(t, func(t *testing.T, dsn string) {
-		if strings.Contains(dsn, "://") {
-			t.Skip("its tables are made by the same code")
-		}
-		files := fstest.MapFS{}
-		for i, name := range names[:len(names)-1] {
-			text, err := migrations.ReadFile(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			files[name] = &fstest.MapFile{Data: text}
-			path := filepath.Join(t.TempDir(), "waypoint.db")
-			old := &Store{engine: &sqlite{path: path}}
-			if old.writer, old.reader, err = old.engine.open(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if err := old.migrateFrom(t.Context(), maps.Clone(files)); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := old.writer.Exec(`INSERT INTO settings (name, value) VALUES ('server_id', 'old');
-				INSERT INTO runners (id, state, kind, labels, first_seen, last_seen, fingerprint, version, hostname, os, arch, isolation, concurrency, draining, public_key)
-				VALUES ('r1', 'adopted', 'remote', '{}', 1, 2, 'F', 'V', 'H', 'linux', 'amd64', '', 1, 0, x'00')`); err != nil {
-				t.Fatal(err)
-			}
-			if err := old.closePools(); err != nil {
-				t.Fatal(err)
-			}
-			if err := CheckSnapshot(t.Context(), path, "old"); err != nil {
-				t.Errorf("a snapshot with %d migrations: %v", i+1, err)
-			}
-			s := open(t, path, Config{})
-			if id, err := s.Setting(t.Context(), "server_id"); err != nil || id != "old" {
-				t.Errorf("with %d migrations: server %q, %v", i+1, id, err)
-			}
-			if r, err := s.Runner(t.Context(), "r1"); err != nil || r.State != wire.Adopted || r.Hostname != "H" {
-				t.Errorf("with %d migrations: %+v, %v", i+1, r, err)
-			}
-			fill(t, s, "u1")
-		}
-	})
-}
-
 // Replace keeps the whole of the store before, also what is in its log, and
 // leaves nothing that the new one could take for its own.
 func TestReplace(t *testing.T) {
@@ -307,8 +260,8 @@ func TestReplace(t *testing.T) {
 	if err := os.Rename(by, moved); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := Replace(t.Context(), crashed, moved, crashed+".before")
-	if err != nil || kept != crashed+".before" {
+	kept, err := Replace(t.Context(), crashed, moved, when)
+	if err != nil || kept != crashed+".before-restore-20261121T101112.345678Z" {
 		t.Fatal(kept, err)
 	}
 	entries, err := os.ReadDir(filepath.Dir(crashed))
@@ -329,10 +282,10 @@ func TestReplace(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := Replace(t.Context(), broken, broken+".new", broken+".before"); err != nil {
+	if kept, err = Replace(t.Context(), broken, broken+".new", when); err != nil {
 		t.Fatal(err)
 	}
-	for suffix, text := range map[string]string{"": "new", ".before": "broken"} {
+	for suffix, text := range map[string]string{"": "new", strings.TrimPrefix(kept, broken): "broken"} {
 		if b, err := os.ReadFile(broken + suffix); err != nil || string(b) != text {
 			t.Errorf("%s holds %q, %v", suffix, b, err)
 		}
@@ -359,7 +312,7 @@ func TestReplaceInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, s, "u2")
-	if _, err := Replace(t.Context(), path, path+".new", path+".before"); wire.KindOf(err) != wire.Conflict {
+	if _, err := Replace(t.Context(), path, path+".new", when); wire.KindOf(err) != wire.Conflict {
 		t.Error(err)
 	}
 }

@@ -35,6 +35,10 @@ func (e *sqlite) open(ctx context.Context) (writer, reader *sql.DB, err error) {
 		return nil, nil, err
 	}
 	e.path = path
+	if err := e.settle(); err != nil {
+		return nil, nil, err
+	}
+	e.sweep()
 	// Made here, so that it never has a mode that lets others read it; SQLite
 	// gives its other files the same mode.
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)

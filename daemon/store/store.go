@@ -52,7 +52,8 @@ import (
 
 // Config of a Store.
 type Config struct {
-	Logger *slog.Logger // nil discards
+	Logger   *slog.Logger // nil discards
+	Software string       // "waypoint 0.1.0"; said by what is kept before a migration
 
 	// Match, if set, is called by the committer at the end of each batch in
 	// which something made a job or a runner ready (or Kick was called), in
@@ -155,22 +156,25 @@ func Open(ctx context.Context, dsn string, cfg Config) (*Store, error) {
 		kick: make(chan struct{}, 1),
 		quit: make(chan struct{}),
 	}
-	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
-		e, err := newPostgres(dsn)
-		if err != nil {
-			return nil, fmt.Errorf("open store: %w", err)
-		}
-		s.engine = e
-	} else if scheme, _, ok := strings.Cut(dsn, "://"); ok {
-		return nil, wire.Errorf(wire.BadUsage, "open store: there is no store of the kind %q", scheme).
-			WithHint("name a file, or a database as postgres://user@host/name")
-	} else {
-		s.engine = &sqlite{path: dsn}
+	var err error
+	if s.engine, err = newEngine(dsn); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if err := s.open(ctx); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", s.engine.describe(), err)
 	}
 	return s, nil
+}
+
+func newEngine(dsn string) (engine, error) {
+	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
+		return newPostgres(dsn)
+	}
+	if scheme, _, ok := strings.Cut(dsn, "://"); ok {
+		return nil, wire.Errorf(wire.BadUsage, "there is no store of the kind %q", scheme).
+			WithHint("name a file, or a database as postgres://user@host/name")
+	}
+	return &sqlite{path: dsn}, nil
 }
 
 func (s *Store) open(ctx context.Context) error {

@@ -1,0 +1,478 @@
+package store
+
+import (
+	"bytes"
+	"database/sql"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/queue"
+	"github.com/waypointd/waypoint/daemon/token"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// Stores of older schemas are kept as text, in testdata/schema-N.sql: the
+// migrations as they were, and rows. What is x'…' in them is bytes. The one of
+// a schema is made once, by the release that has it:
+//
+//	go test ./daemon/store -run TestOldStores -old-store
+//
+// and never again.
+var writeOldStore = flag.Bool("old-store", false, "write testdata/schema-N.sql of the schemas that have none")
+
+// oldJobs are the jobs of every old store: how each stands, by its command.
+var oldJobs = map[string]struct {
+	state   wire.State
+	reason  wire.Reason
+	blocked queue.Blocked
+}{
+	"built":         {wire.Success, "", ""},
+	"deployed":      {wire.Success, "", ""},
+	"released":      {wire.Success, "", ""},
+	"failed":        {wire.Failed, wire.ReasonFailed, ""},
+	"canceled":      {wire.Canceled, wire.ReasonCanceled, ""},
+	"lost":          {wire.Failed, wire.ReasonRunnerLost, ""},
+	"expired":       {wire.Failed, wire.ReasonExpired, ""},
+	"running":       {wire.Running, "", ""},
+	"assigned":      {wire.Assigned, "", ""},
+	"ready":         {wire.Queued, "", ""},
+	"ready labels":  {wire.Queued, "", ""},
+	"waits for job": {wire.Queued, "", queue.ByDependency},
+	"deploying":     {wire.Running, "", ""},
+	"deploys next":  {wire.Queued, "", queue.BySerial},
+	"again":         {wire.Success, "", ""},
+}
+
+const (
+	oldOutput = "one line\nanother: ä, €, '; --\x00\x01 and no text\n"
+	oldBlob   = "\x00\x01\xfe\xff of a tree\n"
+	oldID     = "7LD2B4XW3TQJ5VY6MKHN2RPCFA"
+)
+
+var oldSeed = []byte("0123456789abcdef0123456789abcdef")
+
+// fillOldStore writes what oldJobs says, and something of everything else.
+func fillOldStore(t *testing.T, path string) {
+	b := newBench(t, path, queue.Runner{ID: "r1", Free: 1})
+	command := func(name string) func(*wire.JobSpec) {
+		return func(s *wire.JobSpec) {
+			s.Command = []string{name}
+			s.Env = map[string]string{"QUOTED": `it's "so"`, "LINES": "a\nb"}
+		}
+	}
+	given := func(name string, spec wire.JobSpec) string {
+		id := b.one(spec)
+		command(name)(&spec)
+		b.given(id)
+		return id
+	}
+	ended := func(name string, spec wire.JobSpec, res wire.Result) string {
+		command(name)(&spec)
+		id := given(name, spec)
+		b.ack(id)
+		b.do(id, func(tx *Tx, ref wire.JobRef, r string) error {
+			n, err := tx.AppendLog(ref, r, []wire.Data{{Bytes: []byte(oldOutput[:9]), Stream: wire.Stdout, Time: b.now},
+				{Offset: 9, Bytes: []byte(oldOutput[9:]), Stream: wire.Stderr, Time: b.now}})
+			res.LogBytes = n
+			return err
+		})
+		b.finish(id, res)
+		return id
+	}
+	good := wire.Result{State: wire.Success, ExitCode: new(int), Usage: &wire.Usage{MaxRSSBytes: 1 << 20}}
+	build := good
+	build.Artifact, build.Outputs = &wire.BlobHeader{Digest: "sha256:ab", Size: int64(len(oldBlob))}, map[string]string{"url": "https://example.org/?a='b'"}
+	ended("built", operation(wire.OpBuild, "web"), build)
+	ended("deployed", operation(wire.OpDeploy, "web"), good)
+	ended("released", operation(wire.OpRelease, "web", idempotent("key-1")), good)
+	ended("failed", run(), wire.Result{State: wire.Failed, Reason: wire.ReasonFailed, Error: "it's exit status 3", ExitCode: new(3)})
+	b.cancel(b.one(run(command("canceled"))), false)
+	lost := given("lost", run(command("lost")))
+	b.ack(lost)
+	b.do(lost, func(tx *Tx, ref wire.JobRef, _ string) error { return tx.Lost(ref, "its runner did not come back", b.now) })
+	b.one(run(command("expired"), forRunner("nobody"), expiresIn(time.Second)))
+	b.now = b.now.Add(time.Minute)
+	update(t, b.Store, func(tx *Tx) error { _, err := tx.Expire(b.now); return err })
+	first := ended("again", run(singleton("nightly")), good)
+	if _, err := b.trySubmit(run(command("again"), singleton("nightly"), idempotent("key-2"))); err != nil {
+		t.Fatal(err)
+	}
+	b.cancel(b.jobsOf("again", wire.Queued)[0], false)
+	update(t, b.Store, func(tx *Tx) error { _, err := tx.Retry(first, b.now); return err })
+	b.cancel(b.jobsOf("again", wire.Queued)[0], false)
+
+	running := given("running", run(command("running"), priority(3)))
+	b.ack(running)
+	b.do(running, func(tx *Tx, ref wire.JobRef, r string) error {
+		_, err := tx.AppendLog(ref, r, []wire.Data{{Bytes: []byte(oldOutput[:9]), Stream: wire.Stdout, Time: b.now}})
+		return err
+	})
+	deploying := given("deploying", operation(wire.OpDeploy, "web", command("deploying")))
+	b.ack(deploying)
+	given("assigned", run(command("assigned")))
+	b.one(operation(wire.OpDeploy, "web", command("deploys next")))
+	b.one(run(command("waits for job"), dependsOn(running)))
+	b.one(run(command("ready"), forRunner("r1"), priority(-1)))
+	b.one(run(command("ready labels"), forLabels(map[string]string{"zone": "eu", "arch": "arm64"}), expiresIn(100*365*24*time.Hour)))
+
+	key, retired := token.KeyFromSeed(oldSeed, b.now), token.KeyFromSeed(bytes.Repeat([]byte{7}, 32), b.now.Add(-time.Hour))
+	retired.Retired, retired.Until = b.now, b.now.Add(time.Hour)
+	update(t, b.Store, func(tx *Tx) error {
+		for i, state := range []wire.RunnerState{wire.Adopted, wire.Pending, wire.Rejected, wire.Preadopted} {
+			r := RunnerRecord{Key: []byte{byte(i), 0, 255}, PeerGroup: "192.0.2.1", RejectedSerial: int64(i), Grant: "",
+				Runner: wire.Runner{ID: fmt.Sprint("r", i+1), State: state, Kind: wire.KindRemote, Labels: map[string]string{"os": "it's"},
+					FirstSeen: b.now, LastSeen: b.now, Fingerprint: "F", Hostname: "h.example", OS: "linux", Arch: "arm64",
+					Concurrency: 4, Draining: i == 0, TokenSource: "file", TokenIssued: b.now, TokenExpiry: b.now.Add(time.Hour), Peer: "192.0.2.1"}}
+			if i == 3 {
+				r.Key = nil
+			}
+			if err := tx.PutRunner(r); err != nil {
+				return err
+			}
+		}
+		for _, k := range []token.Key{key, retired} {
+			if err := tx.PutTokenKey(k); err != nil {
+				return err
+			}
+		}
+		if err := tx.PutBlobChunk("u1", 0, []byte(oldBlob)); err != nil {
+			return err
+		}
+		if err := tx.SealBlob("u1", "sha256:ab", int64(len(oldBlob)), b.now); err != nil {
+			return err
+		}
+		if err := tx.PutBlobChunk("u2", 0, []byte("of an upload that is not over")); err != nil {
+			return err
+		}
+		if _, err := tx.NextSerial(b.now); err != nil {
+			return err
+		}
+		return tx.PutSetting("server_id", oldID)
+	})
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) jobsOf(command string, state wire.State) []string {
+	b.t.Helper()
+	jobs, err := b.Jobs(b.t.Context(), wire.JobFilter{State: state})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var ids []string
+	for _, j := range jobs {
+		if j := b.job(j.ID); j.Command[0] == command {
+			ids = append(ids, j.ID)
+		}
+	}
+	return ids
+}
+
+// literal is a value in SQL for SQLite.
+func literal(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return "NULL"
+	case int64:
+		return fmt.Sprint(v)
+	case []byte:
+		return "x'" + hex.EncodeToString(v) + "'"
+	case string:
+		return "'" + strings.ReplaceAll(v, "'", "''") + "'"
+	}
+	panic(fmt.Sprintf("a value of type %T", v))
+}
+
+// rowsOf are all rows of a table, of the given columns or all, in SQL.
+func rowsOf(t *testing.T, db rowsReader, table string, columns ...string) (names []string, list [][]string) {
+	t.Helper()
+	what := "*"
+	if len(columns) > 0 {
+		what = strings.Join(columns, ", ")
+	}
+	rows, err := db.QueryContext(t.Context(), "SELECT "+what+" FROM "+table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	if names, err = rows.Columns(); err != nil {
+		t.Fatal(err)
+	}
+	for rows.Next() {
+		values, into := make([]any, len(names)), make([]any, len(names))
+		for i := range values {
+			into[i] = &values[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			t.Fatal(err)
+		}
+		row := make([]string, len(names))
+		for i, v := range values {
+			row[i] = literal(v)
+		}
+		list = append(list, row)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	slices.SortFunc(list, slices.Compare)
+	return names, list
+}
+
+// dump is the text of an old store: list is the schema's, db has at least its columns.
+func dump(t *testing.T, db *sql.DB, list []migration) string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "-- A store of schema %d: the migrations as they were, and rows.\n\n%s;\n", schemaOf(list[len(list)-1].name), createMigrations)
+	for _, m := range list {
+		fmt.Fprintf(&text, "\n%s", m.text)
+	}
+	was, err := sql.Open("sqlite", ":memory:")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer was.Close()
+	was.SetMaxOpenConns(1)
+	if err := makeTables(t.Context(), was, list); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range list {
+		if _, err := was.Exec(recordMigration, m.name, m.sum, 1_763_000_000_000_000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tables, err := tablesOf(t.Context(), was)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range tables {
+		var from rowsReader = db
+		if table == "migrations" {
+			from = was
+		}
+		columns, _ := rowsOf(t, was, table)
+		_, rows := rowsOf(t, from, table, columns...)
+		for _, row := range rows {
+			fmt.Fprintf(&text, "INSERT INTO %s (%s) VALUES (%s);\n", table, strings.Join(columns, ", "), strings.Join(row, ", "))
+		}
+	}
+	return text.String()
+}
+
+var bytesLiteral = regexp.MustCompile(`\bx'([0-9a-f]*)'`)
+
+// load makes the store of a text at dsn and returns a connection to it.
+func load(t *testing.T, dsn, text string) *sql.DB {
+	t.Helper()
+	e, err := newEngine(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := e.(*postgres); ok {
+		text = bytesLiteral.ReplaceAllString(text, `'\x$1'`)
+	}
+	writer, reader, err := e.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	if _, err := writer.Exec(text); err != nil {
+		t.Fatal(err)
+	}
+	return writer
+}
+
+// schemaText is every column and index of a store.
+func schemaText(t *testing.T, s *Store) []string {
+	t.Helper()
+	q := `SELECT m.name || ' ' || c.name || ' ' || c.type || ' ' || c."notnull" || ' ' || COALESCE(c.dflt_value, '-') || ' ' || c.pk
+			FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table'
+		UNION ALL SELECT m.name || ' ' || m.tbl_name || ' ' || i.seqno || ' ' || COALESCE(i.name, '') || ' ' || i."desc" || ' ' || COALESCE(m.sql, '')
+			FROM sqlite_master m, pragma_index_xinfo(m.name) i WHERE m.type = 'index' ORDER BY 1`
+	if s.Shared() {
+		q = `SELECT table_name || ' ' || column_name || ' ' || data_type || ' ' || is_nullable || ' ' || COALESCE(column_default, '-')
+				FROM information_schema.columns WHERE table_schema = current_schema()
+			UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema() ORDER BY 1`
+	}
+	rows, err := s.reader.Query(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := texts(rows)
+	if err != nil || len(list) < 100 {
+		t.Fatal(list, err)
+	}
+	return list
+}
+
+// TestOldStores opens what every older schema left behind, on both engines:
+// each value is still there, what waited and what ran goes on, and the schema is
+// that of a new store.
+func TestOldStores(t *testing.T) {
+	list, err := readMigrations(migrations)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *writeOldStore {
+		path := filepath.Join(t.TempDir(), "waypoint.db")
+		fillOldStore(t, path)
+		db := load(t, path, "")
+		defer db.Close()
+		for i := range list {
+			name := filepath.Join("testdata", fmt.Sprintf("schema-%d.sql", i+1))
+			if _, err := os.Stat(name); err == nil {
+				continue
+			}
+			if err := os.WriteFile(name, []byte(dump(t, db, list[:i+1])), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	olds, err := fs.Glob(os.DirFS("testdata"), "schema-*.sql")
+	if err != nil || len(olds) < 3 {
+		t.Fatal(olds, err)
+	}
+	for _, name := range olds {
+		text, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(strings.TrimSuffix(name, ".sql"), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, dsn string) { oldStore(t, dsn, string(text)) })
+		})
+	}
+}
+
+func oldStore(t *testing.T, dsn, text string) {
+	db := load(t, dsn, text)
+	var version int
+	if applied, err := readApplied(t.Context(), db); err != nil {
+		t.Fatal(err)
+	} else {
+		version = newestOf(applied)
+	}
+	tables := map[string][][]string{}
+	columns := map[string][]string{}
+	for _, m := range regexp.MustCompile(`(?m)^INSERT INTO (\w+)`).FindAllStringSubmatch(text, -1) {
+		if table := m[1]; tables[table] == nil {
+			columns[table], tables[table] = rowsOf(t, db, table)
+		}
+	}
+	if len(tables["jobs"]) != 17 || len(tables["runners"]) != 4 {
+		t.Fatalf("%d jobs, %d runners", len(tables["jobs"]), len(tables["runners"]))
+	}
+	db.Close()
+
+	b := &bench{t: t, Store: open(t, dsn, Config{Software: "waypoint test"}), now: time.UnixMicro(1_763_100_000_000_000).UTC(), runners: []queue.Runner{{ID: "r1"}}}
+	for table, was := range tables {
+		_, now := rowsOf(t, b.reader, table, columns[table]...)
+		if table == "migrations" {
+			now = slices.DeleteFunc(now, func(row []string) bool { return !slices.ContainsFunc(was, func(w []string) bool { return slices.Equal(w, row) }) })
+		}
+		if !reflect.DeepEqual(was, now) {
+			t.Errorf("%s had\n%v\nand has\n%v", table, was, now)
+		}
+	}
+	fresh := filepath.Join(t.TempDir(), "fresh.db")
+	if b.Shared() {
+		fresh = pg.database(t)
+	}
+	if was, now := schemaText(t, open(t, fresh, Config{})), schemaText(t, b.Store); !slices.Equal(was, now) {
+		t.Errorf("a new store has\n%s\nthis one has\n%s", strings.Join(was, "\n"), strings.Join(now, "\n"))
+	}
+	newest, err := SchemaVersion()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !b.Shared() && version < newest {
+		kept := fmt.Sprintf("%s.before-schema-%d", dsn, newest)
+		if err := CheckSnapshot(t.Context(), kept, oldID); err != nil {
+			t.Errorf("what was kept: %v", err)
+		}
+		db, err := openFile(kept, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		for table, was := range tables {
+			if _, now := rowsOf(t, db, table); !reflect.DeepEqual(was, now) {
+				t.Errorf("of %s is kept\n%v\nthere was\n%v", table, now, was)
+			}
+		}
+	}
+
+	ids := map[string]string{}
+	for name, as := range oldJobs {
+		jobs := b.jobsOf(name, as.state)
+		if len(jobs) != 1 {
+			t.Fatalf("there are %d jobs %q", len(jobs), name)
+		}
+		ids[name] = jobs[0]
+		b.is(jobs[0], as.state, as.reason)
+		if as.state == wire.Queued {
+			b.blocked(jobs[0], as.blocked)
+		}
+	}
+	for name, want := range map[string]string{"built": oldOutput, "running": oldOutput[:9]} {
+		chunks, n, err := b.Log(t.Context(), ids[name], 1, 0, 1<<20)
+		var got []byte
+		for _, c := range chunks {
+			got = append(got, c.Bytes...)
+		}
+		if err != nil || string(got) != want || n != int64(len(want)) {
+			t.Errorf("the output of %s is %q (%d), %v", name, got, n, err)
+		}
+	}
+	if recs := b.records(wire.RecordFilter{Kind: wire.RecordArtifact, Project: "shop"}); len(recs) != 1 || recs[0].Digest != "sha256:ab" || recs[0].Outputs["url"] != "https://example.org/?a='b'" {
+		t.Errorf("%+v", recs)
+	}
+	if blob, err := b.BlobChunk(t.Context(), "sha256:ab", 0); err != nil || string(blob) != oldBlob {
+		t.Errorf("%q, %v", blob, err)
+	}
+	if r, err := b.Runner(t.Context(), "r1"); err != nil || r.State != wire.Adopted || !r.Draining || r.Labels["os"] != "it's" || !bytes.Equal(r.Key, []byte{0, 0, 255}) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if id, err := b.Setting(t.Context(), "server_id"); err != nil || id != oldID {
+		t.Error(id, err)
+	}
+	if keys, err := b.TokenKeys(t.Context()); err != nil || version >= 2 && (len(keys) != 2 || !slices.ContainsFunc(keys, func(k token.Key) bool { return bytes.Equal(k.Private.Seed(), oldSeed) })) {
+		t.Errorf("%d keys, %v", len(keys), err)
+	}
+
+	// What ran ends, what waited behind it comes, and a new job too.
+	for _, name := range []string{"running", "deploying"} {
+		b.succeed(ids[name])
+	}
+	b.requeue(ids["assigned"])
+	for _, name := range []string{"waits for job", "deploys next", "ready", "assigned"} {
+		b.blocked(ids[name], "")
+	}
+	id := b.one(run())
+	done := map[string]bool{}
+	for !done[id] {
+		all := b.assign()
+		if len(all) == 0 {
+			t.Fatal("nothing is handed out any more")
+		}
+		for _, a := range all {
+			b.ack(a.Job)
+			b.succeed(a.Job)
+			done[a.Job] = true
+		}
+	}
+	for _, name := range []string{"waits for job", "deploys next", "assigned"} {
+		if !done[ids[name]] {
+			t.Errorf("%q was not handed out", name)
+		}
+	}
+}
