@@ -224,8 +224,11 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Errorf("interrupted: %v", err)
 	}
 	same("interrupted")
-	if _, err := daemon.Restore(t.Context(), daemon.Config{StateDir: dir, StoreDSN: "postgres://h/d"}, bytes.NewReader(shot)); wire.KindOf(err) != wire.Unimplemented {
-		t.Errorf("into PostgreSQL: %v", err)
+	for dsn, kind := range map[string]wire.Kind{"postgres://u@/d?host=" + dir: wire.Unavailable, "mysql://h/d": wire.BadUsage} {
+		if _, err := daemon.Restore(t.Context(), daemon.Config{StateDir: dir, StoreDSN: dsn}, bytes.NewReader(shot)); wire.KindOf(err) != kind {
+			t.Errorf("into %s: %v", dsn, err)
+		}
+		same(dsn)
 	}
 	// A store that is somewhere else.
 	elsewhere := filepath.Join(t.TempDir(), "store.db")

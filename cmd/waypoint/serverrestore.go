@@ -19,12 +19,13 @@ type serverRestore struct {
 	File     string `arg:"" placeholder:"FILE" help:"The snapshot; - is standard input."`
 	Config   string `placeholder:"FILE" help:"The server's configuration (default /etc/waypoint/server.toml if present)."`
 	StateDir string `placeholder:"DIR" from:"WAYPOINT_SERVER_STATE_DIR" help:"The stopped server's state directory (default as that of waypoint server run)."`
-	Store    string `placeholder:"FILE" from:"WAYPOINT_SERVER_STORE" help:"The store's file (default waypoint.db in the state directory)."`
+	Store    string `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory)."`
 }
 
 func (*serverRestore) Help() string {
 	return `The server must not run: stop it first, under systemd with its sockets (systemctl stop 'waypoint-server*').
-All of the snapshot is checked before anything is changed. The store that was there is kept beside the new one.`
+All of the snapshot is checked before anything is changed. The store that was there is kept beside the new one: a file
+beside the file, or in PostgreSQL a schema of its own.`
 }
 
 func (c *serverRestore) Run(a *app) error {

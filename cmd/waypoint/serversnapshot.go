@@ -61,23 +61,16 @@ func (a *app) snapshotToFile(path string) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(target), "."+filepath.Base(target)+".*") // 0600
+	f, err := draftOf(target)
 	if err != nil {
 		return wire.Errorf(wire.BadUsage, "%v", err)
 	}
-	defer f.Close()
-	defer os.Remove(f.Name()) // nothing is there by this name once it is renamed
+	defer f.discard()
 	h, err := a.takeSnapshot(f)
 	if err == nil {
-		err = f.Sync()
+		err = f.place()
 	}
-	if err == nil {
-		err = os.Rename(f.Name(), target)
-	}
-	if err == nil {
-		err = statedir.SyncDir(filepath.Dir(target))
-	}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if statedir.NoSpace(err) {
 		return withCode{wire.Errorf(wire.Unavailable, "no space left in %s", filepath.Dir(target)).WithHint("make room, or name a file elsewhere"), exitFailed}
 	}
 	if err != nil {
@@ -87,6 +80,89 @@ func (a *app) snapshotToFile(path string) error {
 		_, err := fmt.Fprintf(w, "Snapshot of server %s written to %s (%s).\n", h.ServerID, path, output.Bytes(h.Size))
 		return err
 	})
+}
+
+// draft is a file that is being written, to be put under a name as a whole.
+type draft struct {
+	*os.File
+	target string
+	named  string // the name that it has meanwhile; "" where the file system knows files without one
+}
+
+// draftOf makes a file (0600) where target will be. It has no name, so that
+// nothing is left of it when this process is killed; where it needs one, that is
+// always the same, and whoever comes next takes it away.
+func draftOf(target string) (*draft, error) {
+	dir := filepath.Dir(target)
+	d := &draft{target: target}
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	switch err {
+	case nil:
+		d.File = os.NewFile(uintptr(fd), target)
+		return d, nil
+	case unix.EOPNOTSUPP, unix.EISDIR, unix.EINVAL, unix.ENOENT: // a file system, or a kernel, that knows none; else the next one says what is wrong
+		d.named = d.name()
+		d.File, err = d.open()
+		return d, err
+	}
+	return nil, &os.PathError{Op: "write in", Path: dir, Err: err}
+}
+
+// name is that of a draft that needs one.
+func (d *draft) name() string {
+	return filepath.Join(filepath.Dir(d.target), "."+filepath.Base(d.target)+".unfinished")
+}
+
+// open makes the named file, locked as long as its writer lives.
+func (d *draft) open() (*os.File, error) {
+	f, err := os.OpenFile(d.named, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another command writes %s: %w", d.target, err)
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		err = f.Chmod(0o600)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// place makes it durable and puts it in the place of what has the name.
+func (d *draft) place() error {
+	if err := d.Sync(); err != nil {
+		return err
+	}
+	if d.named == "" {
+		// A file without a name can be given one that is free only.
+		name := d.name()
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", d.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+			return &os.LinkError{Op: "link", Old: d.target, New: name, Err: err}
+		}
+		d.named = name
+	}
+	if err := os.Rename(d.named, d.target); err != nil {
+		return err
+	}
+	d.named = ""
+	return statedir.SyncDir(filepath.Dir(d.target))
+}
+
+// discard closes it, and removes it where it was not put in place.
+func (d *draft) discard() {
+	if d.named != "" {
+		os.Remove(d.named)
+	}
+	d.Close()
 }
 
 // snapshotTarget is the file that path leads to, which has to be a regular one

@@ -34,6 +34,12 @@ func TestMain(m *testing.M) {
 		child()
 		return
 	}
+	if dsn := os.Getenv("STORE_TEST_MIGRATE"); dsn != "" {
+		os.Exit(migrateChild(dsn))
+	}
+	if dsn := os.Getenv("STORE_TEST_RESTORE"); dsn != "" {
+		os.Exit(restoreChild(dsn, os.Getenv("STORE_TEST_SNAPSHOT")))
+	}
 	if err := pg.start(); err != nil {
 		pg.absent = err.Error()
 	}

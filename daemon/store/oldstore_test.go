@@ -99,7 +99,9 @@ func fillOldStore(t *testing.T, path string) {
 	b.cancel(b.one(run(command("canceled"))), false)
 	lost := given("lost", run(command("lost")))
 	b.ack(lost)
-	b.do(lost, func(tx *Tx, ref wire.JobRef, _ string) error { return tx.Lost(ref, "its runner did not come back", b.now) })
+	b.do(lost, func(tx *Tx, ref wire.JobRef, _ string) error {
+		return tx.Lost(ref, "its runner did not come back", b.now)
+	})
 	b.one(run(command("expired"), forRunner("nobody"), expiresIn(time.Second)))
 	b.now = b.now.Add(time.Minute)
 	update(t, b.Store, func(tx *Tx) error { _, err := tx.Expire(b.now); return err })
@@ -377,7 +379,9 @@ func oldStore(t *testing.T, dsn, text string) {
 	for table, was := range tables {
 		_, now := rowsOf(t, b.reader, table, columns[table]...)
 		if table == "migrations" {
-			now = slices.DeleteFunc(now, func(row []string) bool { return !slices.ContainsFunc(was, func(w []string) bool { return slices.Equal(w, row) }) })
+			now = slices.DeleteFunc(now, func(row []string) bool {
+				return !slices.ContainsFunc(was, func(w []string) bool { return slices.Equal(w, row) })
+			})
 		}
 		if !reflect.DeepEqual(was, now) {
 			t.Errorf("%s had\n%v\nand has\n%v", table, was, now)

@@ -55,7 +55,7 @@ const (
 
 	whoIsPresent = `SELECT DISTINCT COALESCE(host(a.client_addr), 'a local socket') FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE l.locktype = 'advisory' AND l.classid = 30576 AND l.objid = 3 AND l.granted
-		AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1`
+		AND l.pid <> pg_backend_pid() AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) ORDER BY 1`
 )
 
 func (e *postgres) open(ctx context.Context) (writer, reader *sql.DB, err error) {

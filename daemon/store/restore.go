@@ -150,7 +150,7 @@ func fold(ctx context.Context, path string) error {
 // sweep removes what a migration or a restore that was killed has left.
 func (e *sqlite) sweep() {
 	for _, name := range append(e.besides(beforeSchema), e.besides(Restoring)...) {
-		if strings.HasSuffix(name, unfinished) || name == e.path+Restoring {
+		if strings.Contains(name, unfinished) || name == e.path+Restoring {
 			os.Remove(name) // else it is only in the way of room
 		}
 	}
@@ -270,23 +270,35 @@ func (e *postgres) restore(ctx context.Context, path, keptSchema string) (kept s
 	return kept, nil
 }
 
+// leaveTime is how long the database may take to notice that a server has gone.
+const leaveTime = 5 * time.Second
+
 // alone is a Conflict while a server is connected; no other one gets in until
 // the transaction ends.
 func (e *postgres) alone(ctx context.Context, conn *sql.Conn) error {
-	var got bool
-	if err := conn.QueryRowContext(ctx, e.lockPresence()).Scan(&got); err != nil || got {
-		return err
+	for deadline := time.Now().Add(leaveTime); ; {
+		var got bool
+		if err := conn.QueryRowContext(ctx, e.lockPresence()).Scan(&got); err != nil || got {
+			return err
+		}
+		rows, err := conn.QueryContext(ctx, whoIsPresent)
+		if err != nil {
+			return err
+		}
+		who, err := texts(rows)
+		if err != nil {
+			return err
+		}
+		if len(who) > 0 && time.Now().After(deadline) {
+			return wire.Errorf(wire.Conflict, "servers are connected to it (from %s)", strings.Join(who, ", ")).
+				WithHint("stop all servers of this database first; under systemd with their sockets: systemctl stop 'waypoint-server*'")
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond): // waiting in the lock's queue would hold up the servers
+		}
 	}
-	rows, err := conn.QueryContext(ctx, whoIsPresent)
-	if err != nil {
-		return err
-	}
-	who, err := texts(rows)
-	if err != nil {
-		return err
-	}
-	return wire.Errorf(wire.Conflict, "servers are connected to it (from %s)", strings.Join(who, ", ")).
-		WithHint("stop all servers of this database first; under systemd with their sockets: systemctl stop 'waypoint-server*'")
 }
 
 // theirs are the tables of the store before that have to make room, none
@@ -324,7 +336,7 @@ func theirs(ctx context.Context, conn *sql.Conn, tables []string) ([]string, err
 	if len(ours) == 0 {
 		return nil, nil
 	}
-	const isOurs = "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = 'migrations' AND column_name IN ('name', 'sum', 'applied_at')"
+	const isOurs = "SELECT COUNT(*) FROM pg_attribute WHERE attrelid = to_regclass(quote_ident(current_schema()) || '.migrations') AND attname IN ('name', 'sum', 'applied_at')"
 	var columns int
 	if err := conn.QueryRowContext(ctx, isOurs).Scan(&columns); err != nil {
 		return nil, err
