@@ -40,6 +40,7 @@ type lab struct {
 
 	nspawn *exec.Cmd
 	leader int // the process that is PID 1 inside
+	disks  []*disk
 }
 
 // shell runs a command inside; its context bounds it.
@@ -50,22 +51,23 @@ type result struct {
 	code           int // -1: the command was not run to its end
 }
 
-// onEach runs a test in a fresh lab of each suite, beside others.
-func onEach(t *testing.T, test func(l *lab, p packages)) {
+// onEach runs a test in a fresh lab of each suite, beside others. What is to be
+// there before it is started, setup makes.
+func onEach(t *testing.T, test func(l *lab, p packages), setup ...func(l *lab)) {
 	p := under(t)
-	needs(t, map[string]string{"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap", "nsenter": "util-linux"})
+	needs(t, map[string]string{"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap", "nsenter": "util-linux", "mke2fs": "e2fsprogs"})
 	t.Parallel()
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
 			t.Parallel()
-			test(boot(t, suite), p)
+			test(boot(t, suite, setup...), p)
 		})
 	}
 }
 
 // boot starts a lab that ends with the test. When the test has failed, the end of
 // the lab's journal is shown.
-func boot(t *testing.T, suite string) *lab {
+func boot(t *testing.T, suite string, setup ...func(l *lab)) *lab {
 	t.Helper()
 	root, err := base(suite)
 	if err != nil {
@@ -95,6 +97,9 @@ func boot(t *testing.T, suite string) *lab {
 			t.Errorf("take down the lab: %v", err)
 		}
 	})
+	for _, make := range setup {
+		make(l)
+	}
 	l.start()
 	return l
 }
@@ -122,7 +127,11 @@ func (l *lab) mount(base string) error {
 
 func (l *lab) unmount() error {
 	var all []error
-	for _, dir := range []string{l.root(), filepath.Join(l.dir, "memory")} {
+	dirs := []string{l.root()}
+	for _, d := range l.disks {
+		dirs = append(dirs, d.at)
+	}
+	for _, dir := range append(dirs, filepath.Join(l.dir, "memory")) {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 			all = append(all, fmt.Errorf("unmount %s: %w", dir, err))
 		}
@@ -179,9 +188,14 @@ func (l *lab) start() {
 		script = "for i in 1 2 3 4 5 6 7 8 9; do mkdir -p " + dir + " && echo $$ >" + dir + "/cgroup.procs && break; done; " + script
 	}
 	var console bytes.Buffer
-	l.nspawn = exec.Command("sh", "-ec", script, "sh", "systemd-nspawn", "--quiet", "--directory", l.root(), "--machine", l.name,
+	args := []string{
+		"-ec", script, "sh", "systemd-nspawn", "--quiet", "--directory", l.root(), "--machine", l.name,
 		"--register=no", "--keep-unit", "--private-network", "--console=pipe", "--resolv-conf=off", "--timezone=off", "--notify-ready=yes",
-		"--boot", "systemd.show_status=0")
+	}
+	for _, d := range l.disks {
+		args = append(args, d.binds()...)
+	}
+	l.nspawn = exec.Command("sh", append(args, "--boot", "systemd.show_status=0")...)
 	l.nspawn.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1", "NOTIFY_SOCKET="+socket)
 	l.nspawn.Stdout, l.nspawn.Stderr = &console, &console
 	l.nspawn.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -1,0 +1,149 @@
+package lab
+
+import (
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// long tells whether the tests take the time that they have outside of a
+// build: make test-system LONG=1.
+func long() bool { return os.Getenv("LAB_LONG") != "" }
+
+// load queues jobs of four kinds until it is killed. It writes down, where no cut
+// of the lab's disks takes it, the id of each job that the server has accepted,
+// and of each whose success somebody was told.
+const load = `
+	cd /root
+	begin() { id=$(waypoint run --no-local --detach -- sh -c "$1") || return; echo "$id" >>accepted; }
+	attached() {
+		while :; do
+			begin 'i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo "line $i"; done; echo "end $i"' || continue
+			waypoint job wait "$id" >/dev/null 2>&1 && echo "$id" >>succeeded
+		done
+	}
+	attached & attached &
+	while :; do
+		begin 'i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo "line $i"; sleep 0.05; done; echo "end $i"'
+		begin 'head -c 3000000 /dev/zero >file; i=0; while [ $i -lt 4000 ]; do i=$((i+1)); echo "line $i"; done; echo "end $i"'
+		begin 'echo well'
+		n=$((n+1)); [ $((n % 8)) -ne 1 ] || begin 'i=0; until [ -e /tmp/enough ]; do i=$((i+1)); echo "line $i"; sleep 0.2; done; echo "end $i"'
+	done`
+
+// written are the lines of a file that load writes.
+func (l *lab) written(name string) []string {
+	return strings.Fields(l.try("cat", "/root/"+name).stdout)
+}
+
+// all are the server's jobs, by id.
+func (l *lab) all() map[string]job {
+	l.t.Helper()
+	jobs := map[string]job{}
+	for after := ""; ; {
+		page := decode[[]job](l, "waypoint", "job", "list", "--json", "--limit", "500", "--after", after)
+		for _, j := range page {
+			jobs[j.ID] = j
+			after = j.ID
+		}
+		if len(page) < 500 {
+			return jobs
+		}
+	}
+}
+
+// TestPowerCut cuts the power of a host with server and runner, again and again,
+// at moments that nothing is ready for. What the server has accepted it has, what
+// it has called a success is one with all of its output, and what ran is
+// lost as soon as the runner is back.
+func TestPowerCut(t *testing.T) {
+	cuts, latest := 2, 300*time.Millisecond
+	if long() {
+		cuts, latest = 25, 8*time.Second // the kernel begins to write by itself after five
+	}
+	onEach(t, func(l *lab, p packages) {
+		l.install(p.new.deb)
+		l.sh("echo 'concurrency = 20' >>/etc/waypoint/runner.toml")
+		l.waypoint("server", "status")
+		runner := l.adopted()
+		l.run("systemctl", "enable", "waypoint-runner")
+		for n := range cuts {
+			before := len(l.written("accepted"))
+			calls := l.begin("sh", "-uc", load)
+			enough := before + 5 + rand.IntN(60)
+			l.await("jobs are accepted", func() bool { return len(l.written("accepted")) >= enough })
+			<-time.After(rand.N(latest)) // any moment
+			l.cut()
+			calls.wait()
+			l.start()
+			l.awaitRunner("back and adopted after cut "+strconv.Itoa(n+1), func(r remote) bool { return r.ID == runner && ready(r) && r.State == "adopted" })
+			back := time.Now()
+			l.recovered(back)
+			if l.t.Failed() {
+				return
+			}
+		}
+	}, func(l *lab) { l.disk(600, state...) })
+}
+
+// recovered holds what load has written down against what there is after a cut.
+func (l *lab) recovered(back time.Time) {
+	l.t.Helper()
+	l.run("touch", "/tmp/enough") // what was queued ends by itself
+	accepted, succeeded := l.written("accepted"), map[string]bool{}
+	for _, id := range l.written("succeeded") {
+		succeeded[id] = true
+	}
+	var jobs map[string]job
+	l.await("no job is left of the boot before", func() bool {
+		jobs = l.all()
+		for _, j := range jobs {
+			if j.State == "running" || j.State == "assigned" || j.State == "queued" {
+				return false
+			}
+		}
+		return true
+	})
+	l.t.Logf("%d jobs after a cut, settled within %s", len(jobs), time.Since(back).Round(time.Millisecond))
+	for _, id := range accepted {
+		j, ok := jobs[id]
+		switch {
+		case !ok:
+			l.t.Errorf("job %s was accepted, and there is none", id)
+		case j.State == "success":
+			l.numbered(j)
+		case succeeded[id]:
+			l.t.Errorf("job %s had succeeded, and is now %s", id, j)
+		case j.Reason != "runner_lost":
+			l.t.Errorf("job %s: %s", id, j)
+		}
+	}
+	equal(l, "failed units", l.run("systemctl", "--failed", "--no-legend"), "")
+	equal(l, "restarts of server, agent and supervisor", strings.Join([]string{l.property("waypoint-server", "NRestarts"), l.property("waypoint-runner", "NRestarts"), l.property("waypoint-jobs", "NRestarts")}, " "), "0 0 0")
+	l.await("no attempt's directory is left", func() bool {
+		return l.sh("find /var/lib/waypoint-jobs -mindepth 1 -maxdepth 1 -type d -not -name '.slot-*'") == ""
+	})
+	equal(l, "a job after a cut", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
+}
+
+// numbered fails the test unless a job of load that has succeeded has all of its
+// lines.
+func (l *lab) numbered(j job) {
+	l.t.Helper()
+	lines := strings.Split(strings.TrimSpace(l.output(j.ID)), "\n")
+	last := lines[len(lines)-1]
+	if last == "well" && len(lines) == 1 {
+		return
+	}
+	for i, line := range lines[:len(lines)-1] {
+		if want := "line " + strconv.Itoa(i+1); line != want {
+			l.t.Errorf("job %s: line %d is %q", j.ID, i+1, line)
+			return
+		}
+	}
+	if want := "end " + strconv.Itoa(len(lines)-1); last != want {
+		l.t.Errorf("job %s: it ends with %q, and not with %q", j.ID, last, want)
+	}
+}
