@@ -2,6 +2,9 @@ package runner
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -234,5 +237,27 @@ func TestProbeFails(t *testing.T) {
 	b.r.pulse.due(-time.Hour)
 	if err := b.r.Probe(t.Context()); wire.KindOf(err) != wire.Internal {
 		t.Errorf("a loop that is overdue: %v", err)
+	}
+}
+
+// What a host that lost its power has left of an attempt, with an assignment
+// that was never written, may still be the jobs' user's: it waits for the
+// supervisor, which takes it back first, and is removed then.
+func TestManagedLeftovers(t *testing.T) {
+	b, f := newManaged(t)
+	b.waits = func(w *waits) { w.supervisor = time.Millisecond }
+	dir := filepath.Join(b.cfg.Dir, "torn-1")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, fileAssignment), make([]byte, 300), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	b.start().connected()
+	b.fares(wire.SupervisorMissing)
+	if _, err := os.Stat(dir); err != nil {
+		t.Errorf("before there is a supervisor: %v", err)
+	}
+	f.begin("2.0.0", 0)
+	b.fares(wire.SupervisorReady)
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("with a supervisor it is still there: %v", err)
 	}
 }

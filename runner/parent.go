@@ -287,6 +287,7 @@ func (r *Runner) resupervise(ctx context.Context, pause *backoff) bool {
 		if err == nil {
 			var theirs holding
 			if theirs, err = takeOver(ctx, jobs); err == nil {
+				r.removeLeftovers()
 				r.sort(ctx, jobs, theirs)
 				r.parent.set(jobs)
 				r.log.Info("supervisor found", "jobs", len(theirs.list), "pid", jobs.PID(), "version", jobs.Version())

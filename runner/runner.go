@@ -191,6 +191,8 @@ type Runner struct {
 	draining sync.Mutex // held while this host's drain is changed
 	intake   sync.Mutex // held while an assignment is taken, and while that is forbidden
 
+	leftovers []leftover // load's and, after it, watch's alone
+
 	ctx      context.Context         // of Run; set before anything else starts
 	end      context.CancelCauseFunc // ends it
 	attempts sync.WaitGroup          // attempts' goroutines

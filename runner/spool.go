@@ -172,7 +172,9 @@ func readEnd(dir string) (*supervisor.End, error) {
 
 // load takes up what an agent before this one left: attempts go on where they
 // were, and directories of no attempt are removed. Without a supervisor, what
-// was given to one is taken to be with it until there is one to ask.
+// was given to one is taken to be with it until there is one to ask, and what
+// is left over stays until then: a job of another user may have had it, and the
+// next supervisor takes that back before anybody can connect to it.
 func (r *Runner) load(ctx context.Context) error {
 	// Where jobs run as another user they pass through it to their own directories.
 	if err := os.MkdirAll(r.cfg.Dir, 0o711); err != nil {
@@ -206,10 +208,7 @@ func (r *Runner) load(ctx context.Context) error {
 			continue
 		}
 		if a == nil {
-			r.log.Info("leftover removed", "dir", dir, "why", why)
-			if err := removeTree(dir); err != nil {
-				r.log.Error("leftover cannot be removed", "dir", dir, "error", err)
-			}
+			r.leftovers = append(r.leftovers, leftover{dir, why})
 			continue
 		}
 		found = append(found, a)
@@ -219,12 +218,28 @@ func (r *Runner) load(ctx context.Context) error {
 		r.hold(a)
 	}
 	if jobs != nil {
+		r.removeLeftovers()
 		r.sort(ctx, jobs, theirs) // before any of them goes on
 	}
 	for _, a := range found {
 		r.attempts.Go(a.live)
 	}
 	return nil
+}
+
+// leftover is the directory of an attempt that does not go on.
+type leftover struct{ dir, why string }
+
+// removeLeftovers is for when there is a supervisor.
+func (r *Runner) removeLeftovers() {
+	for _, l := range r.leftovers {
+		if err := removeTree(l.dir); err != nil {
+			r.log.Error("leftover cannot be removed", "dir", l.dir, "error", err)
+		} else {
+			r.log.Info("leftover removed", "dir", l.dir, "why", l.why)
+		}
+	}
+	r.leftovers = nil
 }
 
 // reload makes the attempt that a directory holds, nil and the reason where it
