@@ -9,6 +9,7 @@ import (
 
 	"github.com/waypointd/waypoint/daemon/adoption"
 	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/daemon/token"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -23,6 +24,12 @@ func (s *Server) judge(ctx context.Context, v *visitor, offers []wire.TokenOffer
 	now, r := time.Now(), v.runner()
 	for _, o := range offers {
 		c, err := s.verify(ctx, o.Token, now)
+		if token.Ahead(c, now) != nil && adoption.Granted(c, r) {
+			// It was granted while the clock of a server was ahead, or this one's
+			// is behind: that must not cost an adopted runner its jobs until
+			// then. It is good for its own key alone, and renewed at once.
+			err = token.Expired(c, now)
+		}
 		t := shown{Offer: adoption.Offer{Source: o.Source, Claims: c}}
 		switch wire.KindOf(err) {
 		case "", wire.Expired:

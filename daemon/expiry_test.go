@@ -1,11 +1,16 @@
 package daemon_test
 
 import (
+	"errors"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/daemon/daemontest"
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/daemon/token"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -97,6 +102,65 @@ func TestRenewal(t *testing.T) {
 		if o.Grant != nil {
 			t.Error("an operator's token is renewed")
 		}
+	}
+}
+
+// A grant of a clock that was ahead, and has been set right since, is good for the
+// runner that it was granted to, and is renewed at once. A token that an
+// operator made then is not good yet.
+func TestGrantAheadOfTheClock(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := daemontest.Start(t, daemon.Config{StateDir: dir, Lease: time.Hour})
+	adopted := s.Adopted(t, "r1", zone)
+	open := s.Token(t, wire.RunnerTokenRequest{})
+	s.Stop()
+	db, err := store.Open(t.Context(), filepath.Join(dir, "waypoint.db"), store.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := db.TokenKeys(t.Context())
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	ahead := func(text string) string {
+		c, err := wire.ReadToken(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Issued, c.Expiry = c.Issued.Add(24*time.Hour), c.Expiry.Add(24*time.Hour)
+		if text, err = token.Mint(keys[len(keys)-1], c); err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	early := ahead(adopted.Offers[0].Token)
+	s.Restart()
+
+	adopted.Show(early)
+	adopted.MustConnect()
+	adopted.MustBegin()
+	right, err := wire.ReadToken(adopted.AwaitGrant())
+	if err != nil || right.Issued.After(time.Now()) || right.Key == "" {
+		t.Errorf("renewed as %+v, %v", right, err)
+	}
+	c := s.Client(t)
+	gets(t, c, adopted)
+
+	other := s.Runner(t, "r2", nil)
+	other.Show(ahead(open))
+	other.MustConnect()
+	other.MustBegin()
+	if is := inspect(t, c, "r2"); is.State != wire.Pending || is.Problem != wire.TokenInvalid || !strings.Contains(is.Detail, "ahead of this server's clock") {
+		t.Errorf("one with an operator's token %+v", is)
+	}
+	// Another runner's grant stays another's.
+	thief := s.Runner(t, "r3", zone)
+	thief.Show(early)
+	thief.MustConnect()
+	thief.MustBegin()
+	if is := inspect(t, c, "r3"); is.State != wire.Pending || is.Problem == "" {
+		t.Errorf("one with another's grant %+v", is)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/waypointd/waypoint/daemon/adoption"
+	"github.com/waypointd/waypoint/daemon/token"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/statedir"
@@ -143,6 +144,9 @@ func (f *fleet) stand(v *visitor, out adoption.Outcome, labels map[string]string
 	if out.Used != nil {
 		v.using = out.Used.Claims
 		v.renewAt = adoption.RenewAt(out.Standing.State, out.Used.Claims, v.runner())
+		if !v.renewAt.IsZero() && token.Ahead(out.Used.Claims, now) != nil {
+			v.renewAt = now // see judge
+		}
 	}
 	m := f.members[v.id]
 	if m == nil || m.visitor != v {

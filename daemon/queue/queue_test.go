@@ -194,6 +194,19 @@ func TestFinish(t *testing.T) {
 	}
 }
 
+// Whatever the clock does, no moment of a job is before an earlier one.
+func TestMomentsOfAClockThatIsSetBack(t *testing.T) {
+	queued := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	back := queued.Add(-24 * time.Hour)
+	j := &Job{Job: wire.Job{ID: "j", State: wire.Queued, QueuedAt: queued}}
+	if err := errors.Join(j.Assign("r", back), j.Ack(1, "r", back.Add(time.Second)), j.Finish(1, "r", wire.Result{State: wire.Success}, back.Add(time.Minute))); err != nil {
+		t.Fatal(err)
+	}
+	if j.AssignedAt.Before(queued) || j.StartedAt.Before(j.AssignedAt) || j.FinishedAt.Before(j.StartedAt) {
+		t.Errorf("queued %s, assigned %s, started %s, finished %s", queued, j.AssignedAt, j.StartedAt, j.FinishedAt)
+	}
+}
+
 func TestMatch(t *testing.T) {
 	any := wire.Target{Any: true}
 	id := func(s string) wire.Target { return wire.Target{ID: s} }

@@ -19,7 +19,7 @@ func (j *Job) Assign(runner string, now time.Time) error {
 	j.State = wire.Assigned
 	j.Attempt++
 	j.RunnerID = runner
-	j.AssignedAt = now
+	j.AssignedAt = j.moment(now)
 	return nil
 }
 
@@ -32,7 +32,7 @@ func (j *Job) Ack(attempt int, runner string, now time.Time) error {
 		return j.refuse("acknowledge")
 	}
 	j.State = wire.Running
-	j.StartedAt = now
+	j.StartedAt = j.moment(now)
 	return nil
 }
 
@@ -68,7 +68,7 @@ func (j *Job) Finish(attempt int, runner string, r wire.Result, now time.Time) e
 		return wire.Errorf(wire.BadUsage, "finish job %s: %q is not the state of a result", j.ID, r.State)
 	}
 	if j.StartedAt.IsZero() {
-		j.StartedAt = now
+		j.StartedAt = j.moment(now)
 	}
 	j.ExitCode, j.Signal = r.ExitCode, r.Signal
 	j.Outputs, j.Usage = r.Outputs, r.Usage
@@ -182,10 +182,21 @@ func (j *Job) outcome() string {
 	return string(j.State) + ", " + string(j.Reason)
 }
 
+// moment is now, or where the clock has been set back the last moment of the
+// job's that is on record: nothing takes less than no time.
+func (j *Job) moment(now time.Time) time.Time {
+	for _, t := range []time.Time{j.QueuedAt, j.AssignedAt, j.StartedAt} {
+		if t.After(now) {
+			now = t
+		}
+	}
+	return now
+}
+
 // End is the one way for a job to end.
 func (j *Job) End(state wire.State, reason wire.Reason, text string, now time.Time) {
 	j.State, j.Reason, j.Error = state, reason, shorten(text)
-	j.FinishedAt = now
+	j.FinishedAt = j.moment(now)
 	j.Blocked, j.Waiting = Ready, 0
 }
 

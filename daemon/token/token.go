@@ -106,8 +106,8 @@ func Mint(k Key, c wire.Claims) (string, error) {
 }
 
 // Verify is what a token says, proved. key finds the public key of an id.
-// The error is Unauthenticated, or Expired together with the claims where all
-// but the time is right; neither shows the text.
+// The error is Unauthenticated or Expired, together with the claims where all but
+// the time is right (see Ahead); neither shows the text.
 func Verify(text string, key func(id [8]byte) (ed25519.PublicKey, bool), now time.Time) (wire.Claims, error) {
 	p, err := wire.SplitToken(text)
 	if err != nil {
@@ -133,12 +133,22 @@ func Verify(text string, key func(id [8]byte) (ed25519.PublicKey, bool), now tim
 		return wire.Claims{}, wire.Errorf(wire.Unauthenticated, "the token is not valid: its claims cannot be read")
 	}
 	c.Kind = p.Kind
-	if ahead := c.Issued.Sub(now); ahead > MaxSkew {
-		return wire.Claims{}, wire.Errorf(wire.Unauthenticated,
-			"the token is not valid yet: it was issued at %s, which is %s ahead of this server's clock", stamp(c.Issued), ahead.Round(time.Second)).
-			WithHint("set the server's clock right")
+	if err := Ahead(c, now); err != nil {
+		return c, err
 	}
 	return c, Expired(c, now)
+}
+
+// Ahead is the error, kind Unauthenticated, of a token that is good but for
+// having been made later than now, as far as clocks may differ; else nil.
+func Ahead(c wire.Claims, now time.Time) error {
+	ahead := c.Issued.Sub(now)
+	if ahead <= MaxSkew {
+		return nil
+	}
+	return wire.Errorf(wire.Unauthenticated,
+		"the token is not valid yet: it was issued at %s, which is %s ahead of this server's clock", stamp(c.Issued), ahead.Round(time.Second)).
+		WithHint("set the server's clock right")
 }
 
 // Expired is the error of a token that is good but for the time, kind Expired;
