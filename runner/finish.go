@@ -84,6 +84,9 @@ func (a *attempt) mourn() (*supervisor.End, error) {
 		a.reach(ended)
 		return end, nil
 	}
+	if a.earlier {
+		return a.lost("its host went down before the runner had reported how it ended"), nil
+	}
 	return a.lost("the supervisor of the job is gone"), nil
 }
 

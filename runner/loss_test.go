@@ -283,6 +283,11 @@ func TestLoad(t *testing.T) {
 	b.spool(unbegun, boot, map[string]string{markStarted: "", markRunning: ""})
 	b.spool(gone, boot, map[string]string{markRunning: "", fileLog: ""})
 	b.spool(over, boot, map[string]string{markRunning: "", fileEnd: `{"state":"success","log_bytes":0,"at":"2026-01-02T03:04:05Z"}`})
+	unkept, kept, others := script("echo never"), script("echo never"), script("echo never")
+	success := `{"state":"success","log_bytes":0,"at":"2026-01-02T03:04:05Z"}`
+	b.spool(unkept, "another boot", map[string]string{markRunning: "", fileEnd: success})
+	b.spool(kept, "another boot", map[string]string{markRunning: "", fileEnd: success, "kept": kept.Job + "-1"})
+	b.spool(others, "another boot", map[string]string{markRunning: "", fileEnd: success, "kept": kept.Job + "-1"})
 	earlierDir := b.spool(earlier, "another boot", nil)
 	b.spool(earlierStarted, "another boot", map[string]string{markStarted: ""})
 	torn := b.spool(script("echo never"), boot, nil)
@@ -299,6 +304,9 @@ func TestLoad(t *testing.T) {
 	want(t, b.s.ended(gone.JobRef), wire.Failed, wire.ReasonRunnerLost)
 	want(t, b.s.ended(over.JobRef), wire.Success, "")
 	want(t, b.s.ended(earlierStarted.JobRef), wire.Failed, wire.ReasonRunnerLost)
+	want(t, b.s.ended(unkept.JobRef), wire.Failed, wire.ReasonRunnerLost)
+	want(t, b.s.ended(kept.JobRef), wire.Success, "")
+	want(t, b.s.ended(others.JobRef), wire.Failed, wire.ReasonRunnerLost)
 	for _, ref := range []wire.JobRef{prepared.JobRef, unbegun.JobRef, gone.JobRef, over.JobRef, earlierStarted.JobRef} {
 		b.gone(ref)
 	}
@@ -310,7 +318,7 @@ func TestLoad(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(strange, "file")); err != nil {
 		t.Errorf("what is no attempt's was touched: %v", err)
 	}
-	if n := len(b.s.begins[0].Held); n != 5 {
+	if n := len(b.s.begins[0].Held); n != 8 {
 		t.Errorf("%d attempts held: %+v", n, b.s.begins[0].Held)
 	}
 }

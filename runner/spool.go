@@ -279,12 +279,23 @@ func (r *Runner) reload(dir string, theirs holding) (*attempt, string) {
 	}
 	// The host has been down: what it had written last may be missing, so an
 	// attempt whose start is not on record may have run. It is not run again.
+	// And an end may be another attempt's, or that of one whose output and
+	// artifact are not there.
 	if s.Boot != r.boot {
 		switch at {
 		case recorded:
 			return nil, "it is from before the host's last start"
 		case started:
 			at = given
+		case ended:
+			if supervisor.Kept(dir, ref) {
+				break
+			}
+			at = given
+			if err := supervisor.Disown(dir); err != nil {
+				r.log.Warn("end of an attempt cannot be taken back", "dir", dir, "error", err)
+				return nil, "what it has left cannot be relied on"
+			}
 		}
 	}
 	a := r.newAttempt(s.Assignment, dir, at)

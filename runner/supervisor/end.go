@@ -7,16 +7,20 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // The files of an attempt that others read.
 const (
-	LogFile = "log" // package joblog
-	endFile = "end.json"
+	LogFile  = "log" // package joblog
+	endFile  = "end.json"
+	keptFile = "kept" // the attempt's name, once all that it has left is on the disk
 )
 
 // syncDelay is how long an attempt that has ended is held before its files are
@@ -63,7 +67,7 @@ func (a *attempt) finish(end *End) {
 	s := a.s
 	s.mu.Lock()
 	a.end = end
-	a.sync = time.AfterFunc(syncDelay, a.syncFiles)
+	a.sync = time.AfterFunc(syncDelay, a.keep)
 	if s.closed {
 		a.sync.Stop()
 	}
@@ -73,18 +77,90 @@ func (a *attempt) finish(end *End) {
 	s.changed(a)
 }
 
-// syncFiles puts on the disk what a server has not asked for yet.
-func (a *attempt) syncFiles() {
-	for _, name := range []string{LogFile, endFile, "."} {
-		f, err := os.Open(filepath.Join(a.spec.Dir, name))
-		if err != nil {
-			continue // removed meanwhile
+// keep puts on the disk what a server has not asked for yet.
+func (a *attempt) keep() { a.s.keep([]*attempt{a}) }
+
+// keepUnreported is keep for all that has ended and that nobody has forgotten,
+// when the process ends.
+func (s *Supervisor) keepUnreported() {
+	var all []*attempt
+	s.mu.Lock()
+	for _, a := range s.attempts {
+		if a.end != nil {
+			all = append(all, a)
 		}
-		if err := f.Sync(); err != nil {
-			a.s.log.Warn("sync attempt", "job", a.spec.Job, "attempt", a.spec.Attempt, "error", err.Error())
-		}
-		f.Close()
 	}
+	s.mu.Unlock()
+	s.keep(all)
+}
+
+// keep puts attempts on the disk: also where the host loses its power, they
+// ended as it is recorded then.
+func (s *Supervisor) keep(all []*attempt) {
+	s.keeping.Lock() // one is as much as a disk can do
+	defer s.keeping.Unlock()
+	all = slices.DeleteFunc(all, func(a *attempt) bool { return Kept(a.spec.Dir, a.spec.JobRef) })
+	if len(all) == 0 {
+		return
+	}
+	// All of the file system: an attempt's record, and what a build has made,
+	// are many files.
+	synced := syncFS(all[0].spec.Dir)
+	for _, a := range all {
+		err := synced
+		if err == nil {
+			err = markKept(a.spec.Dir, a.spec.JobRef)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed meanwhile
+			s.log.Warn("sync attempt", "job", a.spec.Job, "attempt", a.spec.Attempt, "error", err.Error())
+		}
+	}
+}
+
+func syncFS(dir string) error {
+	d, err := os.Open(filepath.Dir(dir))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return &fs.PathError{Op: "syncfs", Path: dir, Err: err}
+	}
+	return nil
+}
+
+func markKept(dir string, ref wire.JobRef) error {
+	f, err := os.OpenFile(filepath.Join(dir, keptFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(name(ref))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Kept reports whether what the attempt in dir has left was on the disk as a
+// whole before the host may have gone down. Of one that was not, any file may
+// be empty, short, or what another attempt had in its place.
+func Kept(dir string, ref wire.JobRef) bool {
+	b, err := os.ReadFile(filepath.Join(dir, keptFile))
+	return err == nil && string(b) == name(ref)
+}
+
+// Disown takes back that an attempt has ended: what is recorded of it cannot be
+// relied on.
+func Disown(dir string) error {
+	err := os.Remove(filepath.Join(dir, endFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // The waits for room on a full disk.

@@ -45,6 +45,8 @@ type Supervisor struct {
 	user *executor.User // of jobs; nil is this process's own
 	wg   sync.WaitGroup // of attempts
 
+	keeping sync.Mutex // held while the disk is written to for one attempt
+
 	// quit is closed by Close: nothing waits for room on the disk any more.
 	quit chan struct{}
 

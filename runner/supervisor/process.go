@@ -104,6 +104,7 @@ func Run(ctx context.Context, cfg ProcessConfig) error {
 	defer s.Close()
 	s.log.Info("supervisor started", "isolation", s.Isolation(), "dir", cfg.Dir, "pid", os.Getpid(), "version", cfg.Version)
 	err = (&process{cfg: cfg, s: s}).live(ctx, ln)
+	s.keepUnreported()
 	s.log.Info("supervisor stopping")
 	return err
 }

@@ -213,7 +213,35 @@ func TestEnsureWhileLeaving(t *testing.T) {
 		if end := run(t, j, s); end.State != wire.Success {
 			t.Errorf("got %+v", end)
 		}
+		if err := j.Forget(t.Context(), s.JobRef); err != nil { // else it is put on the disk first
+			t.Error(err)
+		}
 		j.Close()
+	}
+}
+
+// What nobody has come to report is on the disk when the process has ended.
+func TestUnreportedIsKept(t *testing.T) {
+	dir := t.TempDir()
+	j, err := Ensure(t.Context(), dir, self(dir, "process-group", "1ms"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, untold := sh(t, "true"), sh(t, "true")
+	for _, s := range []Spec{told, untold} {
+		run(t, j, s)
+	}
+	if err := j.Forget(t.Context(), told.JobRef); err != nil {
+		t.Error(err)
+	}
+	j.Close()
+	unlock, err := lock(t.Context(), filepath.Join(dir, lockFile), 20*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if Kept(told.Dir, told.JobRef) || !Kept(untold.Dir, untold.JobRef) || Kept(untold.Dir, told.JobRef) {
+		t.Error("kept is not what nobody has come for")
 	}
 }
 
