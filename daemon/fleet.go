@@ -247,6 +247,29 @@ func (f *fleet) report(ref wire.JobRef, v *visitor) (fresh bool, err error) {
 	return false, wire.Errorf(wire.Conflict, "attempt %d of job %s is not this runner's", ref.Attempt, ref.Job)
 }
 
+// reportLate is report for one that may be lost; whether it is, the store says.
+// It may be live here a moment longer.
+func (f *fleet) reportLate(ref wire.JobRef, v *visitor) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch m, a := f.members[v.id], f.find(ref, v.id); {
+	case m == nil || m.visitor != v:
+		return wire.Errorf(wire.Unavailable, "runner %q has to begin its work stream first", v.id)
+	case a != nil && a.orphan, v.kind == wire.KindRemote && v.standing.State == wire.Pending:
+		return wire.Errorf(wire.Conflict, "attempt %d of job %s is not this runner's", ref.Attempt, ref.Job)
+	}
+	return nil
+}
+
+// lateKey is what proves, besides the id, whose a lost attempt was; of a local
+// runner the id is made of the key.
+func (v *visitor) lateKey() string {
+	if v.kind == wire.KindLocal {
+		return v.id
+	}
+	return v.key
+}
+
 // holds reports whether an attempt is the member's to decide about.
 func (f *fleet) holds(m *member, ref wire.JobRef) bool {
 	f.mu.Lock()

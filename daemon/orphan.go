@@ -10,16 +10,12 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// orphanSetting is where the store keeps who a runner was that has been
-// forgotten at work: its id is anybody's now, its attempts are not.
-func orphanSetting(id string) string { return "owner_of_attempts_of_" + id }
-
 // keepOwner keeps who a runner is, in the transaction that forgets it.
 func (s *Server) keepOwner(tx *store.Tx, r store.RunnerRecord) error {
 	if !s.fleet.mayReport(r.ID) {
 		return nil // it has no attempts, or they are of one before it
 	}
-	return tx.PutSetting(orphanSetting(r.ID), r.Fingerprint)
+	return tx.PutSetting(store.OwnerSetting(r.ID), r.Fingerprint)
 }
 
 // inherit ends, in the transaction that admits a runner, the orphans under its
@@ -33,7 +29,7 @@ func (s *Server) inherit(tx *store.Tx, v *visitor, now time.Time) (lost []wire.J
 			return nil, err
 		}
 	}
-	return lost, tx.DropSetting(orphanSetting(v.id))
+	return lost, tx.DropSetting(store.OwnerSetting(v.id))
 }
 
 // orphaned are the runners with active jobs that have been forgotten, and not
@@ -50,7 +46,7 @@ func (s *Server) orphaned(ctx context.Context, active []store.Active) (map[strin
 		if err != nil && wire.KindOf(err) != wire.NotFound {
 			return nil, fmt.Errorf("read the runner of an active job: %w", err)
 		}
-		owner, err := s.store.Setting(ctx, orphanSetting(a.RunnerID))
+		owner, err := s.store.Setting(ctx, store.OwnerSetting(a.RunnerID))
 		if err != nil {
 			return nil, err
 		}

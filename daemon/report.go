@@ -32,15 +32,9 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		return err
 	}
 	m := st.Peer().Data.(*visitor)
-	fresh, err := s.fleet.report(req.JobRef, m)
+	length, err := s.reported(ctx, req, m)
 	if err != nil {
 		return err
-	}
-	var length int64
-	if !fresh {
-		if _, length, err = s.store.Log(ctx, req.Job, req.Attempt, 0, 0); err != nil {
-			return err
-		}
 	}
 	if err := st.Send(wire.ReportOrder{Offset: length}); err != nil {
 		return err
@@ -53,9 +47,18 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		if err != nil {
 			return err
 		}
-		length, err = s.record(ctx, req.JobRef, m.id, length, chunks, result)
+		if req.Late {
+			length, err = s.recordLate(ctx, req.JobRef, m, chunks, result)
+		} else {
+			length, err = s.record(ctx, req.JobRef, m.id, length, chunks, result)
+		}
 		if err != nil {
 			return err
+		}
+		if result != nil && req.Late {
+			s.log.Info("late result of a lost job recorded", "job", req.Job, "attempt", req.Attempt, "runner", m.id,
+				"state", result.State, "reason", result.Reason)
+			return st.Send(wire.ReportOrder{Offset: length, Ended: true})
 		}
 		if result != nil {
 			s.fleet.end(req.JobRef, false) // its place was given away in the commit
@@ -70,39 +73,72 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 	}
 }
 
+// reported opens a report, and returns how much output there is of it.
+func (s *Server) reported(ctx context.Context, req wire.ReportRequest, v *visitor) (length int64, err error) {
+	if req.Late {
+		if err := s.fleet.reportLate(req.JobRef, v); err != nil {
+			return 0, err
+		}
+		return s.store.Late(ctx, req.JobRef, v.id, v.lateKey())
+	}
+	fresh, err := s.fleet.report(req.JobRef, v)
+	if err != nil || fresh {
+		return 0, err
+	}
+	_, length, err = s.store.Log(ctx, req.Job, req.Attempt, 0, 0)
+	return length, err
+}
+
 // record makes output and, if it has come, the result durable; length is how
-// much output is already. While there is no room it waits and tries again: the
-// rest is safe on the runner's disk.
+// much output is already.
 func (s *Server) record(ctx context.Context, ref wire.JobRef, runner string, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
+	err := s.persist(ctx, ref, runner, func(tx *store.Tx, now time.Time) (err error) {
+		if result == nil {
+			if err := s.settleIn(tx, ref, runner); err != nil {
+				return err
+			}
+		}
+		if len(chunks) > 0 {
+			if length, err = tx.AppendLog(ref, runner, chunks); err != nil {
+				return err
+			}
+		}
+		if result == nil {
+			return nil
+		}
+		started, _ := s.fleet.started(ref)
+		return tx.FinishStarted(ref, runner, *result, started, now)
+	})
+	if err == nil {
+		s.fleet.settled(ref)
+	}
+	return length, err
+}
+
+// recordLate is record for an attempt that was lost.
+func (s *Server) recordLate(ctx context.Context, ref wire.JobRef, v *visitor, chunks []wire.Data, result *wire.Result) (length int64, err error) {
+	err = s.persist(ctx, ref, v.id, func(tx *store.Tx, now time.Time) (err error) {
+		if length, err = tx.AppendLate(ref, v.id, v.lateKey(), chunks); err != nil || result == nil {
+			return err
+		}
+		return tx.FinishLate(ref, v.id, v.lateKey(), *result, now)
+	})
+	return length, err
+}
+
+// persist commits what a report brings. While there is no room it waits and
+// tries again: the rest is safe on the runner's disk.
+func (s *Server) persist(ctx context.Context, ref wire.JobRef, runner string, f func(tx *store.Tx, now time.Time) error) error {
 	for {
 		now := time.Now()
-		err := s.update(func(tx *store.Tx) (err error) {
-			if result == nil {
-				if err := s.settleIn(tx, ref, runner); err != nil {
-					return err
-				}
-			}
-			if len(chunks) > 0 {
-				if length, err = tx.AppendLog(ref, runner, chunks); err != nil {
-					return err
-				}
-			}
-			if result == nil {
-				return nil
-			}
-			started, _ := s.fleet.started(ref)
-			return tx.FinishStarted(ref, runner, *result, started, now)
-		})
-		if err == nil {
-			s.fleet.settled(ref)
-		}
+		err := s.update(func(tx *store.Tx) error { return f(tx, now) })
 		if wire.KindOf(err) != wire.Unavailable {
-			return length, err
+			return err
 		}
 		s.log.Warn("job output waits for room", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "error", err)
 		select {
 		case <-ctx.Done():
-			return 0, context.Cause(ctx)
+			return context.Cause(ctx)
 		case <-time.After(clockRetry):
 		}
 	}

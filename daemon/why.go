@@ -149,6 +149,35 @@ func whyEnded(j wire.Job) string {
 	if j.Error != "" {
 		text += ": " + j.Error
 	}
+	if j.LateResult != nil {
+		text += "; " + whyLate(*j.LateResult)
+	}
+	return text
+}
+
+// whyLate says what the runner of a lost job has said of it since.
+func whyLate(l wire.LateResult) string {
+	text := fmt.Sprintf("its runner said later, at %s, that ", stamp(l.ReportedAt))
+	switch {
+	case l.Reason == wire.ReasonRunnerLost:
+		return text + "it had lost it too"
+	case l.State == wire.Canceled:
+		text += "it had been stopped"
+	default:
+		text += "it had ended by itself"
+	}
+	if l.ExitCode != nil {
+		text += fmt.Sprintf(" with exit code %d", *l.ExitCode)
+	}
+	if l.Signal != "" {
+		text += " by " + l.Signal
+	}
+	if l.Reason == wire.ReasonTimeout || l.Reason == wire.ReasonOOM {
+		text += " (" + string(l.Reason) + ")"
+	}
+	if !l.FinishedAt.IsZero() {
+		text += " at " + stamp(l.FinishedAt)
+	}
 	return text
 }
 

@@ -26,6 +26,7 @@ const (
 var (
 	errDropped  = errors.New("the attempt has been dropped")
 	errCanceled = errors.New("the job has been canceled")
+	errGivenUp  = errors.New("the server has given the job up")
 	errOver     = errors.New("the attempt is over")
 )
 
@@ -51,6 +52,7 @@ type attempt struct {
 	exited    gate // opened by supervised: the supervisor says that it has ended
 	bereaved  gate // opened by bereave: the supervisor that had it is gone
 	shipped   gate // opened by ship when it returns
+	givenUp   gate // opened by giveUp: the server has given it up; it is ended, and reported late
 
 	cancels chan struct{} // one token: a cancel has come
 	unheld  chan struct{} // one token: no supervisor has begun it, nor will
@@ -70,7 +72,7 @@ func (r *Runner) newAttempt(job wire.Assignment, dir string, s stage) *attempt {
 	a := &attempt{
 		r: r, job: job, dir: dir, stage: s,
 		log:       r.log.With("job", job.Job, "attempt", job.Attempt, "runner", r.name()),
-		permitted: newGate(), exited: newGate(), bereaved: newGate(), shipped: newGate(),
+		permitted: newGate(), exited: newGate(), bereaved: newGate(), shipped: newGate(), givenUp: newGate(),
 		cancels: make(chan struct{}, 1), unheld: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 	a.ctx, a.stop = context.WithCancelCause(r.ctx)
@@ -91,7 +93,7 @@ func (a *attempt) standing() (confirmed, live bool) {
 func (a *attempt) busy() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return !a.gone && !a.sent && !a.force
+	return !a.gone && !a.givenUp.opened() && !a.sent && !a.force
 }
 
 // dormant reports whether it waits for nothing but the server.
@@ -129,6 +131,26 @@ func (a *attempt) trouble(what string, args ...any) {
 		level = slog.LevelInfo
 	}
 	a.log.Log(context.Background(), level, what, args...)
+}
+
+// giveUp ends what runs of it, as the server has given it up. If it was lost and
+// this is the first that is heard of it, the server takes what there is to
+// say: see ship. Before its start there is nothing.
+func (a *attempt) giveUp(why string) {
+	a.mu.Lock()
+	begun, over := a.stage > recorded, a.gone || a.acked || a.givenUp.opened()
+	a.mu.Unlock()
+	switch {
+	case over:
+	case !begun:
+		a.drop(why)
+	default:
+		a.trouble("job given up by the server", "why", why)
+		a.givenUp.open()
+		a.stopWork(errGivenUp)
+		poke(a.cancels)
+		a.permitted.open() // for one that had been confirmed to an agent before this one
+	}
 }
 
 // drop gives it up: it is killed, forgotten and removed, and nothing is said.
@@ -212,6 +234,9 @@ func (a *attempt) live() {
 	}
 	switch {
 	case err == nil:
+		if a.givenUp.opened() {
+			a.log.Info("late result handed in")
+		}
 		a.erase(a.r.ctx)
 		a.r.release(a)
 		if a.r.cfg.Once {

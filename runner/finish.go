@@ -18,17 +18,18 @@ import (
 // finish makes the result of how the attempt ended: its outputs, and of a build
 // that succeeded the artifact, which the server has when finish returns. It
 // can be repeated. What goes wrong here makes a success a failure, with the
-// reason; an error means that the attempt was dropped or the Run has ended.
+// reason; an error means that the attempt was dropped or the Run has ended. A
+// late result is told as it is, without an artifact.
 func (a *attempt) finish(end *supervisor.End) (*wire.Result, error) {
 	result := &wire.Result{
 		State: end.State, Reason: end.Reason, Error: end.Error,
 		ExitCode: end.ExitCode, Signal: end.Signal, Usage: end.Usage,
-		LogBytes: end.LogBytes,
+		LogBytes: end.LogBytes, FinishedAt: end.At,
 	}
 	outputs, err := operation.ReadOutputs(filepath.Join(a.dir, fileOutputs))
 	if err == nil {
 		result.Outputs = outputs
-		if end.State == wire.Success && a.job.Spec.Operation == wire.OpBuild && len(a.job.Spec.Output) > 0 {
+		if end.State == wire.Success && !a.givenUp.opened() && a.job.Spec.Operation == wire.OpBuild && len(a.job.Spec.Output) > 0 {
 			result.Artifact, err = a.pack()
 		}
 	}
@@ -36,6 +37,7 @@ func (a *attempt) finish(end *supervisor.End) (*wire.Result, error) {
 	case a.ctx.Err() != nil:
 		return nil, context.Cause(a.ctx)
 	case err == nil, end.State != wire.Success:
+	case a.givenUp.opened(): // it ended before, by itself
 	case a.work.Err() != nil:
 		result.State, result.Reason = wire.Canceled, wire.ReasonCanceled
 	default:

@@ -24,7 +24,9 @@ const flushDelay = 2 * time.Millisecond
 
 // ship reports the attempt until the server has its result, the attempt is
 // dropped or the Run ends. A report that is cut goes on at the next session,
-// from where the server says.
+// from where the server says. One that is refused may be of an attempt that was
+// lost meanwhile: it is given up, and reported late. So it is known at once
+// where nobody wants that, and what still runs is killed.
 func (a *attempt) ship() {
 	defer a.shipped.open()
 	pause := backoff{min: a.r.waits.retryMin, max: a.r.waits.retryMax}
@@ -33,11 +35,15 @@ func (a *attempt) ship() {
 		if err != nil {
 			return
 		}
-		err = a.report(s)
+		late := a.givenUp.opened()
+		err = a.report(s, late)
 		switch k := wire.KindOf(err); {
 		case err == nil, a.ctx.Err() != nil:
 			return
 		case s.Err() != nil: // once more on the next session
+		case errors.Is(err, errGivenUp):
+		case k == wire.Conflict && !late:
+			a.giveUp(err.Error())
 		case k == wire.Conflict, k == wire.NotFound:
 			a.drop(err.Error())
 			return
@@ -50,14 +56,14 @@ func (a *attempt) ship() {
 	}
 }
 
-// report is one report stream. Nil means that the server has the result.
-func (a *attempt) report(s *mux.Session) error {
+// report is one report stream, late or not. Nil means that the server has the result.
+func (a *attempt) report(s *mux.Session, late bool) error {
 	// The stream outlives the attempt by the server's STATUS, so that its
 	// closing is no cancel.
 	ctx, cut := context.WithCancelCause(a.r.ctx)
 	detach := context.AfterFunc(a.ctx, func() { cut(context.Cause(a.ctx)) })
 	defer detach()
-	st, err := s.Open(ctx, wire.MethodReport, wire.ReportRequest{JobRef: a.job.JobRef})
+	st, err := s.Open(ctx, wire.MethodReport, wire.ReportRequest{JobRef: a.job.JobRef, Late: late})
 	if err != nil {
 		cut(err)
 		return err
@@ -79,6 +85,9 @@ func (a *attempt) report(s *mux.Session) error {
 		}
 	})
 	sh := &shipment{a: a, st: st, at: first.Offset}
+	if !late {
+		sh.over = a.givenUp
+	}
 	defer sh.close()
 	if err := sh.run(ctx, heard); err != nil {
 		cut(err)
@@ -111,6 +120,8 @@ type shipment struct {
 	at  int64 // the offset reached
 	log *joblog.Reader
 	bad bool // the log cannot be read further
+
+	over gate // opened when this is not to be reported so any more; of a late report the zero gate
 }
 
 func (sh *shipment) close() {
@@ -126,6 +137,9 @@ func (sh *shipment) run(ctx context.Context, heard <-chan error) error {
 	flush.Stop()
 	defer flush.Stop()
 	for waiting := false; ; {
+		if sh.over.opened() {
+			return errGivenUp
+		}
 		// The result first: when it is there, the log has got all its bytes.
 		result := sh.a.outcome()
 		from := sh.at
@@ -152,6 +166,8 @@ func (sh *shipment) run(ctx context.Context, heard <-chan error) error {
 			}
 		case err := <-heard:
 			return err
+		case <-sh.over.c:
+			return errGivenUp
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -22,8 +22,10 @@
 // never runs twice. One that a supervisor was given and has not begun, because
 // it was leaving or has died, is given to the next.
 //
-// A Drop, and a report that is refused as Conflict or NotFound, end an attempt
-// without a word: killed if it runs, forgotten, removed.
+// A Drop, and a report that is refused as Conflict, give an attempt up: what runs
+// of it is ended (TERM, grace, kill), and what there is to say is said in a late
+// report, which the server takes if the attempt was lost. If it does not, the
+// attempt is killed, forgotten, removed.
 //
 // # Tokens
 //

@@ -370,6 +370,7 @@ func TestDrop(t *testing.T) {
 	a := script("echo on; sleep 1000; touch " + mark)
 	b.s.assign(a)
 	b.s.await("it runs", func() bool { return len(b.s.jobs[a.JobRef].log) > 0 })
+	b.s.change(func() { b.s.jobs[a.JobRef].stale = true })
 	b.s.order(wire.WorkOrder{Drop: &a.JobRef})
 	b.gone(a.JobRef)
 	if b.s.jobs[a.JobRef].result != nil {

@@ -64,6 +64,8 @@ type testJob struct {
 	wire.Assignment
 	acks    int
 	stale   bool // taken back: Drop, and Conflict for its report
+	lost    bool // ended as runner_lost: likewise, and a late report is taken
+	lates   int  // late reports
 	started bool
 	log     []byte
 	length  int64
@@ -186,6 +188,9 @@ func (s *testServer) assign(a wire.Assignment) {
 // errLate refuses what comes on a session before the runner's newest.
 var errLate = wire.Errorf(wire.Conflict, "the runner has connected anew")
 
+// errLost refuses what is reported of a lost attempt, but late.
+var errLost = wire.Errorf(wire.Conflict, "the attempt is lost")
+
 func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 	var e wire.WorkEvent
 	if err := st.RecvMsg(&e); err != nil {
@@ -212,7 +217,7 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 		s.newest = number
 		s.begins = append(s.begins, *e.Begin)
 		for _, h := range e.Begin.Held {
-			if j := s.jobs[h.JobRef]; j == nil || j.stale || j.result != nil {
+			if j := s.jobs[h.JobRef]; j == nil || j.stale || j.lost || j.result != nil {
 				begun.Drop = append(begun.Drop, h.JobRef)
 			} else {
 				begun.Keep = append(begun.Keep, h.JobRef)
@@ -224,7 +229,7 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 		for ref, j := range s.jobs {
 			held := slices.ContainsFunc(e.Begin.Held, func(h wire.Held) bool { return h.JobRef == ref })
 			switch {
-			case held || j.stale || j.result != nil:
+			case held || j.stale || j.lost || j.result != nil:
 			case j.started:
 				s.t.Errorf("the runner has lost %v, which it was told to start", ref)
 				j.result = &wire.Result{}
@@ -356,9 +361,12 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 		if j = s.jobs[req.JobRef]; j != nil {
 			j.reports++
 			offset = j.length
+			if req.Late {
+				j.lates++
+			}
 		}
 	})
-	if j == nil || j.stale || !j.started {
+	if j == nil || j.stale || !j.started || req.Late != j.lost || j.lost && j.result != nil {
 		return wire.Errorf(wire.Conflict, "attempt %d of job %s is not yours", req.Attempt, req.Job)
 	}
 	if err := st.Send(wire.ReportOrder{Offset: offset}); err != nil {
@@ -373,9 +381,12 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 			return wire.Errorf(wire.BadUsage, "report ended without a result")
 		}
 		if f.IsData() {
-			cut, gap, late := false, false, false
+			cut, gap, late, lost := false, false, false, false
 			s.change(func() {
 				if late = number < s.newest; late {
+					return
+				}
+				if lost = j.lost && !req.Late; lost {
 					return
 				}
 				if gap = f.Data.Offset != j.length; gap {
@@ -396,6 +407,9 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 			if late {
 				return errLate
 			}
+			if lost {
+				return errLost
+			}
 			if gap {
 				s.t.Errorf("output at offset %d, want %d", f.Data.Offset, offset)
 				return wire.Errorf(wire.BadUsage, "output does not fit")
@@ -412,9 +426,12 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 		if err := json.Unmarshal(f.Msg, &result); err != nil {
 			return err
 		}
-		late := false
+		late, lost := false, false
 		s.change(func() {
 			if late = number < s.newest; late {
+				return
+			}
+			if lost = j.lost && !req.Late; lost {
 				return
 			}
 			if result.LogBytes != offset {
@@ -430,6 +447,9 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 		})
 		if late {
 			return errLate
+		}
+		if lost {
+			return errLost
 		}
 		s.fill()
 		return st.Send(wire.ReportOrder{Offset: offset, Ended: true})

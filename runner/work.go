@@ -50,7 +50,7 @@ func (r *Runner) CancelAll(force bool) {
 func (r *Runner) begun(w *workStream, b wire.WorkBegun) {
 	for _, ref := range b.Drop {
 		if a := r.attempt(ref); a != nil {
-			a.drop("the server has given it up")
+			a.giveUp("it is not this runner's any more")
 		}
 	}
 	for _, a := range r.all() {
@@ -83,7 +83,7 @@ func (r *Runner) obey(w *workStream, o wire.WorkOrder) {
 		}
 	case o.Drop != nil:
 		if a := r.attempt(*o.Drop); a != nil {
-			a.drop("the server has given it up")
+			a.giveUp("it is not this runner's any more")
 		}
 	case o.Cancel != nil:
 		if a := r.attempt(o.Cancel.JobRef); a != nil {

@@ -158,7 +158,25 @@ func jobFields(j wire.Job) *output.Fields {
 		f.Add("Usage", fmt.Sprintf("%.2fs CPU, %s memory, %.2fs", u.CPUSeconds, output.Bytes(u.MaxRSSBytes), u.WallSeconds))
 	}
 	f.Add("Outputs", output.Pairs(j.Outputs))
+	if j.LateResult != nil {
+		f.Add("Late result", lateOf(*j.LateResult))
+	}
 	return f
+}
+
+// lateOf is how a lost job went, by what its runner said afterwards.
+func lateOf(l wire.LateResult) string {
+	text := stateOf(wire.Job{State: l.State, Reason: l.Reason})
+	if l.ExitCode != nil {
+		text += fmt.Sprintf(", exit code %d", *l.ExitCode)
+	}
+	if l.Signal != "" {
+		text += ", " + l.Signal
+	}
+	if !l.FinishedAt.IsZero() {
+		text += ", ended " + instant(l.FinishedAt)
+	}
+	return text + ", reported " + instant(l.ReportedAt)
 }
 
 func targetOf(t wire.Target) string {

@@ -1,6 +1,7 @@
 package torture
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -142,7 +143,8 @@ func (b *breaker) pause(ctx context.Context, least, most int) {
 
 // TestCutLongerThanLease cuts the runner off until its jobs are lost, by every
 // direction: each is lost once and by rule, what had arrived stays, and the
-// runner that comes back ends what still runs and keeps its late results to itself.
+// runner that comes back ends what still runs and hands in the rest: all the
+// output, and how it went, which changes nothing else.
 func TestCutLongerThanLease(t *testing.T) {
 	ctx := bounded(t, 2*time.Minute)
 	s := newRemote(ctx, t, time.Second, 200*time.Millisecond)
@@ -188,7 +190,9 @@ func (a *absence) start(ctx context.Context, tag string) *wanderer {
 	t.Helper()
 	w := &wanderer{script: script{tag: tag}, stop: filepath.Join(a.s.dir, tag+".stop"), heard: make(chan *heard, 1)}
 	text := fmt.Sprintf(`echo "%[1]s $WAYPOINT_ATTEMPT $$" >>%[2]s
+trap 'echo "%[1]s last $i"; exit 0' TERM
 i=0; while [ ! -e %[3]s ]; do i=$((i+1)); echo "%[1]s $i"; sleep 0.02; done
+echo "%[1]s last $i"
 echo "%[1]s $WAYPOINT_ATTEMPT $$" >>%[4]s`, tag, a.tr.starts, w.stop, a.tr.ends)
 	w.id = submitOne(ctx, t, c, wire.JobSpec{Operation: wire.OpRun, Command: []string{"sh", "-c", text}, Target: wire.Target{Any: true}}).ID
 	go func() { w.heard <- listen(ctx, c, wire.StreamRequest{ID: w.id, Follow: true}) }()
@@ -274,8 +278,8 @@ func (a *absence) back(ctx context.Context, after string) {
 	}
 }
 
-// checkLost holds that a lost job is as it was when it was lost, and its output
-// the beginning of what it printed.
+// checkLost holds that a lost job is as it was when it was lost, but for its late
+// result and the rest of its output, which is whole.
 func (a *absence) checkLost(ctx context.Context, c *client.Client, w *wanderer, after string) {
 	t := a.s.t
 	t.Helper()
@@ -284,28 +288,40 @@ func (a *absence) checkLost(ctx context.Context, c *client.Client, w *wanderer, 
 		t.Fatal(err)
 	}
 	if j.State != w.now.State || j.Reason != w.now.Reason || j.Error != w.now.Error || j.Attempt != w.now.Attempt ||
-		!j.FinishedAt.Equal(w.now.FinishedAt) || j.LogBytes != w.now.LogBytes {
+		!j.FinishedAt.Equal(w.now.FinishedAt) || j.ExitCode != nil {
 		t.Errorf("after %s, lost job %s is %+v, and was %+v", after, w.tag, j, w.now)
 	}
+	says, state := "had ended by itself with exit code 0", wire.Success
+	if w == a.endless {
+		says, state = "had been stopped", wire.Canceled
+	}
+	if l := j.LateResult; l == nil || l.State != state || l.Attempt != j.Attempt || l.LogBytes != j.LogBytes ||
+		l.FinishedAt.IsZero() || l.ReportedAt.Before(j.FinishedAt) {
+		t.Errorf("after %s, late result of %s: %+v, want %s", after, w.tag, l, state)
+	}
 	why, err := c.Why(ctx, w.id)
-	if err != nil || why.Code != "ended" || !strings.Contains(why.Sentence, "out of contact") {
+	if err != nil || why.Code != "ended" || !strings.Contains(why.Sentence, "out of contact") || !strings.Contains(why.Sentence, says) {
 		t.Errorf("after %s, job why of %s: %q %q, %v", after, w.tag, why.Code, why.Sentence, err)
 	}
-	live := <-w.heard
-	for how, h := range map[string]*heard{"live": live, "afterwards": listen(ctx, c, wire.StreamRequest{ID: w.id, Follow: true})} {
-		if h.problem != nil {
+	live, afterwards := <-w.heard, listen(ctx, c, wire.StreamRequest{ID: w.id, Follow: true})
+	for how, h := range map[string]*heard{"live": live, "afterwards": afterwards} {
+		length := j.LogBytes
+		if h == live {
+			length = w.now.LogBytes
+		}
+		if h.problem != nil || h.last == nil {
 			t.Errorf("after %s, %s %s: %v", after, w.tag, how, h.problem)
-			continue
+		} else if h.offset != length || length == 0 || h.last.Reason != wire.ReasonRunnerLost {
+			t.Errorf("after %s, %s %s: %d bytes of %d, ended as %q", after, w.tag, how, h.offset, length, h.last.Reason)
 		}
-		got := h.output[wire.Stdout]
-		all := numbered(w.tag+" %d\n", 1+strings.Count(string(got), "\n"))
-		if len(got) == 0 || len(got) > len(all) {
-			t.Errorf("after %s, %s %s: %d bytes", after, w.tag, how, len(got))
-		} else if err := difference(got, all[:len(got)]); err != nil {
-			t.Errorf("after %s, %s %s: %v", after, w.tag, how, err)
-		}
-		if int64(len(got)) != j.LogBytes || h.last.Reason != wire.ReasonRunnerLost {
-			t.Errorf("after %s, %s %s: %d bytes of %d, ended as %q", after, w.tag, how, len(got), j.LogBytes, h.last.Reason)
-		}
+	}
+	got := afterwards.output[wire.Stdout]
+	n := strings.Count(string(got), "\n") - 1
+	all := append(numbered(w.tag+" %d\n", n), fmt.Sprintf("%s last %d\n", w.tag, n)...)
+	if err := difference(got, all); err != nil {
+		t.Errorf("after %s, the output of %s: %v", after, w.tag, err)
+	}
+	if heard := live.output[wire.Stdout]; !bytes.HasPrefix(got, heard) {
+		t.Errorf("after %s, what was heard of %s live (%d bytes) is not the beginning of it", after, w.tag, len(heard))
 	}
 }

@@ -285,7 +285,16 @@ func (r *Runner) MustStart() *wire.Assignment {
 
 // Report opens a report and returns the offset to go on from.
 func (r *Runner) Report(ref wire.JobRef) (*mux.Stream, int64, error) {
-	st, err := r.Session.Open(r.t.Context(), wire.MethodReport, wire.ReportRequest{JobRef: ref})
+	return r.report(wire.ReportRequest{JobRef: ref})
+}
+
+// ReportLate opens the late report of an attempt that was lost, like Report.
+func (r *Runner) ReportLate(ref wire.JobRef) (*mux.Stream, int64, error) {
+	return r.report(wire.ReportRequest{JobRef: ref, Late: true})
+}
+
+func (r *Runner) report(req wire.ReportRequest) (*mux.Stream, int64, error) {
+	st, err := r.Session.Open(r.t.Context(), wire.MethodReport, req)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -299,7 +308,18 @@ func (r *Runner) Report(ref wire.JobRef) (*mux.Stream, int64, error) {
 // Finish reports output and result of an attempt to the durable end.
 func (r *Runner) Finish(ref wire.JobRef, output string, result wire.Result) error {
 	r.t.Helper()
-	st, offset, err := r.Report(ref)
+	return r.finish(wire.ReportRequest{JobRef: ref}, output, result)
+}
+
+// FinishLate is Finish of an attempt that was lost.
+func (r *Runner) FinishLate(ref wire.JobRef, output string, result wire.Result) error {
+	r.t.Helper()
+	return r.finish(wire.ReportRequest{JobRef: ref, Late: true}, output, result)
+}
+
+func (r *Runner) finish(req wire.ReportRequest, output string, result wire.Result) error {
+	r.t.Helper()
+	st, offset, err := r.report(req)
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ const jobColumns = `id, operation, state, reason, error, exit_code, signal, proj
 	CASE WHEN finished_at > 0 THEN log_bytes ELSE COALESCE((SELECT c.start + length(c.data) FROM log_chunks c
 		WHERE c.job_id = jobs.id AND c.attempt = jobs.attempt ORDER BY c.start DESC LIMIT 1), 0) END,
 	depends_on, singleton, priority, command, outputs, usage, sequence, place, blocked, waiting, allow_failure,
-	idempotency_key, uses`
+	idempotency_key, uses, late`
 
 const (
 	selectJob  = `SELECT ` + jobColumns + ` FROM jobs WHERE id = $1`
@@ -51,16 +51,17 @@ type row struct {
 // scanJob reads jobColumns and what the query selects behind them.
 func scanJob(rows *sql.Rows, more ...any) (*row, error) {
 	var (
-		r                                               row
-		code                                            sql.NullInt64
-		target, dependsOn, command, outputs, usage      string
-		queued, assigned, started, finished, cancel, ex int64
+		r                                                row
+		code                                             sql.NullInt64
+		target, dependsOn, command, outputs, usage, late string
+		queued, assigned, started, finished, cancel, ex  int64
 	)
 	j := &r.Job
 	dest := []any{&j.ID, &j.Operation, &j.State, &j.Reason, &j.Error, &code, &j.Signal, &j.Project, &j.App,
 		&j.Workspace, &j.Profile, &target, &j.RunnerID, &j.Attempt, &j.RetryOf, &queued, &assigned, &started,
 		&finished, &cancel, &ex, &j.LogBytes, &dependsOn, &j.Singleton, &j.Priority, &command, &outputs, &usage,
-		&j.Sequence, &j.Place, &j.Blocked, &j.Waiting, &j.AllowDependencyFailure, &j.IdempotencyKey, &j.Uses}
+		&j.Sequence, &j.Place, &j.Blocked, &j.Waiting, &j.AllowDependencyFailure, &j.IdempotencyKey, &j.Uses,
+		&late}
 	err := rows.Scan(append(dest, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("read job: %w", err)
@@ -74,7 +75,8 @@ func scanJob(rows *sql.Rows, more ...any) (*row, error) {
 	j.QueuedAt, j.AssignedAt, j.StartedAt = fromMicro(queued), fromMicro(assigned), fromMicro(started)
 	j.FinishedAt, j.CancelRequested, j.ExpiresAt = fromMicro(finished), fromMicro(cancel), fromMicro(ex)
 	j.DependsOn = splitIDs(dependsOn)
-	if err := errors.Join(fromJSON(command, &j.Command), fromJSON(outputs, &j.Outputs), fromJSON(usage, &j.Usage)); err != nil {
+	if err := errors.Join(fromJSON(command, &j.Command), fromJSON(outputs, &j.Outputs), fromJSON(usage, &j.Usage),
+		fromJSON(late, &j.LateResult)); err != nil {
 		return nil, fmt.Errorf("read job %s: %w", j.ID, err)
 	}
 	r.wasState, r.wasAttempt = j.State, j.Attempt

@@ -33,14 +33,10 @@ const (
 // length now stored. Each chunk becomes (part of) a row of at most 64 KiB.
 func (tx *Tx) AppendLog(ref wire.JobRef, runner string, chunks []wire.Data) (int64, error) {
 	var (
-		state        wire.State
-		holder       string
-		attempt      int
-		start, tail  int64 // of the last row
-		end          int64
-		data         []byte // of the row in the making
-		segs         segments
-		first, taken int64 // its offset; whether it is the last row again
+		state       wire.State
+		holder      string
+		attempt     int
+		start, tail int64
 	)
 	switch err := one(tx, selectLogEnd, []any{ref.Job}, &state, &holder, &attempt, &start, &tail); {
 	case errors.Is(err, errNoRow):
@@ -52,7 +48,18 @@ func (tx *Tx) AppendLog(ref wire.JobRef, runner string, chunks []wire.Data) (int
 		return 0, wire.Errorf(wire.Conflict, "append output of job %s: attempt %d is not in progress on runner %q",
 			ref.Job, ref.Attempt, runner)
 	}
-	end = start + tail
+	return tx.appendChunks(ref, start, tail, chunks)
+}
+
+// appendChunks is AppendLog behind its check; start is where the last row
+// starts, tail its length.
+func (tx *Tx) appendChunks(ref wire.JobRef, start, tail int64, chunks []wire.Data) (int64, error) {
+	var (
+		data         []byte // of the row in the making
+		segs         segments
+		first, taken int64 // its offset; whether it is the last row again
+	)
+	end := start + tail
 	flush := func() error {
 		if len(data) == 0 {
 			return nil

@@ -106,13 +106,16 @@ func (tx *Tx) FinishStarted(ref wire.JobRef, runner string, res wire.Result, sta
 }
 
 // Lost ends an attempt whose runner is gone: assigned or running -> error,
-// runner_lost.
+// runner_lost. Whose it was is kept for a late result.
 func (tx *Tx) Lost(ref wire.JobRef, why string, now time.Time) error {
 	r, err := tx.lockJob(ref.Job)
 	if err != nil {
 		return err
 	}
-	return tx.end(r, func() error { return r.Lose(ref.Attempt, why, stamp(now)) })
+	if err := tx.end(r, func() error { return r.Lose(ref.Attempt, why, stamp(now)) }); err != nil {
+		return err
+	}
+	return tx.lostBy(r.ID, r.RunnerID)
 }
 
 // Cancel asks for a job's end: queued -> canceled; assigned or running ->

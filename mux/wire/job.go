@@ -130,6 +130,21 @@ type Job struct {
 	Outputs         map[string]string `json:"outputs,omitempty"`
 	Usage           *Usage            `json:"usage,omitempty"`
 	Sequence        int64             `json:"sequence,omitempty"` // number of the artifact, deployment or release it makes
+	LateResult      *LateResult       `json:"late_result,omitempty"`
+}
+
+// LateResult is how an attempt went that had ended as runner_lost, as its runner
+// said when it was back. It is no second end: nothing else of the job changes
+// with it, but for log_bytes, since the rest of the output comes before it.
+type LateResult struct {
+	Attempt    int       `json:"attempt"`
+	State      State     `json:"state"` // canceled where the runner has stopped it
+	Reason     Reason    `json:"reason,omitempty"`
+	ExitCode   *int      `json:"exit_code,omitempty"`
+	Signal     string    `json:"signal,omitempty"`
+	LogBytes   int64     `json:"log_bytes"`
+	FinishedAt time.Time `json:"finished_at,omitzero"` // by the runner's clock
+	ReportedAt time.Time `json:"reported_at"`
 }
 
 // Usage is what a job took.

@@ -66,6 +66,11 @@ func goldenMessages() []any {
 		ReportRequest{JobRef: ref},
 		ReportOrder{Offset: 4096, Ended: true},
 		Result{State: Failed, Reason: ReasonFailed, ExitCode: &code, LogBytes: 1234},
+		ReportRequest{JobRef: ref, Late: true},
+		Result{State: Success, LogBytes: 1234, FinishedAt: when},
+		Job{ID: "01JOB", Operation: OpRun, State: Failed, Reason: ReasonRunnerLost, Target: Target{Any: true}, Attempt: 2, QueuedAt: when,
+			LateResult: &LateResult{Attempt: 2, State: Failed, Reason: ReasonFailed, ExitCode: &code, Signal: "SIGTERM", LogBytes: 1234,
+				FinishedAt: when, ReportedAt: when.Add(time.Hour)}},
 	}
 }
 

@@ -1,5 +1,7 @@
 package wire
 
+import "time"
+
 // JobRef names one attempt of a job. Every message of a runner carries it; a
 // stale attempt is refused with Conflict.
 type JobRef struct {
@@ -54,7 +56,7 @@ type WorkOrder struct {
 	Begun     *WorkBegun  `json:"begun,omitempty"`
 	Assign    *Assignment `json:"assign,omitempty"`
 	Start     *JobRef     `json:"start,omitempty"` // answers Ack: start it now
-	Drop      *JobRef     `json:"drop,omitempty"`  // not yours any more: kill it if it runs, forget it, report nothing
+	Drop      *JobRef     `json:"drop,omitempty"`  // not yours any more: end it if it runs; only a late report can be made of it
 	Cancel    *CancelJob  `json:"cancel,omitempty"`
 	Grant     *Grant      `json:"grant,omitempty"`
 	Heartbeat bool        `json:"heartbeat,omitempty"`
@@ -66,7 +68,7 @@ func (o WorkOrder) Admits() bool { return o.Standing != nil && o.Standing.Admitt
 // WorkBegun sorts what a runner holds.
 type WorkBegun struct {
 	Keep []JobRef `json:"keep,omitempty"` // go on, and report
-	Drop []JobRef `json:"drop,omitempty"` // not yours any more
+	Drop []JobRef `json:"drop,omitempty"` // not yours any more, as WorkOrder's
 	// HeartbeatEvery is how often each side says something when it has nothing
 	// to say; a side that hears nothing for three times as long gives the
 	// session up.
@@ -94,8 +96,14 @@ type Assignment struct {
 // job's output as DATA frames from the offset that the first ReportOrder
 // names, and behind the last byte one MSG Result. Closing early loses
 // nothing: the next report goes on from the acknowledged offset.
+//
+// A late report is of an attempt that was dropped, or whose report was refused:
+// it is taken where the job has ended as runner_lost with this attempt and this
+// runner, once. Any other is refused with Conflict or NotFound, also by a server
+// that does not know of late reports, and the runner forgets the attempt.
 type ReportRequest struct {
 	JobRef
+	Late bool `json:"late,omitempty"`
 }
 
 // ReportOrder is the server's side of a report: after every durable append
@@ -116,4 +124,6 @@ type Result struct {
 	Usage    *Usage            `json:"usage,omitempty"`
 	Artifact *BlobHeader       `json:"artifact,omitempty"` // build: stored before the result is sent
 	LogBytes int64             `json:"log_bytes"`          // all output, so that nothing can be missing unnoticed
+	// FinishedAt is when the attempt ended, by the runner's clock; kept of a late report.
+	FinishedAt time.Time `json:"finished_at,omitzero"`
 }

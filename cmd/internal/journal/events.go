@@ -217,6 +217,16 @@ runner_lost. It may have done its work or a part of it, so it is not started aga
   waypoint job retry @WAYPOINT_JOB@`,
 	},
 	{
+		Text:    "late result of a lost job recorded",
+		ID:      "f3f122f03b0c48218bdb13e74c286685",
+		Subject: "What became of lost job @WAYPOINT_JOB@ is known: @WAYPOINT_STATE@",
+		Body: `
+Runner @WAYPOINT_RUNNER@ is back and has handed in the rest of the output of attempt @WAYPOINT_ATTEMPT@ and how it went. The
+job stays runner_lost, and nothing that depends on it goes on by itself:
+  waypoint job inspect @WAYPOINT_JOB@
+  waypoint job stream @WAYPOINT_JOB@`,
+	},
+	{
 		Text:    "store is full: jobs and output wait for room",
 		ID:      "5d9169d4082c48248878a21f76f099b3",
 		Subject: "No room is left for the store",
