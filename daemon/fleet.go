@@ -163,13 +163,14 @@ func (f *fleet) assign(made []store.Assigned, now time.Time) {
 
 // ack confirms the start of an assigned attempt. Of one that is not the
 // runner's to start it is told drop; of an orphan nothing, until the runner is
-// admitted again.
+// admitted again. What a work stream says late whose runner has begun another
+// is nothing: there it has said what it holds.
 func (f *fleet) ack(m *member, ref wire.JobRef, now time.Time) (start, drop, durable bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a := f.find(ref, m.id)
 	switch {
-	case a != nil && a.orphan:
+	case a != nil && a.orphan, f.members[m.id] != m:
 		return false, false, false
 	case a == nil || a.recalled:
 		return false, true, false
@@ -268,6 +269,14 @@ func (v *visitor) lateKey() string {
 		return v.id
 	}
 	return v.key
+}
+
+// works reports whether the session is the one with the runner's work stream.
+func (f *fleet) works(v *visitor) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.members[v.id]
+	return m != nil && m.visitor == v
 }
 
 // holds reports whether an attempt is the member's to decide about.

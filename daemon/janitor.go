@@ -14,15 +14,35 @@ const (
 	pruneEvery = 10 * time.Minute
 )
 
+// clockStep is how much further than this process the host's clock may go
+// between two rounds of retention: one that was set, perhaps wrongly and not for
+// long, is believed with the next round.
+const clockStep = 5 * time.Minute
+
+// steady reports whether the clock has gone on as this process has. Neither
+// time has a reading of the monotonic clock; ran is by that.
+func steady(was, is time.Time, ran time.Duration) bool {
+	return (is.Sub(was) - ran).Abs() <= clockStep
+}
+
 // janitor removes what need not be kept.
 func (s *Server) janitor() {
 	timer := time.NewTimer(firstPrune)
 	defer timer.Stop()
+	last := time.Now()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-timer.C:
+		}
+		now := time.Now()
+		set := !steady(last.Round(0), now.Round(0), now.Sub(last))
+		last = now
+		if set {
+			s.log.Warn("clock was set: nothing is removed for its age before the next look", "again_in", pruneEvery.String())
+			timer.Reset(pruneEvery)
+			continue
 		}
 		n, err := s.store.Prune(s.ctx, s.cfg().RetainFor, s.cfg().RetainJobs, time.Now())
 		if err != nil && s.ctx.Err() == nil {

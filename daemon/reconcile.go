@@ -79,6 +79,9 @@ type differences struct {
 func (f *fleet) missing(m *member, has []wire.JobRef) (lost []wire.JobRef) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.members[m.id] != m {
+		return nil // what it had when it was here says nothing of now
+	}
 	for _, a := range f.held[m.id] {
 		if a.running && !a.orphan && !slices.Contains(has, a.JobRef) {
 			a.absent = true

@@ -50,7 +50,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		if req.Late {
 			length, err = s.recordLate(ctx, req.JobRef, m, chunks, result)
 		} else {
-			length, err = s.record(ctx, req.JobRef, m.id, length, chunks, result)
+			length, err = s.record(ctx, req.JobRef, m, length, chunks, result)
 		}
 		if err != nil {
 			return err
@@ -91,8 +91,9 @@ func (s *Server) reported(ctx context.Context, req wire.ReportRequest, v *visito
 
 // record makes output and, if it has come, the result durable; length is how
 // much output is already.
-func (s *Server) record(ctx context.Context, ref wire.JobRef, runner string, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
-	err := s.persist(ctx, ref, runner, func(tx *store.Tx, now time.Time) (err error) {
+func (s *Server) record(ctx context.Context, ref wire.JobRef, v *visitor, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
+	runner := v.id
+	err := s.persist(ctx, ref, v, func(tx *store.Tx, now time.Time) (err error) {
 		if result == nil {
 			if err := s.settleIn(tx, ref, runner); err != nil {
 				return err
@@ -117,7 +118,7 @@ func (s *Server) record(ctx context.Context, ref wire.JobRef, runner string, len
 
 // recordLate is record for an attempt that was lost.
 func (s *Server) recordLate(ctx context.Context, ref wire.JobRef, v *visitor, chunks []wire.Data, result *wire.Result) (length int64, err error) {
-	err = s.persist(ctx, ref, v.id, func(tx *store.Tx, now time.Time) (err error) {
+	err = s.persist(ctx, ref, v, func(tx *store.Tx, now time.Time) (err error) {
 		if length, err = tx.AppendLate(ref, v.id, v.lateKey(), chunks); err != nil || result == nil {
 			return err
 		}
@@ -126,16 +127,26 @@ func (s *Server) recordLate(ctx context.Context, ref wire.JobRef, v *visitor, ch
 	return length, err
 }
 
+// errNotHere is why a report ends whose runner's work stream is not on its session
+// any more: it goes on from the one that is.
+var errNotHere = wire.Errorf(wire.Unavailable, "the runner does not work on this session any more: report on the one where it does")
+
 // persist commits what a report brings. While there is no room it waits and
-// tries again: the rest is safe on the runner's disk.
-func (s *Server) persist(ctx context.Context, ref wire.JobRef, runner string, f func(tx *store.Tx, now time.Time) error) error {
+// tries again: the rest is safe on the runner's disk. Of a session whose runner
+// works on another nothing is recorded any more.
+func (s *Server) persist(ctx context.Context, ref wire.JobRef, v *visitor, f func(tx *store.Tx, now time.Time) error) error {
 	for {
 		now := time.Now()
-		err := s.update(func(tx *store.Tx) error { return f(tx, now) })
-		if wire.KindOf(err) != wire.Unavailable {
+		err := s.update(func(tx *store.Tx) error {
+			if !s.fleet.works(v) {
+				return errNotHere
+			}
+			return f(tx, now)
+		})
+		if wire.KindOf(err) != wire.Unavailable || errors.Is(err, errNotHere) {
 			return err
 		}
-		s.log.Warn("job output waits for room", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "error", err)
+		s.log.Warn("job output waits for room", "job", ref.Job, "attempt", ref.Attempt, "runner", v.id, "error", err)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

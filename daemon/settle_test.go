@@ -36,11 +36,15 @@ func TestResultBesideTheRecordOfItsStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	v := &visitor{id: runner}
+	if other := s.fleet.join(&member{visitor: v}); other != nil {
+		t.Fatal("another runner is there")
+	}
 	s.fleet.put(&attempt{JobRef: ref, runner: runner, running: true, startedAt: now})
 	if _, pending := s.fleet.started(ref); !pending {
 		t.Fatal("the start is taken for recorded")
 	}
-	if _, err := s.record(t.Context(), ref, runner, 0, nil, &wire.Result{State: wire.Success, ExitCode: new(0)}); err != nil {
+	if _, err := s.record(t.Context(), ref, v, 0, nil, &wire.Result{State: wire.Success, ExitCode: new(0)}); err != nil {
 		t.Errorf("result refused: %v", err)
 	}
 	if job, err := s.store.Job(t.Context(), ref.Job); err != nil || job.State != wire.Success {
@@ -48,7 +52,7 @@ func TestResultBesideTheRecordOfItsStart(t *testing.T) {
 	}
 	// One that is not the runner's any more is refused all the same.
 	s.fleet.put(&attempt{JobRef: ref, runner: runner, running: true, startedAt: now})
-	if _, err := s.record(t.Context(), ref, runner, 0, nil, &wire.Result{State: wire.Success, ExitCode: new(0)}); wire.KindOf(err) != wire.Conflict {
+	if _, err := s.record(t.Context(), ref, v, 0, nil, &wire.Result{State: wire.Success, ExitCode: new(0)}); wire.KindOf(err) != wire.Conflict {
 		t.Errorf("second result: %v", err)
 	}
 }

@@ -386,7 +386,7 @@ func (l *life) look() {
 
 // record is what the server does for a report: see runnerReport.
 func (l *life) record(k *simLink, ref wire.JobRef, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
-	length, err := l.s.record(k.ctx, ref, k.v.id, length, chunks, result)
+	length, err := l.s.record(k.ctx, ref, k.v, length, chunks, result)
 	if err == nil && result != nil {
 		l.s.fleet.end(ref, false)
 		l.s.fleet.settleRejected(k.v.id)

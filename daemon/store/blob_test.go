@@ -251,6 +251,29 @@ func TestPruneBlobs(t *testing.T) {
 
 // The blobs that a retry names are as old as the job that it is a retry of,
 // which stays for them while the retry has not ended.
+// A clock that is set back makes jobs that were queued earlier than those with
+// lower ids: what they need is kept as well.
+func TestPruneBlobsBehindAClockSetBack(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 1000})
+		right := b.now
+		b.now = right.Add(30 * 24 * time.Hour) // set wrongly
+		ahead := b.one(run())
+		b.now = right
+		putBlob(t, b.Store, "u1", "sha256:needed", []byte("source"), right)
+		late := b.one(run())
+		if late < ahead {
+			t.Fatalf("job %s has a lower id than %s, which was queued before it", late, ahead)
+		}
+		if _, err := b.Prune(t.Context(), 24*time.Hour, 0, right.Add(7*24*time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if got := readBlob(t, b.Store, "sha256:needed", 0); string(got) != "source" {
+			t.Errorf("what a queued job needs is %q", got)
+		}
+	})
+}
+
 func TestPruneKeepsWhatARetryNeeds(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)

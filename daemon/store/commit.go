@@ -388,11 +388,11 @@ func (s *Store) refusal(v verdict, err error) error {
 
 // roomAfter is how long nothing was refused for want of room when the log says
 // that there is some again: small changes fit in between.
-const roomAfter = int64(10 * time.Second)
+const roomAfter = 10 * time.Second
 
 // isFull says, once, that there is no room.
 func (s *Store) isFull(now time.Time, err error) {
-	if s.fullAt.Swap(now.UnixNano()) == 0 {
+	if s.fullAt.Swap(&now) == nil {
 		s.cfg.Logger.Error("store is full: jobs and output wait for room", "store", s.engine.describe(), "error", err)
 		s.roomChanged()
 	}
@@ -400,7 +400,7 @@ func (s *Store) isFull(now time.Time, err error) {
 
 // hasRoom says, once, that there is room again.
 func (s *Store) hasRoom(now time.Time) {
-	if at := s.fullAt.Load(); at != 0 && now.UnixNano()-at > roomAfter && s.fullAt.CompareAndSwap(at, 0) {
+	if at := s.fullAt.Load(); at != nil && now.Sub(*at) > roomAfter && s.fullAt.CompareAndSwap(at, nil) {
 		s.cfg.Logger.Info("store has room again", "store", s.engine.describe())
 		s.roomChanged()
 	}
@@ -413,7 +413,7 @@ func (s *Store) roomChanged() {
 }
 
 // Full reports whether writes are refused for want of room, or were a moment ago.
-func (s *Store) Full() bool { return s.fullAt.Load() != 0 }
+func (s *Store) Full() bool { return s.fullAt.Load() != nil }
 
 // fail ends the store's life: nothing is written or read any more.
 func (s *Store) fail(cause error) error {

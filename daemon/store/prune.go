@@ -30,8 +30,7 @@ const (
 	deleteWaited  = `DELETE FROM dependencies WHERE dependency_id = $1`
 	deleteJob     = `DELETE FROM jobs WHERE id = $1 AND finished_at > 0`
 
-	selectOldest     = `SELECT MIN(id) FROM jobs`
-	selectQueuedAt   = `SELECT queued_at FROM jobs WHERE id = $1`
+	selectOldest     = `SELECT MIN(queued_at) FROM jobs` // ids do not tell: they grow although the clock was set back
 	selectUnusedBlob = `SELECT digest, upload FROM blobs WHERE used_at < $1
 	AND NOT EXISTS (SELECT 1 FROM records r WHERE r.digest = blobs.digest AND r.digest <> '') ORDER BY used_at LIMIT 1`
 	deleteBlob      = `DELETE FROM blobs WHERE digest = $1`
@@ -157,16 +156,12 @@ func (tx *Tx) pruneLog(id string, budget *int) (rest bool, err error) {
 func (s *Store) pruneBlobs(ctx context.Context, now time.Time) error {
 	used := micro(now.Add(-24 * time.Hour))
 	oldest := used
-	var id sql.NullString
-	if err := one(s.read(ctx), selectOldest, nil, &id); err != nil {
+	var queued sql.NullInt64
+	if err := one(s.read(ctx), selectOldest, nil, &queued); err != nil {
 		return err
 	}
-	if id.Valid {
-		var queued int64
-		if err := one(s.read(ctx), selectQueuedAt, []any{id.String}, &queued); err != nil && !errors.Is(err, errNoRow) {
-			return err
-		}
-		oldest = min(oldest, queued-(24*time.Hour).Microseconds())
+	if queued.Valid {
+		oldest = min(oldest, queued.Int64-(24*time.Hour).Microseconds())
 	}
 	for more := true; more; {
 		if err := s.Update(ctx, func(tx *Tx) (err error) {

@@ -46,6 +46,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -113,7 +114,7 @@ type Store struct {
 	dead     atomic.Pointer[error] // set once, when the store is no longer trusted
 	deadOnce sync.Once
 
-	fullAt atomic.Int64 // when there was no room last; 0: it has been said that there is some
+	fullAt atomic.Pointer[time.Time] // when there was no room last, by the clock that nobody sets; nil: it has been said that there is some
 }
 
 // engine is what differs between the databases.

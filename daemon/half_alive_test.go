@@ -1,0 +1,100 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/queue"
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// A runner has two sessions that are half alive: what the old one still
+// delivers, once the work stream of the new one has begun, confirms, refuses,
+// loses and records nothing.
+func TestWhatAnOldSessionDeliversLate(t *testing.T) {
+	s, err := New(t.Context(), Config{StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const runner = "one"
+	now := time.Now()
+	var refs []wire.JobRef
+	spec := wire.JobSpec{Operation: wire.OpRun, Command: []string{"true"}, Target: wire.Target{Any: true}}
+	if err := s.store.Update(t.Context(), func(tx *store.Tx) error {
+		if _, err := tx.Submit([]wire.JobSpec{spec, spec}, now); err != nil {
+			return err
+		}
+		made, err := tx.AssignReady(func() []queue.Runner { return []queue.Runner{{ID: runner, Free: 2}} }, now, 2)
+		if err != nil {
+			return err
+		}
+		refs = nil
+		for _, a := range made {
+			refs = append(refs, a.JobRef)
+		}
+		return tx.Ack(refs[0], runner, now)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	runs, given := refs[0], refs[1]
+	s.fleet.put(&attempt{JobRef: runs, runner: runner, running: true, durable: true, startedAt: now})
+	s.fleet.put(&attempt{JobRef: given, runner: runner, sure: true, ackBy: now.Add(time.Hour)})
+	connect := func() *member {
+		t.Helper()
+		_, cancel := context.WithCancelCause(t.Context())
+		t.Cleanup(func() { cancel(nil) })
+		m := &member{visitor: &visitor{id: runner}, orders: newOrders(), replaced: cancel}
+		if s.fleet.join(m) != nil {
+			t.Fatal("another session is there")
+		}
+		held := []wire.Held{{JobRef: runs, Started: true}, {JobRef: given}}
+		if d := s.fleet.reconcile(m, wire.WorkBegin{Concurrency: 2, Held: held}, time.Second, now); len(d.lost)+len(d.requeue) > 0 {
+			t.Fatalf("what it holds differs: %+v", d)
+		}
+		return m
+	}
+	old := connect()
+	s.fleet.leave(old, now)
+	fresh := connect()
+	fresh.orders.take()
+	old.orders.take()
+
+	s.acknowledged(old, given)
+	s.refused(old, wire.Nack{JobRef: given})
+	if refs := s.fleet.missing(old, nil); len(refs) > 0 {
+		t.Errorf("a late list of what it has loses %v", refs)
+	}
+	chunks := []wire.Data{{Bytes: []byte("late")}}
+	if _, err := s.record(t.Context(), runs, old.visitor, 0, chunks, nil); !errors.Is(err, errNotHere) {
+		t.Errorf("late output: %v", err)
+	}
+	if _, err := s.record(t.Context(), runs, old.visitor, 0, nil, &wire.Result{State: wire.Success}); !errors.Is(err, errNotHere) {
+		t.Errorf("a late result: %v", err)
+	}
+	if _, err := s.fleet.report(runs, old.visitor); wire.KindOf(err) != wire.Unavailable {
+		t.Errorf("a late report: %v", err)
+	}
+	for _, m := range []*member{old, fresh} {
+		if said, _ := m.orders.take(); len(said) > 0 {
+			t.Errorf("what came late was answered with %+v", said)
+		}
+	}
+	for i, want := range []wire.State{wire.Running, wire.Assigned} {
+		if j, err := s.store.Job(t.Context(), refs[i].Job); err != nil || j.State != want || j.Attempt != 1 || j.LogBytes != 0 {
+			t.Errorf("job %d is %s, attempt %d, with %d bytes of output, %v; it was %s", i, j.State, j.Attempt, j.LogBytes, err, want)
+		}
+	}
+
+	// The new one goes on as if nothing had come.
+	s.acknowledged(fresh, given)
+	if said, _ := fresh.orders.take(); len(said) != 1 || said[0].Start == nil || *said[0].Start != given {
+		t.Errorf("its acknowledgement is answered with %+v", said)
+	}
+	if n, err := s.record(t.Context(), runs, fresh.visitor, 0, chunks, &wire.Result{State: wire.Success, LogBytes: 4}); n != 4 || err != nil {
+		t.Errorf("its report: %d bytes, %v", n, err)
+	}
+}
