@@ -51,6 +51,31 @@ func TestLateness(t *testing.T) {
 	}
 }
 
+// A line counts for the marks that are before it, whole lines only, and none
+// may come behind a younger one.
+func TestHearing(t *testing.T) {
+	h := &hearing{}
+	mark := time.Unix(0, 100)
+	h.await(mark, mark.Add(100))
+	for _, step := range []struct {
+		text string
+		want int
+	}{{"begun\n99\n100\n1", 0}, {"01\n2", 1}, {"00\n", 1}, {"201\n", 2}} {
+		if err := h.add([]byte(step.text)); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(h.heard()); n != step.want {
+			t.Errorf("after %q %d marks were passed, want %d", step.text, n, step.want)
+		}
+	}
+	if err := h.add([]byte("150\n")); err == nil {
+		t.Error("a line may come behind a younger one")
+	}
+	if err := h.add([]byte("no time\n")); err == nil {
+		t.Error("a line that is no time passes")
+	}
+}
+
 func TestUsageOfThisProcess(t *testing.T) {
 	now, most, err := memory(os.Getpid())
 	if err != nil || now < 1<<20 || most < now {
