@@ -2,14 +2,20 @@
 // supervisor appends, the agent (another process) reads from any offset and
 // follows. Bytes, stream and time of each chunk are kept; a torn tail is never seen.
 //
-// A log is one file of records, nothing before or between them:
+// A log is one file: a mark that says which format it has, then records with
+// nothing between them:
 //
+//	log    := "joblog" | version u16 | record*
 //	record := header | bytes
 //	header := sum u32 | bytes' sum u32 | time µs i64 | stream u8 | length u24     (20 bytes, big endian)
 //
 // Sums are CRC-32C. The header's own covers the offset of the record's first
 // byte in the log as well, so that a header is only good in its place and
 // output that looks like a header is none. Length is 1 to wire.MaxData.
+//
+// Version is 1. The logs of before there was a mark begin with a record, and are
+// read and continued as they are. One of a newer version is refused (Unimplemented): who finds it
+// leaves it alone.
 //
 // A record counts when all of it is there and its sums agree; the log ends
 // before the first one that does not. A Writer that opens a log cuts it there.
@@ -29,6 +35,32 @@ import (
 )
 
 const headerSize = 20
+
+// Version is that of the format which a Writer gives a new log.
+const Version = 1
+
+// mark is what a log begins with; the version follows.
+const (
+	mark     = "joblog"
+	markSize = len(mark) + 2
+)
+
+// appendMark appends the mark of this version.
+func appendMark(dst []byte) []byte {
+	return binary.BigEndian.AppendUint16(append(dst, mark...), Version)
+}
+
+// parseMark reads the first markSize bytes of a log, and returns how many of them are its
+// mark: none, where it is of before there was one.
+func parseMark(b []byte) (int, error) {
+	if string(b[:len(mark)]) != mark {
+		return 0, nil
+	}
+	if v := binary.BigEndian.Uint16(b[len(mark):]); v > Version {
+		return 0, wire.Errorf(wire.Unimplemented, "its format %d is of a newer release, which this one cannot read", v)
+	}
+	return markSize, nil
+}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

@@ -246,7 +246,7 @@ func TestFlippedBitEndsLog(t *testing.T) {
 		}
 	}
 	file, _ := os.ReadFile(path)
-	for i := 120; i < 240; i++ {
+	for i := markSize + 120; i < markSize+240; i++ {
 		bad := bytes.Clone(file)
 		bad[i] ^= 4
 		if err := os.WriteFile(path, bad, 0o600); err != nil {
@@ -255,6 +255,64 @@ func TestFlippedBitEndsLog(t *testing.T) {
 		if got := rest(t, reader(t, path, 0), 0); len(got) != 100 {
 			t.Fatalf("with byte %d flipped %d bytes were read", i, len(got))
 		}
+	}
+}
+
+// Logs that earlier releases wrote are read and continued; one of a later
+// release is refused by both sides and left as it is.
+func TestFormats(t *testing.T) {
+	for version := range Version + 1 {
+		golden, err := os.ReadFile(fmt.Sprintf("testdata/format%d.log", version))
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "log")
+		if err := os.WriteFile(path, golden, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r := reader(t, path, 0)
+		var kinds []wire.StreamID
+		var text []byte
+		for {
+			d, err := r.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.Time.Year() != 2026 {
+				t.Errorf("format %d: written at %s", version, d.Time)
+			}
+			kinds, text = append(kinds, d.Stream), append(text, d.Bytes...)
+		}
+		if string(text) != "err\nout\nhalf\n" || kinds[0] != wire.Stderr || kinds[1] != wire.Stdout {
+			t.Errorf("format %d: read %q of %v", version, text, kinds)
+		}
+		w := create(t, path)
+		if _, err := w.Append(wire.Stdout, time.Now(), []byte("more")); err != nil {
+			t.Fatal(err)
+		}
+		if got := rest(t, r, int64(len(text))); string(got) != "more" {
+			t.Errorf("format %d: what was added is read as %q", version, got)
+		}
+		if got := rest(t, reader(t, path, 4), 4); string(got) != "out\nhalf\nmore" {
+			t.Errorf("format %d: from 4 on it is %q", version, got)
+		}
+	}
+	newer := []byte("joblog\x00\x02whatever this will be")
+	path := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(path, newer, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reader(t, path, 0).Next(); wire.KindOf(err) != wire.Unimplemented {
+		t.Errorf("a newer log is read: %v", err)
+	}
+	if _, err := Create(path); wire.KindOf(err) != wire.Unimplemented {
+		t.Errorf("a newer log is written: %v", err)
+	}
+	if got, _ := os.ReadFile(path); !bytes.Equal(got, newer) {
+		t.Errorf("a newer log became %q", got)
 	}
 }
 

@@ -24,7 +24,7 @@ const (
 // Reader reads a log that may still grow. Not safe for concurrent use.
 type Reader struct {
 	f      *os.File
-	pos    int64  // in the file, of the next record
+	pos    int64  // in the file, of the next record; 0: what the file begins with is not known yet
 	offset int64  // in the log, of the next record
 	want   int64  // in the log, where the caller wants to start
 	buf    []byte // of the file from pos on: what has been read ahead
@@ -47,8 +47,12 @@ func Open(path string, offset int64) (*Reader, error) {
 }
 
 // Next returns the next chunk of at most wire.MaxData bytes (valid until the
-// next call); io.EOF means nothing more for now.
+// next call); io.EOF means nothing more for now, Unimplemented that the log is
+// of a newer release.
 func (r *Reader) Next() (wire.Data, error) {
+	if err := r.begin(); err != nil {
+		return wire.Data{}, err
+	}
 	for {
 		h, err := r.header()
 		if err != nil {
@@ -80,6 +84,22 @@ func (r *Reader) Next() (wire.Data, error) {
 		r.advance(h)
 		return d, nil
 	}
+}
+
+// begin goes past the mark that the log begins with, once that is there.
+func (r *Reader) begin() error {
+	if r.pos > 0 {
+		return nil
+	}
+	if err := r.fill(markSize, readAhead); err != nil {
+		return err
+	}
+	n, err := parseMark(r.buf)
+	if err != nil {
+		return fmt.Errorf("read job log: %w", err)
+	}
+	r.pos, r.buf = int64(n), r.buf[n:]
+	return nil
 }
 
 // header is that of the next record.

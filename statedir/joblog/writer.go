@@ -19,12 +19,13 @@ const writeChunk = 4 * wire.MaxData
 type Writer struct {
 	f    *os.File
 	len  int64  // of the output
-	size int64  // of the file, whole records only
+	size int64  // of the file: the mark and whole records only
 	torn bool   // the file may hold part of a record behind size
 	buf  []byte // of one write, grown to what is needed
 }
 
 // Create opens or makes the log at path for appending; a torn tail is cut off.
+// One of a newer release is Unimplemented and left as it is.
 func Create(path string) (*Writer, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -91,6 +92,10 @@ func (w *Writer) append(s wire.StreamID, at time.Time, b []byte) (int, error) {
 		w.torn = false
 	}
 	w.buf = w.buf[:0]
+	if w.size == 0 {
+		w.buf = appendMark(w.buf)
+	}
+	ahead := len(w.buf)
 	for o := 0; o < len(b); o += wire.MaxData {
 		w.buf = appendRecord(w.buf, w.len+int64(o), s, at, b[o:min(o+wire.MaxData, len(b))])
 	}
@@ -103,11 +108,12 @@ func (w *Writer) append(s wire.StreamID, at time.Time, b []byte) (int, error) {
 	// Records that were written whole can be seen by readers already: keep
 	// them, cut off the rest.
 	added := 0
+	wrote -= ahead
 	for wrote >= headerSize+min(wire.MaxData, len(b)-added) && added < len(b) {
 		n := min(wire.MaxData, len(b)-added)
 		wrote -= headerSize + n
-		w.size += int64(headerSize + n)
-		added += n
+		w.size += int64(ahead + headerSize + n)
+		ahead, added = 0, added+n
 	}
 	w.len += int64(added)
 	w.torn = w.f.Truncate(w.size) != nil
