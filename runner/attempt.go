@@ -41,7 +41,8 @@ type attempt struct {
 	log   *slog.Logger
 	again bool // taken up by this agent: what was prepared before is made anew
 
-	earlier bool // from before the host's last start
+	earlier bool   // from before the host's last start
+	damaged string // why its record is of no use; "": it is
 
 	ctx      context.Context // ended by a drop, by the Run's end, and when it is over
 	stop     context.CancelCauseFunc
@@ -252,11 +253,14 @@ func (a *attempt) live() {
 // execute runs it, or waits for the end of its run. An error means that the
 // attempt was dropped or the Run has ended.
 func (a *attempt) execute() (*supervisor.End, error) {
-	switch a.at() {
-	case ended:
+	switch at := a.at(); {
+	case a.damaged != "":
+		a.r.attempts.Go(a.ship)
+		return a.condemn()
+	case at == ended:
 		a.r.attempts.Go(a.ship)
 		return a.readEnd()
-	case given:
+	case at == given:
 		a.r.attempts.Go(a.ship)
 		if end, err := a.awaitExit(); !errors.Is(err, errUnbegun) {
 			return end, err
@@ -473,7 +477,7 @@ func (a *attempt) erase(ctx context.Context) {
 			}
 		}
 	}
-	if err := a.r.freeSlot(a.dir); err != nil {
+	if err := a.r.freeSlot(a.dir); err != nil && ctx.Err() == nil {
 		a.log.Error("attempt's directory cannot be removed", "dir", a.dir, "error", err)
 	}
 }

@@ -82,7 +82,7 @@ func (a *attempt) pack() (*wire.BlobHeader, error) {
 // processes is killed.
 func (a *attempt) mourn() (*supervisor.End, error) {
 	a.killLeftovers()
-	if end, err := readEnd(a.dir); err == nil {
+	if end, err := supervisor.ReadEnd(a.dir); err == nil {
 		a.reach(ended)
 		return end, nil
 	}
@@ -90,6 +90,28 @@ func (a *attempt) mourn() (*supervisor.End, error) {
 		return a.lost("its host went down before the runner had reported how it ended"), nil
 	}
 	return a.lost("the supervisor of the job is gone"), nil
+}
+
+// condemn ends an attempt of which this agent knows nothing but what it is
+// called: what runs of it is killed. A failure that is on record for good stays what it is; a
+// success may have outputs that nobody knows of, so it counts as lost.
+func (a *attempt) condemn() (*supervisor.End, error) {
+	if a.kill(true) {
+		select {
+		case <-a.exited.c:
+		case <-a.bereaved.c:
+		case <-a.ctx.Done():
+		}
+	}
+	if a.ctx.Err() != nil {
+		return nil, context.Cause(a.ctx)
+	}
+	a.killLeftovers()
+	if end, err := supervisor.ReadEnd(a.dir); err == nil && end.State == wire.Failed && supervisor.Kept(a.dir, a.job.JobRef) {
+		a.reach(ended)
+		return end, nil
+	}
+	return a.lost("the runner's record of the job is damaged: " + a.damaged), nil
 }
 
 // killLeftovers kills what the attempt's commands left running under a

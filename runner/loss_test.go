@@ -250,6 +250,9 @@ func TestSupervisorLostForGood(t *testing.T) {
 	}
 }
 
+// fileEnd is the supervisor's.
+const fileEnd = "end.json"
+
 // spool writes an attempt's directory as an agent before this one left it.
 func (b *bench) spool(a wire.Assignment, boot string, files map[string]string) string {
 	b.t.Helper()

@@ -244,7 +244,7 @@ func (r *Runner) readEnds() {
 		if a.at() != given {
 			continue
 		}
-		if end, err := readEnd(a.dir); err == nil && end.State.Ended() {
+		if _, err := supervisor.ReadEnd(a.dir); err == nil {
 			a.exited.open()
 		}
 	}
@@ -326,7 +326,7 @@ func (r *Runner) introduce() {
 // bereaved. What is being asked for at this moment finds out for itself.
 func (r *Runner) sort(ctx context.Context, jobs supervisor.Jobs, theirs holding) {
 	for _, s := range theirs.list {
-		if r.attempt(s.JobRef) == nil {
+		if r.attempt(s.JobRef) == nil && !r.isNewer(s.JobRef) {
 			r.log.Warn("supervisor holds a job that this runner does not: stopping it", "job", s.Job, "attempt", s.Attempt)
 			r.attempts.Go(func() { r.expel(ctx, jobs, s.JobRef) })
 		}

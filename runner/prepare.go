@@ -131,7 +131,7 @@ func (a *attempt) clear() error {
 		if e.Name() == fileAssignment {
 			continue
 		}
-		if err := removeTree(filepath.Join(a.dir, e.Name())); err != nil {
+		if err := removeTree(a.ctx, filepath.Join(a.dir, e.Name())); err != nil {
 			return err
 		}
 	}
@@ -145,7 +145,7 @@ func (a *attempt) clear() error {
 
 func (a *attempt) checkout(ctx context.Context, tree, dir string) error {
 	return a.online(ctx, unavailableTries, func(s *mux.Session) error {
-		if err := removeTree(dir); err != nil {
+		if err := removeTree(ctx, dir); err != nil {
 			return err
 		}
 		return operation.Checkout(ctx, tree, dir, fetch(s))
@@ -154,7 +154,7 @@ func (a *attempt) checkout(ctx context.Context, tree, dir string) error {
 
 func (a *attempt) unpack(ctx context.Context, digest, dir string) error {
 	return a.online(ctx, unavailableTries, func(s *mux.Session) error {
-		if err := removeTree(dir); err != nil {
+		if err := removeTree(ctx, dir); err != nil {
 			return err
 		}
 		return fetch(s)(ctx, []string{digest}, func(_ wire.BlobHeader, r io.Reader) error {

@@ -22,6 +22,10 @@
 // never runs twice. One that a supervisor was given and has not begun, because
 // it was leaving or has died, is given to the next.
 //
+// A directory that cannot be read is no reason not to start: where a supervisor has begun
+// its attempt, that ends as lost, with its output; what a newer release wrote
+// is left alone, and its job kept for it (newer.go).
+//
 // A Drop, and a report that is refused as Conflict, give an attempt up: what runs
 // of it is ended (TERM, grace, kill), and what there is to say is said in a late
 // report, which the server takes if the attempt was lost. If it does not, the
@@ -76,6 +80,7 @@
 //	watch        one: the supervisor's events, and its replacement when it is lost
 //	stop         one: waits for the stop context
 //	tellCounts   one: events about the number of jobs
+//	sweep        one: removes what agents before this one left
 //	attempt      one each, and two while it reports (bytes up, acknowledgements down)
 //	control      ServeControl's caller, and one for each command line that is connected
 //
@@ -204,6 +209,7 @@ type Runner struct {
 	mu        sync.Mutex
 	id        string                   // guarded by mu
 	held      map[wire.JobRef]*attempt // guarded by mu
+	newer     map[wire.JobRef]newer    // of a newer release; guarded by mu
 	work      *workStream              // nil while there is none; guarded by mu
 	slots     []string                 // free; guarded by mu
 	slotCount int                      // names given; guarded by mu

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -46,7 +47,7 @@ func (r *Runner) takeSlot() (string, error) {
 	}
 	for _, dir := range r.slotDirs() {
 		if err := os.Mkdir(filepath.Join(slot, dir), 0o700); err != nil {
-			return "", errors.Join(err, removeTree(slot))
+			return "", errors.Join(err, removeTree(r.ctx, slot))
 		}
 	}
 	return slot, nil
@@ -64,13 +65,13 @@ func (r *Runner) newSlotName() string {
 func (r *Runner) freeSlot(dir string) error {
 	slot := r.newSlotName()
 	if err := os.Rename(dir, slot); err != nil {
-		return removeTree(dir)
+		return removeTree(r.ctx, dir)
 	}
 	r.mu.Lock()
 	enough := len(r.slots) >= r.cfg.Concurrency
 	r.mu.Unlock()
 	if enough || r.cleanSlot(slot) != nil {
-		return removeTree(slot)
+		return removeTree(r.ctx, slot)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,13 +92,13 @@ func (r *Runner) cleanSlot(slot string) error {
 		case name == fileAssignment && e.Type().IsRegular(), slices.Contains(kept, name):
 		case (name == dirWork || name == dirHome) && !r.local(): // below
 		default:
-			if err := removeTree(filepath.Join(slot, name)); err != nil {
+			if err := removeTree(r.ctx, filepath.Join(slot, name)); err != nil {
 				return err
 			}
 		}
 	}
 	for _, dir := range r.slotDirs() {
-		if err := emptyDir(filepath.Join(slot, dir), dir == dirHome); err != nil {
+		if err := emptyDir(r.ctx, filepath.Join(slot, dir), dir == dirHome); err != nil {
 			return err
 		}
 	}
@@ -106,7 +107,7 @@ func (r *Runner) cleanSlot(slot string) error {
 
 // emptyDir makes sure that path is an empty directory, or one with nothing but
 // "tmp" in it, as the job was given it: one that it changed is made anew.
-func emptyDir(path string, tmp bool) error {
+func emptyDir(ctx context.Context, path string, tmp bool) error {
 	info, err := os.Lstat(path)
 	if err == nil && info.Mode() == fs.ModeDir|0o700 && !attributed(path) {
 		if entries, err := os.ReadDir(path); err == nil &&
@@ -114,7 +115,7 @@ func emptyDir(path string, tmp bool) error {
 			return nil
 		}
 	}
-	if err := removeTree(path); err != nil {
+	if err := removeTree(ctx, path); err != nil {
 		return err
 	}
 	return os.Mkdir(path, 0o700)
@@ -143,4 +144,34 @@ func isSlot(name string) bool { return strings.HasPrefix(name, slotPrefix) }
 
 // removeTree removes a directory with all that is in it, whatever a job has made
 // of it.
-func removeTree(dir string) error { return supervisor.RemoveTree(dir) }
+func removeTree(ctx context.Context, dir string) error { return supervisor.RemoveTree(ctx, dir) }
+
+// disown makes a directory that is nobody's any more one to be swept, at once
+// and as a whole.
+func (r *Runner) disown(dir string) (slot string, err error) {
+	slot = r.newSlotName()
+	return slot, os.Rename(dir, slot)
+}
+
+// sweep removes slots of agents before this one, one after the other, which may
+// take long: beside everything else, and no longer than the Run. What is
+// left then is the next agent's to sweep.
+func (r *Runner) sweep(slots []string) {
+	for _, slot := range slots {
+		if err := removeTree(r.ctx, slot); r.ctx.Err() != nil {
+			return
+		} else if err != nil {
+			r.log.Error("leftover cannot be removed", "dir", slot, "error", err)
+		}
+	}
+}
+
+// skipSlotName takes note of a slot that is there, so that its name is not given
+// again.
+func (r *Runner) skipSlotName(slot string) {
+	if n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(slot), slotPrefix)); err == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.slotCount = max(r.slotCount, n)
+	}
+}

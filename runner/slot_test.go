@@ -19,7 +19,7 @@ func TestEmptyDirKeepsNoAttributes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := emptyDir(path, false); err != nil {
+	if err := emptyDir(t.Context(), path, false); err != nil {
 		t.Fatal(err)
 	}
 	if now, err := os.Stat(path); err != nil || !os.SameFile(before, now) {
@@ -38,7 +38,7 @@ func TestEmptyDirKeepsNoAttributes(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode() != before.Mode() {
 		t.Fatalf("its mode is %v, %v", info.Mode(), err)
 	}
-	if err := emptyDir(path, false); err != nil {
+	if err := emptyDir(t.Context(), path, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := unix.Getxattr(path, name, make([]byte, 256)); err != unix.ENODATA {

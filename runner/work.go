@@ -2,6 +2,7 @@ package runner
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -19,6 +20,9 @@ func (r *Runner) begin() wire.WorkBegin {
 			b.Held = append(b.Held, wire.Held{JobRef: ref, Started: started})
 		}
 	}
+	for ref, n := range r.newer {
+		b.Held = append(b.Held, wire.Held{JobRef: ref, Started: n.begun})
+	}
 	return b
 }
 
@@ -32,7 +36,7 @@ func (r *Runner) holds() []wire.JobRef {
 			refs = append(refs, ref)
 		}
 	}
-	return refs
+	return slices.AppendSeq(refs, maps.Keys(r.newer))
 }
 
 // CancelAll asks for the end of every job held, at once with force. Their ends
@@ -52,6 +56,7 @@ func (r *Runner) begun(w *workStream, b wire.WorkBegun) {
 		if a := r.attempt(ref); a != nil {
 			a.giveUp("it is not this runner's any more")
 		}
+		r.dropNewer(ref)
 	}
 	for _, a := range r.all() {
 		started, live := a.standing()
@@ -85,9 +90,12 @@ func (r *Runner) obey(w *workStream, o wire.WorkOrder) {
 		if a := r.attempt(*o.Drop); a != nil {
 			a.giveUp("it is not this runner's any more")
 		}
+		r.dropNewer(*o.Drop)
 	case o.Cancel != nil:
 		if a := r.attempt(o.Cancel.JobRef); a != nil {
 			a.cancel(o.Cancel.Force)
+		} else if r.isNewer(o.Cancel.JobRef) {
+			r.stopNewer(o.Cancel.JobRef, o.Cancel.Force)
 		}
 	}
 }
@@ -140,7 +148,7 @@ func (r *Runner) refusal() string {
 	unsupervised := r.unsupervised()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	busy := 0
+	busy := len(r.newer)
 	for _, a := range r.held {
 		if a.busy() {
 			busy++

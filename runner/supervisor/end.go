@@ -34,13 +34,61 @@ func Begun(dir string) bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
+// EndVersion is that of the format of end.json. A file without one is of before
+// there was one, and the same otherwise.
+const EndVersion = 1
+
+// endRecord is what end.json holds.
+type endRecord struct {
+	Version int `json:"version"`
+	*End
+}
+
+// encodeEnd is the content of end.json.
+func encodeEnd(end *End) ([]byte, error) {
+	b, err := json.Marshal(endRecord{Version: EndVersion, End: end})
+	if err != nil {
+		return nil, fmt.Errorf("encode end of attempt: %w", err)
+	}
+	return b, nil
+}
+
+// ReadEnd reads how the attempt in dir ended. ErrNotExist: its end is not on
+// record; Unimplemented: a newer release wrote it; anything else: it is damaged.
+func ReadEnd(dir string) (*End, error) {
+	b, err := os.ReadFile(filepath.Join(dir, endFile))
+	if err != nil {
+		return nil, fmt.Errorf("read end of attempt: %w", err)
+	}
+	var v struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, fmt.Errorf("read end of attempt: %s is damaged: %w", endFile, err)
+	}
+	if v.Version > EndVersion {
+		return nil, wire.Errorf(wire.Unimplemented, "read end of attempt: format %d of %s is of a newer release", v.Version, endFile)
+	}
+	end := &End{}
+	if err := json.Unmarshal(b, end); err != nil {
+		return nil, fmt.Errorf("read end of attempt: %s is damaged: %w", endFile, err)
+	}
+	if !end.State.Ended() {
+		return nil, fmt.Errorf("read end of attempt: %s is damaged: %q is no end", endFile, end.State)
+	}
+	return end, nil
+}
+
+// WriteEnd records the end of an attempt that no supervisor has, whole or not at all.
+func WriteEnd(dir string, end *End) error { return writeEnd(dir, end, false) }
+
 // writeEnd writes it whole or not at all, as far as the kernel lives. The
 // handle of a tree that has ended is of no use any more and becomes the file:
 // a new inode would cost more than all the rest.
 func writeEnd(dir string, end *End, handle bool) error {
-	b, err := json.Marshal(end)
+	b, err := encodeEnd(end)
 	if err != nil {
-		return fmt.Errorf("encode end of attempt: %w", err)
+		return err
 	}
 	fresh := filepath.Join(dir, endFile+".new")
 	if handle {

@@ -49,7 +49,9 @@ func TestLongLine(t *testing.T) {
 // Output written in turns, each only when the last one has been taken.
 func TestOrderOfArrival(t *testing.T) {
 	each(t, func(t *testing.T, j Jobs) {
-		s := sh(t, `for i in 1 2 3 4 5; do echo out $i; sleep 0.05; echo err $i >&2; sleep 0.05; done`)
+		s := sh(t, "")
+		s.Steps[0].Argv[2] = `taken() { until grep -qa "$1" ` + filepath.Join(s.Dir, LogFile) + `; do sleep 0.01; done; }
+			for i in 1 2 3 4 5; do echo out $i; taken "out $i"; echo err $i >&2; taken "err $i"; done`
 		run(t, j, s)
 		var want strings.Builder
 		for i := range 5 {

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -34,7 +35,8 @@ type removal struct {
 // link, enters nothing that is mounted, and keeps three files open however deep
 // the tree: a job must not cost its agent all files that it may open, nor
 // leave behind what is too deep to have a path. What is gone already is no error.
-func RemoveTree(path string) error {
+// The end of ctx ends it; then a part is left, which can be removed like the whole.
+func RemoveTree(ctx context.Context, path string) error {
 	cur, err := openat(unix.AT_FDCWD, filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY)
 	if err == unix.ENOENT {
 		return nil
@@ -52,6 +54,9 @@ func RemoveTree(path string) error {
 	var bad problems
 	todo := []removal{{id: inodeOf(&st), dirs: []string{filepath.Base(path)}}}
 	for {
+		if err := context.Cause(ctx); err != nil {
+			return fmt.Errorf("remove %s: %w", path, err)
+		}
 		at := &todo[len(todo)-1]
 		if n := len(at.dirs); n > 0 {
 			name := at.dirs[n-1]
@@ -64,7 +69,7 @@ func RemoveTree(path string) error {
 				}
 				continue
 			}
-			fd, in, err := clearDir(cur, name)
+			fd, in, err := clearDir(ctx, cur, name)
 			if fd < 0 {
 				bad.note(name, err)
 				continue
@@ -93,7 +98,7 @@ func RemoveTree(path string) error {
 			// It was not read whole while it changed, or somebody added to it.
 			var fd int
 			var in removal
-			if fd, in, err = clearDir(cur, done.name); fd >= 0 {
+			if fd, in, err = clearDir(ctx, cur, done.name); fd >= 0 {
 				in.tries = done.tries + 1
 				unix.Close(cur)
 				cur, todo = fd, append(todo, in)
@@ -156,7 +161,7 @@ func makeOurs(fd int, st *unix.Stat_t) {
 // clearDir removes an entry of a directory; where it is itself a directory that
 // is not empty, all in it but directories, which it returns, with it open. fd is -1
 // where there is nothing more to do.
-func clearDir(dir int, name string) (fd int, in removal, err error) {
+func clearDir(ctx context.Context, dir int, name string) (fd int, in removal, err error) {
 	if err = remove(dir, name); !errors.Is(err, fs.ErrExist) {
 		return -1, in, err
 	}
@@ -182,7 +187,7 @@ func clearDir(dir int, name string) (fd int, in removal, err error) {
 				in.dirs = append(in.dirs, e.Name())
 			}
 		}
-		if err != nil { // also io.EOF; what was not read keeps the directory from being removed
+		if err != nil || ctx.Err() != nil { // also io.EOF; what was not read keeps the directory from being removed
 			return fd, in, nil
 		}
 	}

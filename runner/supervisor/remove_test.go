@@ -66,7 +66,7 @@ func TestRemoveDeepTree(t *testing.T) {
 	}
 	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &was)
 	for _, top := range []string{long, many} {
-		if err := RemoveTree(top); err != nil {
+		if err := RemoveTree(t.Context(), top); err != nil {
 			t.Error(err)
 		}
 		gone(t, top)
@@ -92,7 +92,7 @@ func TestRemoveTree(t *testing.T) {
 	if err := errors.Join(unix.Mkfifo(filepath.Join(top, "pipe"), 0o600), os.Chmod(filepath.Join(top, "1"), 0), os.Chmod(top, 0o400)); err != nil {
 		t.Fatal(err)
 	}
-	if err := RemoveTree(top); err != nil {
+	if err := RemoveTree(t.Context(), top); err != nil {
 		t.Error(err)
 	}
 	gone(t, top)
@@ -105,7 +105,7 @@ func TestRemoveTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{link, outside, outside, filepath.Join(dir, "no", "where")} {
-		if err := RemoveTree(path); err != nil {
+		if err := RemoveTree(t.Context(), path); err != nil {
 			t.Error(err)
 		}
 		gone(t, path)
