@@ -532,27 +532,6 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-func TestHeartbeat(t *testing.T) {
-	b := newBench(t, nil)
-	b.s.heartbeat = 20 * time.Millisecond
-	b.start().connected()
-	b.s.await("heartbeats come", func() bool { return b.s.beats > 10 })
-	if len(b.s.begins) != 1 {
-		t.Errorf("%d sessions", len(b.s.begins))
-	}
-	a := script("echo on; sleep 0.5; echo off")
-	b.s.assign(a)
-	b.s.await("it runs", func() bool { return len(b.s.jobs[a.JobRef].log) > 0 })
-	b.s.change(func() { b.s.deaf = true })
-	b.s.await("it has connected anew", func() bool { return len(b.s.begins) > 1 })
-	b.s.change(func() { b.s.deaf = false })
-	j := b.s.ended(a.JobRef)
-	want(t, j, wire.Success, "")
-	if string(j.log) != "on\noff\n" {
-		t.Errorf("output %q", j.log)
-	}
-}
-
 func TestNewRefuses(t *testing.T) {
 	good := newBench(t, nil).cfg
 	for name, change := range map[string]func(*Config){
