@@ -279,7 +279,7 @@ func (a *attempt) execute() (*supervisor.End, error) {
 		if !errors.Is(err, errUnbegun) {
 			return end, err
 		}
-		a.log.Info("job was not begun by its supervisor: it goes to the next")
+		a.log.Info("job was not begun by its supervisor: it is given to one again")
 		a.reach(started)
 		a.again = true // the next one's jobs may be another user's
 	}
@@ -372,6 +372,18 @@ func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*superviso
 		return nil, a.reclaim(jobs)
 	case a.isIn(list):
 		return nil, nil
+	case wire.KindOf(err) == wire.Unavailable:
+		// A full disk, or too many open files: it is there, and cannot now.
+		a.r.spoolFailed(err)
+		a.log.Warn("job waits: its supervisor cannot start it now", "error", err)
+		sleep(a.work, a.r.waits.spool)
+		switch {
+		case a.ctx.Err() != nil:
+			return nil, context.Cause(a.ctx)
+		case a.work.Err() != nil:
+			return a.conclude(canceledEnd()), nil
+		}
+		return nil, errUnbegun
 	}
 	a.trouble("job cannot be started", "error", err)
 	a.say("==> " + err.Error())

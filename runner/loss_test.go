@@ -224,15 +224,63 @@ func TestSupervisorLostAtStart(t *testing.T) {
 func TestStartRefused(t *testing.T) {
 	b := newBench(t, func(c *Config) {
 		to := newLine(newSupervisor(t, c.Dir))
-		to.refuse = wire.Errorf(wire.Unavailable, "make output of attempt: no space left on device")
+		to.refuse = wire.Errorf(wire.Denied, "make output of attempt: read-only file system")
 		c.Supervisor = to
 	}).start().connected()
 	a := script("echo on")
 	b.s.assign(a)
 	j := b.s.ended(a.JobRef)
 	want(t, j, wire.Failed, wire.ReasonFailed)
-	if !strings.Contains(j.result.Error, "no space") || !strings.Contains(string(j.log), "no space") {
+	if !strings.Contains(j.result.Error, "read-only") || !strings.Contains(string(j.log), "read-only") {
 		t.Errorf("error %q, output %q", j.result.Error, j.log)
+	}
+	b.gone(a.JobRef)
+}
+
+// full is a supervisor that cannot start jobs for want of room, until it is told otherwise.
+type full struct {
+	supervisor.Jobs
+	asked chan struct{}
+	room  chan struct{}
+}
+
+func (f *full) Start(ctx context.Context, spec supervisor.Spec) error {
+	select {
+	case f.asked <- struct{}{}:
+	default:
+	}
+	select {
+	case <-f.room:
+		return f.Jobs.Start(ctx, spec)
+	default:
+		return wire.Errorf(wire.Unavailable, "make output of attempt: no space left on device")
+	}
+}
+
+// A job that a supervisor has no room to start waits, also through a new agent;
+// no other is taken meanwhile. One that is canceled does not wait.
+func TestStartWithoutRoom(t *testing.T) {
+	var f *full
+	b := newBench(t, func(c *Config) {
+		f = &full{newSupervisor(t, c.Dir), make(chan struct{}, 1), make(chan struct{})}
+		c.Supervisor = f
+	}).start().connected()
+	a, c := script("echo on"), script("echo on")
+	b.s.assign(c)
+	<-f.asked
+	b.s.await("no jobs are wanted", func() bool { return len(b.s.drains) > 0 && b.s.drains[0] })
+	b.s.order(wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: c.JobRef}})
+	want(t, b.s.ended(c.JobRef), wire.Canceled, wire.ReasonCanceled)
+	b.s.await("jobs are wanted", func() bool { return !b.s.drains[len(b.s.drains)-1] })
+	b.s.assign(a)
+	<-f.asked
+	b.restart()
+	<-f.asked
+	close(f.room)
+	j := b.s.ended(a.JobRef)
+	want(t, j, wire.Success, "")
+	if string(j.log) != "on\n" {
+		t.Errorf("output %q", j.log)
 	}
 	b.gone(a.JobRef)
 }

@@ -261,3 +261,75 @@ func TestManagedLeftovers(t *testing.T) {
 		t.Errorf("with a supervisor it is still there: %v", err)
 	}
 }
+
+// An agent takes its jobs up again under a supervisor of the release before or
+// after its own; that one goes when they are done.
+func TestReattachToOtherVersion(t *testing.T) {
+	for _, version := range []string{"1.9.0", "2.1.0", ""} {
+		t.Run("version "+version, func(t *testing.T) {
+			b, f := newManaged(t)
+			f.begin(version, 0)
+			b.cfg.Software = "waypoint " + version
+			b.start().connected()
+			b.fares(wire.SupervisorReady)
+			step := filepath.Join(t.TempDir(), "step")
+			var jobs []wire.Assignment
+			for range 4 {
+				a := script("echo on\n" + until(step) + "echo off")
+				jobs = append(jobs, a)
+				b.s.assign(a)
+			}
+			b.s.await("they run", func() bool {
+				for _, a := range jobs {
+					if len(b.s.jobs[a.JobRef].log) == 0 {
+						return false
+					}
+				}
+				return true
+			})
+			b.cfg.Software = "waypoint 2.0.0"
+			b.restart()
+			b.fares(wire.SupervisorReady)
+			if st := b.r.Status().Supervisor; st.Version != version {
+				t.Errorf("its supervisor is %+v", st)
+			}
+			let(t, step)
+			for _, a := range jobs {
+				j := b.s.ended(a.JobRef)
+				want(t, j, wire.Success, "")
+				if string(j.log) != "on\noff\n" {
+					t.Errorf("output %q", j.log)
+				}
+			}
+			if version != "" { // one too old to say so cannot be asked to retire either
+				f.end()
+			}
+		})
+	}
+}
+
+// ancient is a supervisor that knows nothing of what was added since the first.
+type ancient struct{ supervisor.Jobs }
+
+var errUnknown = wire.Errorf(wire.Unimplemented, "no such method")
+
+func (ancient) Takeover(context.Context) error { return errUnknown }
+func (ancient) Retire(context.Context) error   { return errUnknown }
+func (ancient) Version() string                { return "" }
+
+// One that does not know of all that is asked keeps its jobs all the same.
+func TestReattachToAncient(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.Supervisor = ancient{newSupervisor(t, c.Dir)} }).start().connected()
+	step := filepath.Join(t.TempDir(), "step")
+	a := script("echo on\n" + until(step) + "echo off")
+	b.s.assign(a)
+	b.s.await("it runs", func() bool { return len(b.s.jobs[a.JobRef].log) > 0 })
+	b.restart()
+	b.s.await("it is back", func() bool { return len(b.s.begins) == 2 })
+	let(t, step)
+	j := b.s.ended(a.JobRef)
+	want(t, j, wire.Success, "")
+	if string(j.log) != "on\noff\n" {
+		t.Errorf("output %q", j.log)
+	}
+}

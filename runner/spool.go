@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/runner/supervisor"
@@ -108,21 +109,38 @@ func (r *Runner) probeSpool() error {
 	return err
 }
 
-// mark adds to the attempt's record how far it has come.
+// mark adds to the attempt's record how far it has come. While there is no
+// room for that it waits, and the runner takes no jobs.
 func (a *attempt) mark(name string) error {
+	line := fmt.Sprintf("{\"reached\":%q}\n", name)
+	pause := backoff{min: a.r.waits.retryMin, max: a.r.waits.spool}
+	for {
+		err := a.addLine(line)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+			return fmt.Errorf("mark job as %s: %w", name, err)
+		}
+		a.r.spoolFailed(err)
+		if !sleep(a.work, pause.next()) {
+			return context.Cause(a.work)
+		}
+		line = "\n" + strings.TrimPrefix(line, "\n") // behind what may be torn
+	}
+}
+
+func (a *attempt) addLine(line string) error {
 	f, err := os.OpenFile(filepath.Join(a.dir, fileAssignment), os.O_WRONLY|os.O_APPEND, 0)
-	if err == nil {
-		_, err = fmt.Fprintf(f, "{\"reached\":%q}\n", name)
-		err = errors.Join(err, f.Close())
-	}
 	if err != nil {
-		return fmt.Errorf("mark job as %s: %w", name, err)
+		return err
 	}
-	return nil
+	_, err = f.WriteString(line)
+	return errors.Join(err, f.Close())
 }
 
 // conclude ends an attempt that the supervisor does not end. Where it cannot
-// be written, the end is kept in memory alone.
+// be written, the end is kept in memory alone, and told from there.
 func (a *attempt) conclude(end *supervisor.End) *supervisor.End {
 	if err := supervisor.WriteEnd(a.dir, end); err != nil {
 		a.log.Warn("end of job not recorded", "error", err)

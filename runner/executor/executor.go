@@ -40,6 +40,7 @@ import (
 	"os"
 	"runtime"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -192,6 +193,9 @@ func (e *Executor) NewTree(o Options) (Tree, error) {
 		c, err := e.newCgroupTree(o)
 		if err == nil {
 			return &fallbackTree{e: e, o: o, cur: c}, nil
+		}
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			return nil, err // the handle's, which no other kind of tree can do without
 		}
 		e.log.Warn("make cgroup", "name", o.Name, "error", err.Error())
 	}

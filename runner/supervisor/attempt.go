@@ -39,6 +39,9 @@ type attempt struct {
 	end  *End        // nil while it runs
 	sync *time.Timer // syncs the files of one that has ended and is not forgotten
 
+	recording sync.Mutex // held while the end is written, and while it is forgotten
+	forgotten bool       // the directory is nobody's; guarded by recording
+
 	mu     sync.Mutex
 	tree   executor.Tree // nil until the first step
 	reason stopReason    // the first one counts
@@ -86,13 +89,7 @@ type outcome struct {
 // steps runs them and returns how the one that counts went: the first that
 // failed and may not, or the last. All processes are gone afterwards.
 func (a *attempt) steps(end *End) (outcome, executor.Usage) {
-	takeSpare(a.spec.Dir, handleFile)
-	tree, err := a.s.exec.NewTree(executor.Options{
-		Name:   name(a.spec.JobRef),
-		Handle: filepath.Join(a.spec.Dir, handleFile),
-		Stdout: a.out.stdout,
-		Stderr: a.out.stderr,
-	})
+	tree, err := a.newTree()
 	if err != nil {
 		a.seal()
 		return outcome{err: err}, executor.Usage{}
@@ -115,6 +112,25 @@ func (a *attempt) steps(end *End) (outcome, executor.Usage) {
 	}
 	a.takeBack()
 	return last, usage
+}
+
+// newTree makes the process tree, and waits while there is no room for its
+// handle.
+func (a *attempt) newTree() (tree executor.Tree, err error) {
+	takeSpare(a.spec.Dir, handleFile)
+	err = a.s.untilRoom(func() error {
+		if a.stopped() {
+			return errStopped
+		}
+		tree, err = a.s.exec.NewTree(executor.Options{
+			Name:   name(a.spec.JobRef),
+			Handle: filepath.Join(a.spec.Dir, handleFile),
+			Stdout: a.out.stdout,
+			Stderr: a.out.stderr,
+		})
+		return err
+	})
+	return tree, err
 }
 
 // runSteps runs one after the other.

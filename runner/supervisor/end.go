@@ -103,12 +103,22 @@ func writeEnd(dir string, end *End, handle bool) error {
 	return nil
 }
 
-// finish records the end, then says it.
+// finish records the end, then says it. Where there is no room for the record
+// the end is said all the same, and recorded once there is: whoever asks this process is
+// told until then.
 func (a *attempt) finish(end *End) {
 	log := a.s.log.With("job", a.spec.Job, "attempt", a.spec.Attempt)
-	err := a.s.untilRoom(func() error { return writeEnd(a.spec.Dir, end, a.gone) })
-	if err != nil {
-		// It is still told to whoever asks this process.
+	switch err := a.record(end); {
+	case isFull(err):
+		log.Warn("end of job is recorded once there is room", "error", err.Error())
+		a.s.wg.Go(func() {
+			if err := a.s.untilRoom(func() error { return a.record(end) }); err != nil {
+				log.Error("record end of job", "error", err.Error())
+				return
+			}
+			a.keep()
+		})
+	case err != nil:
 		log.Error("record end of job", "error", err.Error())
 	}
 	log.Info("job ended", "state", end.State, "reason", end.Reason, "error", end.Error, "log_bytes", end.LogBytes)
@@ -123,6 +133,24 @@ func (a *attempt) finish(end *End) {
 	s.busyLocked()
 	s.mu.Unlock()
 	s.changed(a)
+}
+
+// record writes end.json, if the attempt is not forgotten: its directory may
+// then be another's.
+func (a *attempt) record(end *End) error {
+	a.recording.Lock()
+	defer a.recording.Unlock()
+	if a.forgotten {
+		return nil
+	}
+	return writeEnd(a.spec.Dir, end, a.gone)
+}
+
+// forget says that the directory is nobody's any more.
+func (a *attempt) forget() {
+	a.recording.Lock()
+	defer a.recording.Unlock()
+	a.forgotten = true
 }
 
 // keep puts on the disk what a server has not asked for yet.
@@ -147,7 +175,7 @@ func (s *Supervisor) keepUnreported() {
 func (s *Supervisor) keep(all []*attempt) {
 	s.keeping.Lock() // one is as much as a disk can do
 	defer s.keeping.Unlock()
-	all = slices.DeleteFunc(all, func(a *attempt) bool { return Kept(a.spec.Dir, a.spec.JobRef) })
+	all = slices.DeleteFunc(all, func(a *attempt) bool { return Kept(a.spec.Dir, a.spec.JobRef) || !isFile(filepath.Join(a.spec.Dir, endFile)) })
 	if len(all) == 0 {
 		return
 	}

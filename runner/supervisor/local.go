@@ -224,18 +224,26 @@ func (s *Supervisor) Takeover(ctx context.Context) error { return nil }
 
 // Forget drops an attempt that has ended. One that is not held is NotFound.
 func (s *Supervisor) Forget(ctx context.Context, ref wire.JobRef) error {
+	a, err := s.dropEnded(ref)
+	if err == nil {
+		a.forget()
+	}
+	return err
+}
+
+func (s *Supervisor) dropEnded(ref wire.JobRef) (*attempt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.attempts[ref]
 	switch {
 	case a == nil:
-		return notHeld(ref)
+		return nil, notHeld(ref)
 	case a.end == nil:
-		return wire.Errorf(wire.Conflict, "attempt %s has not ended", name(ref))
+		return nil, wire.Errorf(wire.Conflict, "attempt %s has not ended", name(ref))
 	}
 	delete(s.attempts, ref)
 	a.sync.Stop()
-	return nil
+	return a, nil
 }
 
 func (s *Supervisor) held(ref wire.JobRef) (*attempt, error) {

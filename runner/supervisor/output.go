@@ -63,6 +63,9 @@ func newOutput(a *attempt) (*output, error) {
 		p, w, err := newPipe(stream)
 		if err != nil {
 			o.closeFiles(ends[:i])
+			if log.Len() == 0 {
+				os.Remove(filepath.Join(a.spec.Dir, LogFile)) // it would say that the attempt has begun
+			}
 			return nil, fmt.Errorf("make pipe: %w", err)
 		}
 		o.pipes[i], ends[i] = p, w

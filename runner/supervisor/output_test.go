@@ -1,12 +1,16 @@
 package supervisor
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -130,6 +134,144 @@ func TestFullDisk(t *testing.T) {
 			check(t, s, end)
 			if end.State != wire.Success || logOf(t, s, wire.Stdout) != strings.Repeat("x", 5_000_000)+"\n" || logOf(t, s, wire.Stderr) != "end\n" {
 				t.Errorf("got %+v and %d bytes", end, end.LogBytes)
+			}
+		})
+	}
+}
+
+// spotter is a log that looks for a text.
+type spotter struct {
+	text []byte
+	seen chan struct{} // closed when it was there
+	once sync.Once
+}
+
+func (s *spotter) Write(b []byte) (int, error) {
+	if bytes.Contains(b, s.text) {
+		s.once.Do(func() { close(s.seen) })
+	}
+	return len(b), nil
+}
+
+// fewFiles is a file system that has room for so many files.
+func fewFiles(t *testing.T, n int) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounting a small file system needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("nr_inodes=%d", n)); err != nil {
+		t.Skipf("mount: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// takeFiles makes files until there is no room for one; free removes them.
+func takeFiles(t *testing.T, dir string) (free func()) {
+	t.Helper()
+	var made []string
+	for {
+		path := filepath.Join(dir, fmt.Sprintf("taken%d", len(made)))
+		err := os.WriteFile(path, nil, 0o600)
+		if errors.Is(err, unix.ENOSPC) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, path)
+	}
+	return func() {
+		for _, path := range made {
+			os.Remove(path)
+		}
+	}
+}
+
+// An end that cannot be recorded is said all the same, and recorded once there
+// is room; not into a directory that was forgotten.
+func TestEndWithoutRoom(t *testing.T) {
+	for _, forget := range []bool{false, true} {
+		t.Run(fmt.Sprintf("forget=%t", forget), func(t *testing.T) {
+			small := fewFiles(t, 40)
+			sup, err := New(Config{Dir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sup.Close()
+			s := sh(t, "")
+			s.Dir = filepath.Join(small, "attempt")
+			// It removes what would become its end.
+			s.Steps[0].Argv[2] = "rm " + filepath.Join(s.Dir, handleFile) + "; echo on; " + untilGo
+			start(t, sup, s)
+			await(t, "the handle's removal", func() bool { return logOf(t, s, 0) == "on\n" })
+			free := takeFiles(t, small)
+			if err := os.WriteFile(filepath.Join(s.WorkDir, "go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if end := ended(t, sup, s.JobRef); end.State != wire.Success || end.LogBytes != 6 {
+				t.Errorf("got %+v", end)
+			}
+			if _, err := ReadEnd(s.Dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("there was room for it: %v", err)
+			}
+			if forget {
+				if err := sup.Forget(t.Context(), s.JobRef); err != nil {
+					t.Fatal(err)
+				}
+				free()
+				sup.wg.Wait() // for what would write
+				if _, err := ReadEnd(s.Dir); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("a directory that was forgotten is written to: %v", err)
+				}
+				return
+			}
+			free()
+			await(t, "the record of the end", func() bool {
+				end, err := ReadEnd(s.Dir)
+				return err == nil && end.State == wire.Success && end.LogBytes == 6
+			})
+		})
+	}
+}
+
+// A job for whose handle there is no room waits for it; one that is stopped
+// does not.
+func TestHandleWithoutRoom(t *testing.T) {
+	for _, stop := range []bool{false, true} {
+		t.Run(fmt.Sprintf("stop=%t", stop), func(t *testing.T) {
+			small := fewFiles(t, 40)
+			waits := &spotter{text: []byte("waiting for room"), seen: make(chan struct{})}
+			sup, err := New(Config{Dir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(waits, nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sup.Close()
+			s := sh(t, "echo on")
+			s.Dir = filepath.Join(small, "attempt")
+			if err := os.Mkdir(s.Dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(s.Dir, LogFile+spareSuffix), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			free := takeFiles(t, small)
+			start(t, sup, s)
+			<-waits.seen
+			if stop {
+				if err := sup.Stop(t.Context(), s.JobRef, false); err != nil {
+					t.Fatal(err)
+				}
+				if end := ended(t, sup, s.JobRef); end.State != wire.Canceled || logOf(t, s, 0) != "" {
+					t.Errorf("got %+v, %q", end, logOf(t, s, 0))
+				}
+				free()
+				return
+			}
+			free()
+			if end := ended(t, sup, s.JobRef); end.State != wire.Success || logOf(t, s, 0) != "on\n" {
+				t.Errorf("got %+v, %q", end, logOf(t, s, 0))
 			}
 		})
 	}

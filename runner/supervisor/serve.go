@@ -13,7 +13,10 @@ import (
 )
 
 // The methods behind the socket. They are this package's own: both ends are
-// the same host's, but may be of different versions.
+// the same host's, but may be of different versions, since a supervisor lives as long as its
+// jobs. The session's version (wire.VersionMin to VersionMax, settled by its hello) is theirs
+// too: within it methods and fields are added, and neither is taken away nor
+// given another meaning. A release speaks the versions of the one before it.
 const (
 	methodStart   = "supervisor.start"   // MSG Spec -> success
 	methodStop    = "supervisor.stop"    // stopRequest -> empty
