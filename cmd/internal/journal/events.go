@@ -208,6 +208,24 @@ The job goes back to the queue. Why: @WAYPOINT_WHY@`,
 Attempt @WAYPOINT_ATTEMPT@ had not started: @WAYPOINT_WHY@. It is given to a runner again.`,
 	},
 	{
+		Text:    "job is of a newer release, and is left alone until that is installed again",
+		ID:      "cf4b544427e4469b97735666f9eda6c5",
+		Subject: "Job @WAYPOINT_JOB@ is kept for a newer release",
+		Body: `
+A newer release has written @WAYPOINT_DIR@, which this one cannot read. The job is not lost: if it runs it goes
+on, and it is on record as this runner's, but nothing of it is reported. Install that release
+again on this host and it is; or give it up:
+  waypoint job cancel --force @WAYPOINT_JOB@`,
+	},
+	{
+		Text:    "job cannot be taken up again: its record is damaged",
+		ID:      "ef821022ebd94bc983c5690e4b67df5b",
+		Subject: "What the runner knows of job @WAYPOINT_JOB@ is damaged",
+		Body: `
+@WAYPOINT_DIR@ cannot be used (@WAYPOINT_ERROR@). What runs of the job is ended, and it
+ends as runner_lost with the output there is. Look at the disk of the host.`,
+	},
+	{
 		Text:    "job lost",
 		ID:      "222f822617794671afdd8410a7efe422",
 		Subject: "Job @WAYPOINT_JOB@ was lost",
