@@ -67,16 +67,24 @@ func (r *Runner) freeSlot(dir string) error {
 	if err := os.Rename(dir, slot); err != nil {
 		return removeTree(r.ctx, dir)
 	}
-	r.mu.Lock()
-	enough := len(r.slots) >= r.cfg.Concurrency
-	r.mu.Unlock()
-	if enough || r.cleanSlot(slot) != nil {
+	if !r.wantsSlot("") || r.cleanSlot(slot) != nil || !r.wantsSlot(slot) {
 		return removeTree(r.ctx, slot)
 	}
+	return nil
+}
+
+// wantsSlot reports whether there is use for one more slot, and keeps the one that
+// is given.
+func (r *Runner) wantsSlot(slot string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.slots = append(r.slots, slot)
-	return nil
+	if len(r.slots) >= r.cfg.Concurrency {
+		return false
+	}
+	if slot != "" {
+		r.slots = append(r.slots, slot)
+	}
+	return true
 }
 
 // cleanSlot removes all that an attempt has left in its directory but files
