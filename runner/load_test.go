@@ -188,12 +188,13 @@ func TestDamaged(t *testing.T) {
 	}
 }
 
-// A failure that is on record is told, although the assignment is damaged.
+// A failure that is on record for good is told, although the assignment is damaged.
 func TestDamagedAfterFailure(t *testing.T) {
 	b := newBench(t, nil)
 	b.golden(1)
 	dir := filepath.Join(b.cfg.Dir, "ended-1")
 	write(t, filepath.Join(dir, fileAssignment), "?")
+	write(t, filepath.Join(dir, "kept"), "ended-1")
 	ref := wire.JobRef{Job: "ended", Attempt: 1}
 	b.knows(ref, true)
 	b.start()

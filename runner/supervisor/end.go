@@ -175,7 +175,9 @@ func (s *Supervisor) keepUnreported() {
 func (s *Supervisor) keep(all []*attempt) {
 	s.keeping.Lock() // one is as much as a disk can do
 	defer s.keeping.Unlock()
-	all = slices.DeleteFunc(all, func(a *attempt) bool { return Kept(a.spec.Dir, a.spec.JobRef) || !isFile(filepath.Join(a.spec.Dir, endFile)) })
+	all = slices.DeleteFunc(all, func(a *attempt) bool {
+		return Kept(a.spec.Dir, a.spec.JobRef) || !isFile(filepath.Join(a.spec.Dir, endFile))
+	})
 	if len(all) == 0 {
 		return
 	}
