@@ -22,7 +22,7 @@ func run(edit ...func(*wire.JobSpec)) wire.JobSpec {
 	return spec
 }
 
-func submit(t *testing.T, c *client.Client, specs ...wire.JobSpec) []wire.Job {
+func submit(t testing.TB, c *client.Client, specs ...wire.JobSpec) []wire.Job {
 	t.Helper()
 	jobs, err := c.Submit(t.Context(), specs...)
 	if err != nil {
