@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,11 +35,7 @@ func (l *loaded) note(id string, p progress) {
 func (l *loaded) sofar() map[string]progress {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	m := make(map[string]progress, len(l.said))
-	for id, p := range l.said {
-		m[id] = p
-	}
-	return m
+	return maps.Clone(l.said)
 }
 
 // outputOf is what a job writes: each byte says where it is.
