@@ -1,9 +1,12 @@
 package daemon
 
 import (
+	"crypto/ed25519"
+	"slices"
 	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/statedir"
 )
 
 // step is one thing that somebody does, or that goes wrong, and some time.
@@ -33,6 +36,10 @@ func (l *life) step() {
 		r.die()
 	case n < 25 && w.rng.IntN(3) == 0:
 		r.lose()
+	case n < 26 && w.rng.IntN(4) == 0:
+		r.rekey()
+	case n < 29:
+		l.operator([]string{"adopt", "adopt", "adopt", "reject", "forget", "drain", "resume", "resume"}[w.rng.IntN(8)], r)
 	default:
 		for range 4 {
 			w.runners[w.rng.IntN(len(w.runners))].step()
@@ -44,6 +51,9 @@ func (l *life) step() {
 	}
 	if len(l.links) > 0 && w.rng.IntN(4) == 0 { // what a session said that is gone comes late
 		l.links[w.rng.IntN(len(l.links))].hear()
+	}
+	if len(l.gone) > 0 && w.rng.IntN(6) == 0 {
+		l.gone[w.rng.IntN(len(l.gone))].late()
 	}
 	l.settle(time.Microsecond)
 	if r.link != nil && r.link.over && w.rng.IntN(3) == 0 {
@@ -93,23 +103,76 @@ func (r *simRunner) lose() {
 	}
 }
 
+// rekey is the end of the host and of all that was on it: who comes back under
+// its id is another, and has no token.
+func (r *simRunner) rekey() {
+	r.cut("the host is replaced")
+	for _, a := range r.has() {
+		if a.started && r.w.seen[a.Job].State == wire.Assigned {
+			return // see lose
+		}
+	}
+	seed := make([]byte, ed25519.SeedSize)
+	for i := range seed {
+		seed[i] = byte(r.w.rng.IntN(256))
+	}
+	r.key, r.token, r.standing = ed25519.NewKeyFromSeed(seed), "", wire.Standing{}
+	for _, a := range r.has() {
+		a.held, a.alive = false, false
+	}
+}
+
+// admit has an operator bring a runner back to its work, who does each thing that
+// is needed once.
+func (l *life) admit(r *simRunner) {
+	w := l.w
+	rec, err := l.s.store.Runner(l.ctx, r.id)
+	if err != nil || len(l.calls) > 0 {
+		return // it has not connected yet
+	}
+	v, online := l.s.fleet.get(r.id)
+	switch {
+	case rec.Fingerprint != statedir.Fingerprint(r.key.Public().(ed25519.PublicKey)):
+		l.operator("forget", r)
+	case rec.Draining:
+		l.operator("resume", r)
+	case rec.State == wire.Rejected, online && !v.admitted && r.link != nil && !r.link.begun.IsZero() && time.Since(r.link.begun) > 10*time.Second:
+		if !r.adopted.IsZero() && time.Since(r.adopted) < 30*time.Second {
+			return
+		}
+		if !r.adopted.IsZero() {
+			w.violate("%s was adopted, and is %s and not admitted: %s", r.id, rec.State, rec.Detail)
+			return
+		}
+		r.adopted = time.Now()
+		l.operator("adopt", r)
+	}
+}
+
 // heal has everybody do what he should until nobody has anything left.
 func (l *life) heal() {
 	w := l.w
-	for range 200 {
+	idleFor := 10
+	if w.rng.IntN(4) == 0 {
+		idleFor += int(simGrant / healStep) // tokens are renewed
+	}
+	for n := range 400 {
 		for _, k := range w.wishes {
-			if !k.done {
+			if !k.done && !k.gone() {
 				l.send(k)
 				l.settle(time.Microsecond)
 			}
 		}
 		for _, r := range w.runners {
+			l.admit(r)
+			l.settle(time.Microsecond)
 			r.work()
+			r.checkTold()
 		}
-		if len(w.wrong) > 0 || l.idle() {
+		if len(w.wrong) > 0 || l.idle() && n > idleFor {
 			return
 		}
-		l.pass(5 * time.Second)
+		l.pass(healStep)
 	}
 	w.violate("nobody does anything wrong, and it comes to no end")
 	for id, j := range w.seen {
@@ -119,10 +182,13 @@ func (l *life) heal() {
 	}
 }
 
+// healStep is between two looks of everybody at what there is to do.
+const healStep = 5 * time.Second
+
 // idle reports whether nobody has anything left to do.
 func (l *life) idle() bool {
 	for _, k := range l.w.wishes {
-		if !k.done {
+		if !k.done && !k.gone() {
 			return false
 		}
 	}
@@ -174,4 +240,10 @@ func (r *simRunner) work() {
 			l.settle(time.Microsecond)
 		}
 	}
+}
+
+// gone reports whether an operator's wish has come to nothing: what runners
+// need in the end, admit looks after.
+func (k *wish) gone() bool {
+	return slices.Contains([]string{"adopt", "reject", "forget", "drain", "resume"}, k.what)
 }

@@ -69,6 +69,9 @@ func (w *world) observe(jobs []wire.Job, now time.Time) {
 			text += fmt.Sprintf(" %s, %d bytes", j.Reason, j.LogBytes)
 		}
 		w.say("%s", text)
+		if j.State == wire.Assigned && j.Attempt > was.Attempt {
+			w.checkAssigned(name, j)
+		}
 		if j.State.Ended() && !was.State.Ended() {
 			w.count[string(j.State)]++
 			w.checkEnding(name, j, now)
@@ -99,6 +102,46 @@ func (w *world) checkStep(name string, was, is wire.Job) {
 	}
 }
 
+// checkAssigned holds to whom a job may be given, and until when.
+func (w *world) checkAssigned(name string, j wire.Job) {
+	if !j.ExpiresAt.IsZero() && !j.AssignedAt.Before(j.ExpiresAt) {
+		w.violate("job %s expired at %s, and was assigned at %s", name, j.ExpiresAt, j.AssignedAt)
+	}
+	for _, r := range w.runners {
+		switch {
+		case r.id != j.RunnerID:
+		case r.rejected:
+			w.violate("job %s is given to %s, which has been rejected", name, r.id)
+		case r.drained:
+			w.violate("job %s is given to %s, which is drained", name, r.id)
+		case !w.life.lookedAt.Before(r.lasts):
+			w.violate("job %s is given to %s after %s, whose last token was good until %s", name, r.id, w.life.lookedAt, r.lasts)
+		}
+	}
+}
+
+// checkTold holds that a runner whose session has begun, and which has followed
+// all its orders, knows what is to become of what it runs.
+func (r *simRunner) checkTold() {
+	w := r.w
+	k := r.link
+	if k == nil || k.begun.IsZero() || len(k.down) > 0 || len(k.up) > 0 || len(w.life.calls) > 0 || w.life.dead.Load() {
+		return
+	}
+	for _, a := range r.has() {
+		j := w.seen[a.Job]
+		switch {
+		case !a.alive || w.orphans[a.JobRef] || a.report != nil && a.report.busy:
+		case j.State.Ended() || j.Attempt != a.Attempt:
+			w.violate("%s runs %s, which is %s at attempt %d, and has not been told", r.id, w.ref(a.JobRef), j.State, j.Attempt)
+		case !j.CancelRequested.IsZero() && !a.cancel:
+			w.violate("%s runs %s, whose end was asked for, and has not been told", r.id, w.ref(a.JobRef))
+		case j.State == wire.Assigned && time.Since(k.begun) > time.Minute && time.Since(a.since) > time.Minute:
+			w.violate("%s runs %s for %s, and the record says that it is assigned", r.id, w.ref(a.JobRef), time.Since(a.since))
+		}
+	}
+}
+
 // checkEnding holds why one job may end.
 func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 	a := w.tries[wire.JobRef{Job: j.ID, Attempt: j.Attempt}]
@@ -113,6 +156,9 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 		lease := w.life.s.cfg().Lease
 		for _, r := range w.runners {
 			if r.id == j.RunnerID && !(a != nil && !a.held) && !(a != nil && a.offered && a.result.Reason == wire.ReasonRunnerLost) && now.Sub(r.heard) < lease {
+				if w.orphans[wire.JobRef{Job: j.ID, Attempt: j.Attempt}] {
+					continue // its runner has been forgotten since
+				}
 				w.violate("job %s is lost, and %s had contact %s ago", name, r.id, now.Sub(r.heard))
 			}
 		}

@@ -19,6 +19,15 @@ type simRunner struct {
 	link  *simLink // as the agent has it; nil: none
 	tries []*simTry
 	heard time.Time // when the server last had a session of it
+
+	key      ed25519.PrivateKey
+	token    string        // in its file
+	lasts    time.Time     // until when the best token lasts that it has had
+	standing wire.Standing // as it was told
+	rejected bool          // the last thing that an operator was told
+	drained  bool
+	deciding int       // calls under way that lift either
+	adopted  time.Time // since nothing goes wrong any more
 }
 
 // simTry is an attempt that a runner was given. What is on its disk outlives
@@ -30,6 +39,7 @@ type simTry struct {
 	held    bool // its directory is there
 	started bool // and says that it was started
 	alive   bool // its process runs
+	since   time.Time
 	cancel  bool
 	out     []byte
 	lines   int // it is going to write
@@ -50,19 +60,71 @@ type simReport struct {
 func simRunnerID(n int) string { return fmt.Sprintf("r%d", n) }
 
 func newSimRunner(w *world, n int) *simRunner {
-	return &simRunner{w: w, id: simRunnerID(n), n: n}
+	r := &simRunner{w: w, id: simRunnerID(n), n: n, key: w.g.keys[n]}
+	r.store(w.g.tokens[n])
+	return r
+}
+
+// orphaned notes that what is on record as the runner's may be nobody's.
+func (r *simRunner) orphaned() {
+	for id, j := range r.w.seen {
+		if j.RunnerID == r.id && !j.State.Ended() {
+			r.w.orphans[wire.JobRef{Job: id, Attempt: j.Attempt}] = true
+		}
+	}
+}
+
+// store keeps a token, on disk.
+func (r *simRunner) store(token string) {
+	if r.token = token; token == "" {
+		return
+	}
+	c, err := wire.ReadToken(token)
+	if err != nil {
+		r.w.violate("%s was granted what is no token: %v", r.id, err)
+	}
+	if c.Expiry.After(r.lasts) {
+		r.lasts = c.Expiry
+	}
+}
+
+func (r *simRunner) offers() []wire.TokenOffer {
+	if r.token == "" {
+		return nil
+	}
+	return []wire.TokenOffer{{Source: wire.SourceFile, Token: r.token}}
+}
+
+// authenticate shows what it has over its session.
+func (r *simRunner) authenticate(stored bool) {
+	k, s := r.link, r.w.life.s
+	if k == nil || k.m == nil || k.asks {
+		return
+	}
+	k.asks = true
+	req, peer := wire.AuthenticateRequest{Offers: r.offers(), Stored: stored}, r.peer()
+	peer.Data = k.v
+	r.w.life.call(func() func() {
+		st, err := s.authenticate(k.ctx, peer, req)
+		return func() {
+			k.asks = false
+			if err == nil && r.link == k {
+				r.standing = st
+			}
+		}
+	})
 }
 
 // slots is how many jobs it runs at once.
 func (r *simRunner) slots() int { return 1 + r.n%2 }
 
 func (r *simRunner) peer() *mux.Peer {
-	key := r.w.g.keys[r.n].Public().(ed25519.PublicKey)
+	key := r.key.Public().(ed25519.PublicKey)
 	return &mux.Peer{Network: "memory", Key: key, Hello: wire.Hello{Role: wire.RoleRunner, Software: "waypoint simulation",
 		Runner: &wire.RunnerHello{
 			ID: r.id, Kind: wire.KindRemote, PublicKey: key, Concurrency: r.slots(),
 			Labels: map[string]string{"parity": fmt.Sprint(r.n % 2)},
-			Offers: []wire.TokenOffer{{Source: wire.SourceFile, Token: r.w.g.tokens[r.n]}},
+			Offers: r.offers(),
 		}}}
 }
 
@@ -127,6 +189,9 @@ func (r *simRunner) step() {
 		return
 	}
 	k := r.link
+	if !r.standing.Admitted && w.rng.IntN(6) == 0 {
+		r.authenticate(false)
+	}
 	switch n := w.rng.IntN(12); {
 	case n == 0:
 		e := wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: []wire.JobRef{}}}
@@ -154,7 +219,20 @@ func (r *simRunner) obey(k *simLink) {
 	k.down = k.down[1:]
 	w := r.w
 	switch {
+	case o.Standing != nil:
+		r.standing = *o.Standing
+		w.say("%s: is told that it is %s, admitted %v", r.id, r.standing.State, r.standing.Admitted)
+	case o.Grant != nil:
+		w.count["grant"]++
+		if w.chance(3) {
+			w.say("%s: does not store what it is granted", r.id)
+			return
+		}
+		r.store(o.Grant.Token)
+		w.say("%s: stores what it is granted", r.id)
+		r.authenticate(true)
 	case o.Begun != nil:
+		k.begun = time.Now()
 		for _, ref := range o.Begun.Keep {
 			if a := r.try(ref); a != nil && !a.started {
 				r.say(wire.WorkEvent{Ack: &a.JobRef})
@@ -163,6 +241,11 @@ func (r *simRunner) obey(k *simLink) {
 		for _, ref := range o.Begun.Drop {
 			r.drop(ref, "does not keep")
 		}
+		for _, a := range r.has() {
+			if !slices.Contains(o.Begun.Keep, a.JobRef) && !slices.Contains(k.given, a.JobRef) {
+				w.violate("%s is told neither to keep nor to drop %s", r.id, w.ref(a.JobRef))
+			}
+		}
 	case o.Assign != nil:
 		a := &simTry{JobRef: o.Assign.JobRef, name: w.names[o.Assign.Job], r: r, lines: w.rng.IntN(30)}
 		if w.tries[a.JobRef] != nil {
@@ -170,6 +253,7 @@ func (r *simRunner) obey(k *simLink) {
 			return
 		}
 		w.tries[a.JobRef] = a
+		k.given = append(k.given, a.JobRef)
 		if w.chance(15) {
 			w.say("%s: refuses %s", r.id, w.ref(a.JobRef))
 			r.say(wire.WorkEvent{Nack: &wire.Nack{JobRef: a.JobRef, Error: "simulated"}})
@@ -186,7 +270,7 @@ func (r *simRunner) obey(k *simLink) {
 				w.violate("job %s was started as attempt %d and is started as %d", a.name, before, a.Attempt)
 			}
 			w.starts[a.name] = a.Attempt
-			a.started, a.alive = true, true
+			a.started, a.alive, a.since = true, true, time.Now()
 			w.count["start"]++
 		}
 	case o.Drop != nil:

@@ -97,7 +97,10 @@ type simLink struct {
 	up     []wire.WorkEvent // said by the runner
 	down   []wire.WorkOrder // said by the server
 	hears  bool             // an event is being dealt with
+	asks   bool             // it shows its tokens
 	over   bool             // the server has given it up
+	begun  time.Time        // when the runner was told what to go on with
+	given  []wire.JobRef    // assigned on it
 }
 
 // serve is what the server does for a session and its work stream. See
@@ -126,7 +129,11 @@ func (k *simLink) serve(begin wire.WorkBegin) (then func()) {
 		return refused(err)
 	}
 	go func() {
-		<-k.ctx.Done()
+		select {
+		case <-k.ctx.Done():
+		case <-v.ended: // see attend
+			k.cancel(v.why)
+		}
 		s.exit(m)
 		parted()
 	}()
@@ -145,6 +152,9 @@ func (k *simLink) give(why string) {
 func (k *simLink) end() {
 	k.over = true
 	k.l.links = slices.DeleteFunc(k.l.links, func(o *simLink) bool { return o == k })
+	if k.m != nil {
+		k.l.gone = append(k.l.gone, k)
+	}
 	if k.r.link == k && k.m == nil {
 		k.r.cut("refused")
 	}
@@ -197,9 +207,37 @@ func (k *simLink) hear() {
 	})
 }
 
+// late has a session that the server has given up deliver something.
+func (k *simLink) late() {
+	w, s := k.l.w, k.l.s
+	if len(k.up) > 0 && w.rng.IntN(2) == 0 {
+		w.say("%s: something comes of a session that is gone", k.r.id)
+		w.count["late frame"]++
+		k.hear()
+		return
+	}
+	for _, a := range k.r.tries {
+		if !a.started || len(a.out) == 0 || w.rng.IntN(2) == 0 {
+			continue
+		}
+		w.say("%s: output of %s comes on a session that is gone", k.r.id, w.ref(a.JobRef))
+		w.count["late frame"]++
+		chunks := []wire.Data{{Time: time.Now(), Stream: wire.Stdout, Bytes: slices.Clone(a.out)}}
+		k.l.call(func() func() {
+			_, err := s.record(k.ctx, a.JobRef, k.v, 0, chunks, a.result)
+			return func() {
+				if err == nil {
+					w.violate("%s: %s is recorded from a session that is gone", k.r.id, w.ref(a.JobRef))
+				}
+			}
+		})
+		return
+	}
+}
+
 // wish is what a client wants, until it is told that it has it.
 type wish struct {
-	what  string // submit, cancel, kill, retry
+	what  string // submit, cancel, kill, retry; adopt, reject, forget, drain, resume
 	names []string
 	specs []wire.JobSpec
 	name  string
@@ -231,6 +269,64 @@ func (l *life) client() {
 		}
 	}
 	l.follow(w.any())
+}
+
+// operator has an operator decide about a runner.
+func (l *life) operator(what string, r *simRunner) {
+	k := &wish{what: what, name: r.id}
+	l.w.wishes = append(l.w.wishes, k)
+	l.send(k)
+}
+
+// decide sends what an operator wants of a runner.
+func (l *life) decide(k *wish, done func(err error)) {
+	s, ctx := l.s, l.ctx
+	r := l.w.runners[slices.IndexFunc(l.w.runners, func(r *simRunner) bool { return r.id == k.name })]
+	lifts := k.what != "reject" && k.what != "drain"
+	switch k.what { // from now on it may have happened
+	case "adopt":
+		r.rejected = false
+	case "resume":
+		r.drained = false
+	case "forget":
+		r.rejected, r.drained = false, false
+		r.orphaned()
+	}
+	if lifts {
+		r.deciding++
+	}
+	l.call(func() func() {
+		var err error
+		switch k.what {
+		case "adopt":
+			_, err = s.runnerAdopt(ctx, simClient, wire.AdoptRequest{ID: k.name})
+		case "reject":
+			_, err = s.runnerReject(ctx, simClient, wire.RunnerRequest{ID: k.name})
+		case "forget":
+			_, err = s.runnerForget(ctx, simClient, wire.RunnerRequest{ID: k.name})
+		default:
+			_, err = s.runnerDrain(ctx, simClient, wire.DrainRequest{ID: k.name, Drain: k.what == "drain"})
+		}
+		return func() {
+			if lifts {
+				r.deciding--
+			}
+			if k.what == "forget" {
+				r.orphaned()
+			}
+			if err == nil {
+				l.w.count[k.what]++
+			}
+			if err == nil && r.deciding == 0 {
+				r.rejected = r.rejected || k.what == "reject"
+				r.drained = r.drained || k.what == "drain"
+			}
+			if wire.KindOf(err) == wire.NotFound {
+				err = nil // there is no such runner, as may be
+			}
+			done(err)
+		}
+	})
 }
 
 // any is the name of a job that somebody was told of.
@@ -290,6 +386,21 @@ func (l *life) send(k *wish) {
 	w.say("client: %s %v%s", k.what, k.names, k.name)
 	ctx := l.ctx
 	id := w.ids[k.name]
+	switch k.what {
+	case "adopt", "reject", "forget", "drain", "resume":
+		l.decide(k, func(err error) {
+			switch {
+			case lost:
+				w.count["lost answer"]++
+			case err == nil:
+				k.done = true
+				w.say("operator: has %s %s", k.what, k.name)
+			case wire.KindOf(err) != wire.Unavailable:
+				w.violate("%s %s: %v", k.what, k.name, err)
+			}
+		})
+		return
+	}
 	l.call(func() func() {
 		var jobs []wire.Job
 		var err error
@@ -370,6 +481,7 @@ func (l *life) follow(name string) {
 
 // look compares what is on record with the last time.
 func (l *life) look() {
+	defer func() { l.lookedAt = time.Now() }()
 	n := l.commits.Load()
 	if n == l.looked && l.looked > 0 {
 		return

@@ -39,7 +39,8 @@ import (
 //     deploy, release or destroy is active.
 //   - What is active, or has succeeded, depends on nothing that has not ended, nor on
 //     what failed unless it said that it may.
-//   - A job whose end was asked for is not handed out again.
+//   - A job whose end was asked for is not handed out again, nor one whose time is over.
+//   - Who was rejected, is drained, or has no token that is still good, is handed out nothing.
 //   - A job is lost only where its runner does not have it, or has said so, or was
 //     not heard of for a whole lease.
 //
@@ -55,7 +56,11 @@ import (
 //     and in order: for a success all of it, and never less than the runner was told is
 //     safe or than a follower has read.
 //   - Whatever a runner is told to drop does not run on record.
-//   - Once nothing goes wrong any more every job ends and no runner keeps anything.
+//   - A runner whose session has begun has been told of every end of what it runs, and
+//     of each that was asked for; within a heartbeat what it runs is on record so.
+//   - What a session says whose runner works on another changes nothing.
+//   - Once nothing goes wrong any more every job ends and no runner keeps anything; and
+//     a runner that is adopted then, once, gets jobs and keeps the right to them.
 //
 // # What is simulated
 //
@@ -65,7 +70,10 @@ import (
 // the next one opens what was committed. Each server's life has a clock of its
 // own, so the clock jumps where a server starts, either way. A runner's agent
 // dies and its jobs go on; its host dies and its jobs with it; its disk is lost.
+// It comes back as somebody else, under its id. Operators adopt, reject, forget and
+// drain; tokens expire, are renewed, and granted to runners that do not store them.
 // The store refuses for want of room. Requests are sent twice, answers are lost.
+// A session that the server has given up delivers what was on its way.
 //
 // SIM_DURATION is how long to look for a seed that fails; SIM_SEED is one to be
 // told of in full.
@@ -130,7 +138,7 @@ func TestSimulation(t *testing.T) {
 	}
 	slices.Sort(said)
 	t.Logf("%d seeds from %d: %s", next.Load(), first+1, strings.Join(said, ", "))
-	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "late result"} {
+	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame"} {
 		if failed.Load() == 0 && total[what] == 0 && next.Load() > 100 {
 			t.Errorf("of %q there was none: the simulation has proved little", what)
 		}
@@ -175,6 +183,13 @@ type ground struct {
 
 const simRunners = 4
 
+// simTokens is how long the tokens are good that runners begin with: the last
+// has none, the one before it an old one at times.
+var simTokens = [simRunners]time.Duration{wire.MaxTokenLife, wire.MaxTokenLife, 400 * time.Hour, 0}
+
+// simGrant is how long granted tokens are good: they are renewed, and expire.
+const simGrant = 10 * time.Minute
+
 func newGround(t *testing.T) *ground {
 	t.Helper()
 	g := &ground{image: map[string][]byte{}}
@@ -195,11 +210,13 @@ func newGround(t *testing.T) *ground {
 			if err != nil {
 				t.Fatal(err)
 			}
-			reply, err := s.runnerToken(t.Context(), simClient, wire.RunnerTokenRequest{
-				ID: simRunnerID(i), ExpiresIn: wire.Duration(wire.MaxTokenLife),
-			})
-			if err != nil {
-				t.Fatal(err)
+			var reply wire.TokenReply
+			if life := simTokens[i]; life > 0 {
+				if reply, err = s.runnerToken(t.Context(), simClient, wire.RunnerTokenRequest{
+					ID: simRunnerID(i), ExpiresIn: wire.Duration(life),
+				}); err != nil {
+					t.Fatal(err)
+				}
 			}
 			g.keys, g.tokens = append(g.keys, key), append(g.tokens, reply.Token)
 		}
@@ -246,6 +263,7 @@ type world struct {
 	seen    map[string]wire.Job     // by id: the record at the last look
 	starts  map[string]int          // name -> the attempt that was started
 	read    map[wire.JobRef]int64   // how far a follower has read
+	orphans map[wire.JobRef]bool    // their runner has been forgotten
 	calm    bool                    // nothing goes wrong any more
 	full    atomic.Bool             // there is no room
 	history []string
@@ -259,7 +277,7 @@ func (g *ground) run(t *testing.T, seed uint64) *world {
 	w := &world{
 		g: g, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)),
 		tries: map[wire.JobRef]*simTry{}, names: map[string]string{}, ids: map[string]string{},
-		seen: map[string]wire.Job{}, starts: map[string]int{}, read: map[wire.JobRef]int64{}, count: map[string]int{},
+		seen: map[string]wire.Job{}, starts: map[string]int{}, read: map[wire.JobRef]int64{}, orphans: map[wire.JobRef]bool{}, count: map[string]int{},
 	}
 	base := filepath.Join(g.dir, fmt.Sprint(g.worlds.Add(1)))
 	defer os.RemoveAll(base)
@@ -323,6 +341,7 @@ type life struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	links   []*simLink // that the server has
+	gone    []*simLink // that it has given up
 	calls   []*simCall // that have not been answered
 	commits atomic.Int64
 	callers atomic.Int64 // of them
@@ -330,12 +349,14 @@ type life struct {
 	dead    atomic.Bool  // what it does now happens to nobody
 	image   map[string][]byte
 	looked  int64 // commits at the last look
+
+	lookedAt time.Time // when that was
 }
 
 // live is a life in its bubble of time.
 func (w *world) live(last bool) {
 	time.Sleep(time.Duration(w.rng.IntN(1000)) * time.Hour) // the clock was set
-	l := &life{w: w, began: time.Now()}
+	l := &life{w: w, began: time.Now(), lookedAt: time.Now()}
 	w.life = l
 	w.full.Store(false)
 	l.start()
@@ -367,7 +388,7 @@ func (l *life) start() {
 	w := l.w
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	s, err := New(l.ctx, Config{
-		StateDir: w.dir, Software: "waypoint simulation", RetainFor: 100 * 365 * 24 * time.Hour, // what is removed is not looked at here
+		StateDir: w.dir, Software: "waypoint simulation", GrantLife: simGrant, RetainFor: 100 * 365 * 24 * time.Hour, // what is removed is not looked at here
 		faults: &store.Faults{Gather: synctest.Wait, Begin: l.begin},
 	})
 	if err != nil {
@@ -377,6 +398,7 @@ func (l *life) start() {
 	l.s = s
 	for _, r := range w.runners {
 		r.heard = l.began
+		r.deciding = 0
 	}
 }
 
