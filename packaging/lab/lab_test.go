@@ -388,6 +388,12 @@ func (l *lab) write(path, text string, mode fs.FileMode) {
 // of the journal, and now and then for what nobody logs.
 func (l *lab) await(what string, condition func() bool) {
 	l.t.Helper()
+	l.patiently(bound, what, condition)
+}
+
+// patiently is await for what may take longer.
+func (l *lab) patiently(bound time.Duration, what string, condition func() bool) {
+	l.t.Helper()
 	deadline := time.NewTimer(bound)
 	defer deadline.Stop()
 	for {

@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -10,58 +11,82 @@ import (
 // much memory ends for that reason, and alone; what jobs use is known; and the
 // supervisor can be restarted while jobs live in cgroups below its own.
 func TestLimits(t *testing.T) {
-	p := under(t)
-	needs(t, map[string]string{"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs", "mmdebstrap": "mmdebstrap"})
-	t.Parallel()
-	for _, suite := range suites {
-		t.Run(suite, func(t *testing.T) {
-			t.Parallel()
-			l := bootMachine(t, suite, p.new.deb)
-			l.run("dpkg", "--install", filepath.Base(p.new.deb))
-			l.waypoint("server", "status")
-			l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
-			l.adopted()
-			group := l.property("waypoint-jobs", "ControlGroup")
-			for _, controller := range []string{"memory", "pids", "cpu"} {
-				contains(l, "controllers below the supervisor's cgroup", l.run("cat", "/sys/fs/cgroup"+group+"/cgroup.controllers"), controller)
-			}
+	onMachines(t, func(l *lab, p packages) {
+		l.run("dpkg", "--install", filepath.Base(p.new.deb))
+		l.sh("echo 'concurrency = 20' >>/etc/waypoint/runner.toml")
+		l.waypoint("server", "status")
+		l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
+		l.adopted()
+		group := l.property("waypoint-jobs", "ControlGroup")
+		for _, controller := range []string{"memory", "pids", "cpu"} {
+			contains(l, "controllers below the supervisor's cgroup", l.run("cat", "/sys/fs/cgroup"+group+"/cgroup.controllers"), controller)
+		}
 
-			modest := l.ended(l.submit("head -c 60M /dev/zero | tail >/dev/null"))
-			equal(l, "a modest job", modest.State, "success")
-			if rss := modest.Usage.MaxRSS; rss < 60<<20 || rss > 160<<20 {
-				l.t.Errorf("a job that used 60 MiB is said to have used %d bytes", rss)
-			}
-			busy := l.ended(l.submit("i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done"))
-			if busy.Usage.CPUSeconds <= 0.05 {
-				l.t.Errorf("a busy job is said to have used %v s of CPU time", busy.Usage.CPUSeconds)
-			}
+		modest := l.ended(l.submit("head -c 60M /dev/zero | tail >/dev/null"))
+		equal(l, "a modest job", modest.State, "success")
+		if rss := modest.Usage.MaxRSS; rss < 60<<20 || rss > 160<<20 {
+			l.t.Errorf("a job that used 60 MiB is said to have used %d bytes", rss)
+		}
+		busy := l.ended(l.submit("i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done"))
+		if busy.Usage.CPUSeconds <= 0.05 {
+			l.t.Errorf("a busy job is said to have used %v s of CPU time", busy.Usage.CPUSeconds)
+		}
 
-			agent, supervisor := l.property("waypoint-runner", "MainPID"), l.property("waypoint-jobs", "MainPID")
-			l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=150M", "MemorySwapMax=0", "TasksMax=120")
-			other := l.running("until [ -e /tmp/enough ]; do sleep 0.5; done; echo well")
-			greedy := l.ended(l.submit("head -c 600M /dev/zero | tail >/dev/null"))
-			equal(l, "a greedy job", fmt.Sprintf("%s %s", greedy.State, greedy.Reason), "error oom")
-			l.ended(l.submit("i=0; while [ $i -lt 200 ]; do i=$((i+1)); sleep 1 & done; wait"))
-			equal(l, "the agent and the supervisor after that", l.property("waypoint-runner", "MainPID")+" "+l.property("waypoint-jobs", "MainPID"), agent+" "+supervisor)
-			l.run("touch", "/tmp/enough")
-			equal(l, "a job that ran beside them", l.ended(other).State, "success")
-			l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=infinity", "TasksMax=infinity")
+		agent, supervisor := l.property("waypoint-runner", "MainPID"), l.property("waypoint-jobs", "MainPID")
+		l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=150M", "MemorySwapMax=0", "TasksMax=120")
+		other := l.running("until [ -e /tmp/enough ]; do sleep 0.5; done; echo well")
+		greedy := l.ended(l.submit("head -c 600M /dev/zero | tail >/dev/null"))
+		equal(l, "a greedy job", fmt.Sprintf("%s %s", greedy.State, greedy.Reason), "error oom")
+		l.ended(l.submit("i=0; while [ $i -lt 200 ]; do i=$((i+1)); sleep 1 & done; wait"))
+		equal(l, "the agent and the supervisor after that", l.property("waypoint-runner", "MainPID")+" "+l.property("waypoint-jobs", "MainPID"), agent+" "+supervisor)
+		l.run("touch", "/tmp/enough")
+		equal(l, "a job that ran beside them", l.ended(other).State, "success")
+		l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=infinity", "TasksMax=infinity")
 
-			job := l.running("sleep 1000")
-			l.run("systemctl", "restart", "waypoint-jobs")
-			equal(l, "the supervisor after a restart with a job", l.active("waypoint-jobs"), "active")
-			equal(l, "its result", l.property("waypoint-jobs", "Result"), "success")
-			if j := l.ended(job); j.State == "success" {
-				l.t.Errorf("a job whose supervisor was restarted: %s", j)
-			}
-			l.awaitRunner("ready", ready)
-			equal(l, "a job after that", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
-			// The same when the supervisor dies with a job alive.
-			l.running("sleep 1000")
-			pid := l.property("waypoint-jobs", "MainPID")
-			l.run("kill", "-KILL", pid)
-			l.awaitChange("waypoint-jobs", "MainPID", pid)
-			equal(l, "a job after its death", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
+		l.run("rm", "/tmp/enough")
+		l.exhausted("waypoint-runner", "waypoint-server")
+
+		job := l.running("sleep 1000")
+		l.run("systemctl", "restart", "waypoint-jobs")
+		equal(l, "the supervisor after a restart with a job", l.active("waypoint-jobs"), "active")
+		equal(l, "its result", l.property("waypoint-jobs", "Result"), "success")
+		if j := l.ended(job); j.State == "success" {
+			l.t.Errorf("a job whose supervisor was restarted: %s", j)
+		}
+		l.awaitRunner("ready", ready)
+		equal(l, "a job after that", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
+		// The same when the supervisor dies with a job alive.
+		l.running("sleep 1000")
+		pid := l.property("waypoint-jobs", "MainPID")
+		l.run("kill", "-KILL", pid)
+		l.awaitChange("waypoint-jobs", "MainPID", pid)
+		equal(l, "a job after its death", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
+	})
+}
+
+// exhausted has the kernel end each unit for want of memory, more than once,
+// while 20 jobs run: they go on, and nothing of what they say is lost.
+func (l *lab) exhausted(units ...string) {
+	l.t.Helper()
+	var jobs []string
+	for range 20 {
+		jobs = append(jobs, l.submit(counting))
+	}
+	l.await("20 jobs run", func() bool { return l.runners()[0].RunningJobs == 20 })
+	supervisor := l.property("waypoint-jobs", "MainPID")
+	for _, unit := range units {
+		before := l.job(jobs[0]).LogBytes
+		l.run("systemctl", "set-property", "--runtime", unit, "MemoryMax=3M", "MemorySwapMax=0")
+		l.await(unit+" is ended and ended again", func() bool {
+			return strings.Count(l.run("journalctl", "--output=cat", "--unit="+unit), "Failed with result 'oom-kill'") >= 2
 		})
+		l.run("systemctl", "set-property", "--runtime", unit, "MemoryMax=infinity")
+		l.awaitRunner("back with its jobs after "+unit+" had no memory", func(r remote) bool { return ready(r) && r.RunningJobs == 20 })
+		l.await("output comes after "+unit+" had no memory", func() bool { return l.job(jobs[0]).LogBytes > before })
+	}
+	equal(l, "the supervisor after that", l.property("waypoint-jobs", "MainPID"), supervisor)
+	l.run("touch", "/tmp/enough")
+	for _, id := range jobs {
+		l.counted(id)
 	}
 }

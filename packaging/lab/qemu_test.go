@@ -44,6 +44,19 @@ StandardOutput=null
 WantedBy=graphical.target
 `
 
+// onMachines is onEach with a whole machine, and the newer package in its /root.
+func onMachines(t *testing.T, test func(l *lab, p packages)) {
+	p := under(t)
+	needs(t, map[string]string{"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs", "mmdebstrap": "mmdebstrap"})
+	t.Parallel()
+	for _, suite := range suites {
+		t.Run(suite, func(t *testing.T) {
+			t.Parallel()
+			test(bootMachine(t, suite, p.new.deb), p)
+		})
+	}
+}
+
 // bootMachine is boot for a whole machine: its kernel is its own, and so are all
 // controllers of cgroup v2. The files are in its /root. It has one serial line,
 // so its commands wait for each other.

@@ -22,6 +22,12 @@ func TestGroup(t *testing.T) {
 		if strings.Contains(r.stderr, "group waypoint-runner") {
 			l.t.Errorf("the group that is named is the runners':\n%s", r.stderr)
 		}
+		r = l.as("bob", "waypoint", "--server-addr", "unix:///run/waypoint/runner.sock", "job", "list")
+		equal(l, "his exit code on the runners' socket", r.code, 4)
+		contains(l, "what he reads there", r.stderr, "/run/waypoint/waypoint.sock")
+		if strings.Contains(r.stderr, "group waypoint-runner") {
+			l.t.Errorf("the group that is named is the runners':\n%s", r.stderr)
+		}
 		// The server is who says it, whatever the mode of the file is.
 		l.run("chmod", "0666", "/run/waypoint/waypoint.sock", "/run/waypoint/runner.sock")
 		for _, user := range []string{"root", "alice", "bob", "waypoint-runner"} {

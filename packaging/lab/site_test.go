@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // install installs a deb as `dpkg -i` does for an administrator who keeps what
@@ -72,7 +73,11 @@ type job struct {
 	RunnerID                 string `json:"runner_id"`
 	Attempt                  int
 	LogBytes                 int64 `json:"log_bytes"`
-	Usage                    struct {
+
+	QueuedAt   time.Time `json:"queued_at"`
+	StartedAt  time.Time `json:"started_at"`
+	FinishedAt time.Time `json:"finished_at"`
+	Usage      struct {
 		CPUSeconds float64 `json:"cpu_seconds"`
 		MaxRSS     int64   `json:"max_rss_bytes"`
 	}
