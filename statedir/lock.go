@@ -1,6 +1,7 @@
 package statedir
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,7 +28,12 @@ func (d *Dir) Lock(what string) error {
 	if d.lock != nil {
 		return wire.Errorf(wire.Conflict, "state directory %s is already locked by this process", d.path)
 	}
-	f, err := os.OpenFile(d.Path(lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	// It is written to, so no link leads elsewhere.
+	f, err := os.OpenFile(d.Path(lockFile), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0o600)
+	if errors.Is(err, unix.ELOOP) {
+		return wire.Errorf(wire.BadUsage, "lock state directory %s: its file %q is a symbolic link", d.path, lockFile).
+			WithHint("remove %s", d.Path(lockFile))
+	}
 	if err != nil {
 		return d.explain("lock", err)
 	}

@@ -327,6 +327,25 @@ func TestLockNamesHolder(t *testing.T) {
 	second.Close()
 }
 
+// TestLockFollowsNoLink holds that what a link leads to is not written to.
+func TestLockFollowsNoLink(t *testing.T) {
+	d := open(t)
+	other := filepath.Join(t.TempDir(), "other")
+	if err := errors.Join(os.WriteFile(other, []byte("somebody's"), 0o600), os.Symlink(other, d.Path("lock"))); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, d.Lock("us"), wire.BadUsage, "symbolic link")
+	if b, err := os.ReadFile(other); err != nil || string(b) != "somebody's" {
+		t.Errorf("it is now %q, %v", b, err)
+	}
+	if err := os.Remove(d.Path("lock")); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Lock("us"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLockOfTheDead holds that a lock is waited for which only what the dead
 // one had begun to start still holds, and that the wait ends.
 func TestLockOfTheDead(t *testing.T) {
