@@ -183,7 +183,7 @@ func (p *process) tell(leaving bool, left time.Duration) {
 
 // lock takes a lock file, waiting a while for whoever holds it.
 func lock(ctx context.Context, path string, wait time.Duration) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fileError("lock supervisor's directory", err)
 	}
