@@ -134,6 +134,17 @@ func (a *app) connect() (*connection, error) {
 	return a.connectTo(ch)
 }
 
+// notForOperators sends who may not open the runners' socket to that of
+// operators: to be in the runners' group would help nobody but a runner.
+func notForOperators(addr mux.Address, err error) error {
+	e, ok := errors.AsType[*wire.Error](err)
+	if !ok || e.Kind != wire.Denied || addr.Path != runnerSocket {
+		return err
+	}
+	return wire.Errorf(wire.Denied, "connect to %s: permission denied; it is the socket of this host's runners", addr).
+		WithHint("operators use unix://%s, as members of its group: leave out --server-addr", systemSocket)
+}
+
 func (a *app) connectTo(ch choice) (*connection, error) {
 	log, err := a.logger()
 	if err != nil {
@@ -141,7 +152,10 @@ func (a *app) connectTo(ch choice) (*connection, error) {
 	}
 	conn := &connection{
 		login: ch.token,
-		dial:  func(ctx context.Context) (net.Conn, error) { return mux.Dial(ctx, ch.addr, ch.trust) },
+		dial: func(ctx context.Context) (net.Conn, error) {
+			c, err := mux.Dial(ctx, ch.addr, ch.trust)
+			return c, notForOperators(ch.addr, err)
+		},
 	}
 	if !ch.local {
 		a.warn(ch.addr, ch.trust)
