@@ -5,6 +5,7 @@
 //
 //	make test-system                                # builds the packages, runs all of it
 //	make test-system RUN='TestUpgrade.*/trixie'     # some of it
+//	make test-system LONG=1 RUN='TestPowerCut|TestClock'   # in their long form
 //
 // # Labs
 //
@@ -18,6 +19,11 @@
 // of memory, CPU and processes need the controllers of cgroup v2, which a host may
 // have bound to v1; tests of those boot the same base in qemu, without KVM, with
 // the kernel of Debian's cloud images, which needs no initrd.
+//
+// A disk of a lab's own is an ext4 with a journal over a file. The power is cut
+// by ending that file system as it stands (EXT4_IOC_SHUTDOWN, without its
+// journal's last entries) and killing PID 1; what it had not written is not there
+// at the next boot, as on a real disk, and a boot takes a second.
 //
 // # Waiting
 //

@@ -37,7 +37,10 @@ func TestFullDisk(t *testing.T) {
 		l.run("touch", "/tmp/enough")
 		l.counted(job)
 		equal(l, "failed units", l.run("systemctl", "--failed", "--no-legend"), "")
-	}, func(l *lab) { l.disk(64, "/var/lib/waypoint"); l.disk(64, "/var/lib/waypoint-runner", "/var/lib/waypoint-jobs") })
+	}, func(l *lab) {
+		l.disk(64, "/var/lib/waypoint")
+		l.disk(64, "/var/lib/waypoint-runner", "/var/lib/waypoint-jobs")
+	})
 }
 
 // fill leaves no room where directories are.

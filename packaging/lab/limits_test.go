@@ -14,7 +14,7 @@ func TestLimits(t *testing.T) {
 	onMachines(t, func(l *lab, p packages) {
 		l.run("dpkg", "--install", filepath.Base(p.new.deb))
 		l.sh("echo 'concurrency = 20' >>/etc/waypoint/runner.toml")
-		l.waypoint("server", "status")
+		l.run("systemctl", "start", "waypoint-server") // takes longer than a call would wait
 		l.dropIn("waypoint-jobs", "Environment=WAYPOINT_RUNNER_DRAIN_TIMEOUT=1s")
 		l.adopted()
 		group := l.property("waypoint-jobs", "ControlGroup")

@@ -39,9 +39,39 @@ func (l *lab) counted(id string) {
 	}
 }
 
-// TestUpgrade lets the agent come and go in every way while 50 jobs run: they go
-// on under the same supervisor, and nothing of what they say is lost. After the
-// upgrade the supervisor renews itself when no job runs any more.
+// numberedLines fails the test unless lines are those of counting, each once.
+func (l *lab) numberedLines(what, text string) {
+	l.t.Helper()
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		want := "line " + strconv.Itoa(i+1)
+		if i == len(lines)-1 {
+			want = "end " + strconv.Itoa(i)
+		}
+		if line != want {
+			l.t.Errorf("%s: line %d of %d is %q, and not %q", what, i+1, len(lines), line, want)
+			return
+		}
+	}
+}
+
+// shop is a project whose build counts, and makes what its source says.
+const shop = `project = "shop"
+[[app]]
+name = "web"
+  [app.build]
+  script = """
+  ` + counting + `
+  mkdir out
+  tr a-z A-Z <source >out/made
+  """
+  output = ["out/"]
+`
+
+// TestUpgrade lets the agent come and go in every way while 49 jobs and a build
+// run: they go on under the same supervisor, and nothing of what they say is
+// lost, nor what somebody reads who is attached to one. After the upgrade the
+// supervisor renews itself when no job runs any more.
 func TestUpgrade(t *testing.T) {
 	onEach(t, func(l *lab, p packages) {
 		l.install(p.old.deb)
@@ -49,26 +79,35 @@ func TestUpgrade(t *testing.T) {
 		l.waypoint("server", "status")
 		runner := l.adopted()
 		var jobs []string
-		for range 50 {
+		for range 49 {
 			jobs = append(jobs, l.submit(counting))
 		}
+		l.run("mkdir", "/root/shop")
+		l.write("/root/shop/waypoint.toml", shop, 0o644)
+		l.write("/root/shop/source", "wares", 0o644)
+		build := l.begin("sh", "-c", "cd /root/shop && exec waypoint build --no-local")
 		l.await("50 jobs run", func() bool { return l.runners()[0].RunningJobs == 50 })
 		supervisor := l.property("waypoint-jobs", "MainPID")
 
 		for _, how := range []struct {
 			name string
+			unit string // of which there is another process then
 			do   func()
 		}{
-			{"restart", func() { l.run("systemctl", "restart", "waypoint-runner") }},
-			{"kill -9", func() { l.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "waypoint-runner") }},
-			{"restart of the server", func() { l.run("systemctl", "restart", "waypoint-server") }},
-			{"upgrade", func() { l.install(p.new.deb) }},
+			{"restart", "waypoint-runner", func() { l.run("systemctl", "restart", "waypoint-runner") }},
+			{"kill -9", "waypoint-runner", func() { l.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "waypoint-runner") }},
+			{"restart of the server", "waypoint-server", func() { l.run("systemctl", "restart", "waypoint-server") }},
+			{"kill -9 of the server", "waypoint-server", func() { l.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "waypoint-server") }},
+			{"restart of both", "waypoint-runner", func() { l.run("systemctl", "restart", "waypoint-server", "waypoint-runner") }},
+			{"kill -9 of both", "waypoint-runner", func() {
+				l.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "waypoint-server", "waypoint-runner")
+			}},
+			{"upgrade", "waypoint-runner", func() { l.install(p.new.deb) }},
+			{"installation of the same", "waypoint-runner", func() { l.install(p.new.deb) }},
 		} {
-			agent, before := l.property("waypoint-runner", "MainPID"), l.job(jobs[0]).LogBytes
+			pid, before := l.property(how.unit, "MainPID"), l.job(jobs[0]).LogBytes
 			how.do()
-			if how.name != "restart of the server" {
-				l.awaitChange("waypoint-runner", "MainPID", agent)
-			}
+			l.awaitChange(how.unit, "MainPID", pid)
 			l.awaitRunner("back with its jobs after "+how.name, func(r remote) bool { return r.ID == runner && ready(r) && r.RunningJobs == 50 })
 			l.await("output comes after "+how.name, func() bool { return l.job(jobs[0]).LogBytes > before })
 			equal(l, "the supervisor after "+how.name, l.property("waypoint-jobs", "MainPID"), supervisor)
@@ -76,6 +115,16 @@ func TestUpgrade(t *testing.T) {
 		l.run("touch", "/tmp/enough")
 		for _, id := range jobs {
 			l.counted(id)
+		}
+		built := build.wait()
+		equal(l, "the exit code of the build: "+built.stderr, built.code, 0)
+		l.numberedLines("the build", built.stdout)
+		artifacts := decode[[]struct {
+			App string
+			ID  string `json:"id"`
+		}](l, "waypoint", "--project", "shop", "artifact", "list", "--json")
+		if len(artifacts) != 1 || artifacts[0].App != "web" {
+			l.t.Errorf("the build's artifacts: %+v", artifacts)
 		}
 		l.awaitChange("waypoint-jobs", "MainPID", supervisor)
 		l.awaitRunner("of the new version", func(r remote) bool { return r.is(p.new) && ready(r) })
@@ -123,6 +172,37 @@ func TestStop(t *testing.T) {
 		contains(l, "the long job was asked to end", l.try("waypoint", "job", "stream", "--no-follow", long).stdout, "asked")
 		equal(l, "processes of jobs", l.try("pgrep", "--list-full", "-u", "waypoint-job").stdout, "")
 		equal(l, "processes of the runner", l.try("pgrep", "--list-full", "-u", "waypoint-runner").stdout, "")
+
+		// At any moment of a start.
+		for n := range 12 {
+			l.sh(fmt.Sprintf("systemctl start --no-block waypoint-runner; sleep 0.%03d; systemctl stop waypoint-runner", 4*n))
+			equal(l, "the runner that was stopped as it started", l.active("waypoint-runner"), "inactive")
+		}
+		equal(l, "failed units", l.run("systemctl", "--failed", "--no-legend"), "")
+	})
+}
+
+// TestRestartBoth restarts agent and supervisor in one breath: the supervisor lets
+// its jobs end first, and the server hears of each as it ends.
+func TestRestartBoth(t *testing.T) {
+	onEach(t, func(l *lab, p packages) {
+		l.install(p.new.deb)
+		l.waypoint("server", "status")
+		runner := l.adopted()
+		first := l.running("until [ -e /tmp/first ]; do sleep 0.1; done")
+		second := l.running("until [ -e /tmp/second ]; do sleep 0.1; done")
+		restart := l.begin("systemctl", "restart", "waypoint-runner", "waypoint-jobs")
+		l.await("the jobs' service is being stopped", func() bool { return l.active("waypoint-jobs") == "deactivating" })
+		l.run("touch", "/tmp/first")
+		l.await("the server knows of the first end", func() bool { return l.job(first).State == "success" })
+		equal(l, "the jobs' service meanwhile", l.active("waypoint-jobs"), "deactivating")
+		l.run("touch", "/tmp/second")
+		if r := restart.wait(); r.code != 0 {
+			l.t.Errorf("restart: exit code %d: %s", r.code, r.stderr)
+		}
+		equal(l, "the second job", l.ended(second).State, "success")
+		l.awaitRunner("back", func(r remote) bool { return r.ID == runner && ready(r) })
+		equal(l, "a job after that", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
 		equal(l, "failed units", l.run("systemctl", "--failed", "--no-legend"), "")
 	})
 }
