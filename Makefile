@@ -8,6 +8,7 @@ DESTDIR  ?=
 DURATION ?= 5s
 VERSION  ?=
 RUN      ?= .
+LONG     ?=
 
 # The commit is stamped in where git knows it; a checkout that git does not
 # trust, or a tarball, builds all the same.
@@ -89,15 +90,16 @@ fuzz:
 
 # The packages on booted systems (packaging/lab), as root: an old version and a
 # newer one of this tree. The tests see no more of this machine than they need,
-# and nothing of theirs is left when they are stopped. RUN chooses some of them.
+# and nothing of theirs is left when they are stopped. RUN chooses some of them;
+# with LONG=1 the power is cut and the clock is set many times (half an hour).
 test-system:
 	@set -e; for v in old=0.0.1 new=0.0.2; do dir=dist/lab/$${v%=*}; \
 		rm -rf $$dir; echo "== packages $${v#*=}"; \
 		ARCHS=$$($(GO) env GOHOSTARCH) DIST=$$dir VERSION=$${v#*=} packaging/build.sh >/dev/null; \
 		echo $${v#*=} >$$dir/version; \
 	done
-	LAB_PACKAGES=$(CURDIR)/dist/lab unshare --mount --pid --fork --kill-child --mount-proc sh -c '"$$@"; exit $$?' sh \
-		$(GO) test -count=1 -timeout 20m -parallel 4 -run '$(RUN)' ./packaging/lab
+	LAB_PACKAGES=$(CURDIR)/dist/lab LAB_LONG=$(LONG) unshare --mount --pid --fork --kill-child --mount-proc sh -c '"$$@"; exit $$?' sh \
+		$(GO) test -count=1 -timeout $(if $(LONG),90m,20m) -parallel 4 -run '$(RUN)' ./packaging/lab
 
 # Try seeds of the simulation for so long, then kill server and runner for so
 # long while jobs run: make torture DURATION=10m
