@@ -214,6 +214,7 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 		changed Changes
 		jobs    set
 		logs    set
+		news    set
 		locked  bool
 		kept    int
 		done    func(bool)
@@ -257,6 +258,9 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 		for _, id := range tx.logs.list {
 			logs.add(id)
 		}
+		for _, what := range tx.news.list {
+			news.add(what)
+		}
 		changed.Ended = append(changed.Ended, tx.ended...)
 	}
 	if alone && ops[0].err != nil {
@@ -298,6 +302,10 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 	if kept == 0 {
 		abort()
 	} else {
+		if v, err := c.notify(Notice{Jobs: jobs.list, Logs: logs.list, News: news.list}, ready); err != nil {
+			abort()
+			return v, err, false
+		}
 		if err := c.c.command("COMMIT"); err != nil {
 			v := s.engine.judge(err)
 			if v == reconnect || v == callersOwn {

@@ -37,8 +37,9 @@ const (
 	// the job since it was read.
 	updateJob = `UPDATE jobs SET state = $1, reason = $2, error = $3, exit_code = $4, signal = $5, runner_id = $6,
 	attempt = $7, assigned_at = $8, started_at = $9, finished_at = $10, cancel_at = $11, log_bytes = $12,
-	outputs = $13, usage = $14, sequence = $15, place = $16, blocked = $17, waiting = $18, uses = $19
-	WHERE id = $20 AND state = $21 AND attempt = $22`
+	outputs = $13, usage = $14, sequence = $15, place = $16, blocked = $17, waiting = $18, uses = $19,
+	keeper = CASE WHEN $1 = 'assigned' AND state = 'queued' THEN $20 ELSE keeper END
+	WHERE id = $21 AND state = $22 AND attempt = $23`
 )
 
 // row is a job with the state and attempt that it was read with.
@@ -165,7 +166,7 @@ func (tx *Tx) update(r *row) error {
 	n, err := tx.exec(updateJob, string(j.State), string(j.Reason), j.Error, nullInt(j.ExitCode), j.Signal, j.RunnerID,
 		j.Attempt, micro(j.AssignedAt), micro(j.StartedAt), micro(j.FinishedAt), micro(j.CancelRequested), j.LogBytes,
 		toJSON(j.Outputs, len(j.Outputs)), usage, j.Sequence, j.Place, string(j.Blocked), j.Waiting, j.Uses,
-		j.ID, string(r.wasState), r.wasAttempt)
+		tx.s.instance, j.ID, string(r.wasState), r.wasAttempt)
 	if err != nil {
 		return fmt.Errorf("update job %s: %w", j.ID, err)
 	}

@@ -129,10 +129,11 @@ type Active struct {
 	RunnerID        string
 	State           wire.State
 	CancelRequested bool
+	Keeper          string // the server whose lease it has; "" where the store is not shared
 }
 
 const (
-	selectActive = `SELECT id, attempt, runner_id, state, cancel_at FROM jobs
+	selectActive = `SELECT id, attempt, runner_id, state, cancel_at, keeper FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') ORDER BY id`
 	countHeld = `SELECT runner_id, COUNT(*) FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') GROUP BY runner_id`
@@ -144,6 +145,15 @@ const (
 func (tx *Tx) Held() (map[string]int, error) {
 	held := map[string]int{}
 	if err := count(tx, countHeld, held); err != nil {
+		return nil, fmt.Errorf("count jobs in progress: %w", err)
+	}
+	return held, nil
+}
+
+// Held is Tx.Held as of now.
+func (s *Store) Held(ctx context.Context) (map[string]int, error) {
+	held := map[string]int{}
+	if err := count(s.read(ctx), countHeld, held); err != nil {
 		return nil, fmt.Errorf("count jobs in progress: %w", err)
 	}
 	return held, nil
@@ -167,19 +177,7 @@ func (s *Store) Awaited(ctx context.Context) (ids []string, err error) {
 
 // Active are the assigned and running jobs.
 func (s *Store) Active(ctx context.Context) ([]Active, error) {
-	var out []Active
-	err := each(s.read(ctx), selectActive, nil, func(rows *sql.Rows) error {
-		var (
-			a      Active
-			cancel int64
-		)
-		if err := rows.Scan(&a.Job, &a.Attempt, &a.RunnerID, &a.State, &cancel); err != nil {
-			return err
-		}
-		a.CancelRequested = cancel != 0
-		out = append(out, a)
-		return nil
-	})
+	out, err := readActive(s.read(ctx), selectActive)
 	if err != nil {
 		return nil, fmt.Errorf("read jobs in progress: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -59,14 +60,16 @@ const (
 )
 
 func (e *postgres) open(ctx context.Context) (writer, reader *sql.DB, err error) {
-	present := stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
-		_, err := c.Exec(ctx, bePresent)
-		return err
-	})
-	writer = stdlib.OpenDB(*e.config, present)
+	present := func(more string) stdlib.OptionOpenDB {
+		return stdlib.OptionAfterConnect(func(ctx context.Context, c *pgx.Conn) error {
+			_, err := c.Exec(ctx, bePresent+more)
+			return err
+		})
+	}
+	writer = stdlib.OpenDB(*e.config, present("; "+limitIdle))
 	writer.SetMaxOpenConns(e.committers() + 1) // one more for the migrations
 	writer.SetMaxIdleConns(e.committers())
-	reader = stdlib.OpenDB(*e.config, present)
+	reader = stdlib.OpenDB(*e.config, present(""))
 	reader.SetMaxOpenConns(8)
 	reader.SetMaxIdleConns(4)
 	if err := reader.PingContext(ctx); err != nil {
@@ -77,6 +80,56 @@ func (e *postgres) open(ctx context.Context) (writer, reader *sql.DB, err error)
 	return writer, reader, nil
 }
 
+// limitIdle ends the transaction of a server that is stopped, or cut off, in the
+// middle of it: it may have the lock that all others wait for.
+const limitIdle = "SET idle_in_transaction_session_timeout = '5s'"
+
+// channel is what servers of one database tell each other by.
+const channel = "waypoint"
+
+// A listener that has heard nothing for listenQuiet asks whether the database is
+// still there, and gives it up after listenAnswer.
+const (
+	listenQuiet  = 20 * time.Second
+	listenAnswer = 5 * time.Second
+)
+
+func (e *postgres) listen(ctx context.Context, ready func(), f func(text string)) error {
+	c, err := pgx.ConnectConfig(ctx, e.config.Copy())
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		c.Close(ctx)
+	}()
+	if _, err := c.Exec(ctx, "LISTEN "+channel); err != nil {
+		return err
+	}
+	ready()
+	for {
+		quiet, cancel := context.WithTimeout(ctx, listenQuiet)
+		n, err := c.WaitForNotification(quiet)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err == nil:
+			f(n.Payload)
+		case quiet.Err() != nil && !c.IsClosed():
+			asked, cancel := context.WithTimeout(ctx, listenAnswer)
+			err := c.Ping(asked)
+			cancel()
+			if err != nil {
+				return err
+			}
+		default:
+			return err
+		}
+	}
+}
+
 func (e *postgres) judge(err error) verdict {
 	if perr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch perr.Code {
@@ -84,7 +137,8 @@ func (e *postgres) judge(err error) verdict {
 			return noSpace
 		case "40001", "40P01": // serialization_failure, deadlock_detected
 			return repeat
-		case "57P01", "57P02", "57P03": // the database goes down or comes up
+		case "57P01", "57P02", "57P03", // the database goes down or comes up
+			"25P03": // idle_in_transaction_session_timeout: this process was stopped
 			return reconnect
 		case "58030", "XX001", "XX002": // io_error, data_corrupted, index_corrupted
 			return fatal

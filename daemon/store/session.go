@@ -77,6 +77,7 @@ type Tx struct {
 	ready  bool  // something made a job or a runner ready
 	jobs   set   // changed
 	logs   set   // grown
+	news   set   // what other servers are told besides
 	ended  []wire.Job
 }
 
@@ -150,7 +151,7 @@ func (r reader) query(q string, args ...any) (*sql.Rows, error) {
 	if !ok {
 		st, err := r.s.reader.PrepareContext(r.ctx, q)
 		if err != nil {
-			return nil, err
+			return nil, r.s.refused(err)
 		}
 		var raced bool
 		if v, raced = r.s.reads.LoadOrStore(q, st); raced {
@@ -158,7 +159,20 @@ func (r reader) query(q string, args ...any) (*sql.Rows, error) {
 		}
 	}
 	clean(args)
-	return v.(*sql.Stmt).QueryContext(r.ctx, args...)
+	rows, err := v.(*sql.Stmt).QueryContext(r.ctx, args...)
+	if err != nil {
+		return nil, r.s.refused(err)
+	}
+	return rows, nil
+}
+
+// refused is what a reader is told of an error: what passes is Unavailable.
+func (s *Store) refused(err error) error {
+	switch v := s.engine.judge(err); v {
+	case reconnect, busy, repeat:
+		return s.refusal(v, err)
+	}
+	return err
 }
 
 var errNoRow = errors.New("no row")
@@ -199,8 +213,14 @@ func each(q querier, text string, args []any, f func(rows *sql.Rows) error) erro
 
 // failedRows remembers an error that came while rows were read.
 func failedRows(q querier, err error) error {
-	if tx, ok := q.(*Tx); ok && err != nil {
-		return tx.failed(err)
+	if err == nil {
+		return nil
+	}
+	switch q := q.(type) {
+	case *Tx:
+		return q.failed(err)
+	case reader:
+		return q.s.refused(err)
 	}
 	return err
 }

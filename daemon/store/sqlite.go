@@ -26,6 +26,13 @@ func (e *sqlite) begin() string          { return "BEGIN IMMEDIATE" }
 func (e *sqlite) lockRules() string      { return "" } // there is one writer
 func (e *sqlite) lockMigrations() string { return "" } // BEGIN IMMEDIATE is the lock
 
+// listen hears nothing: there is no other server.
+func (e *sqlite) listen(ctx context.Context, ready func(), _ func(string)) error {
+	ready()
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
 // maxReaders bounds the readers' connections, each of which has a page cache.
 const maxReaders = 4
 

@@ -31,6 +31,14 @@
 // singleton. So ready jobs are in one index, and handing one out never walks
 // over those that cannot run.
 //
+// # Several servers
+//
+// Over PostgreSQL each transaction tells the other servers, in one notice with
+// its commit, what it has changed (notice.go), as far as there are others. Who
+// keeps an active job is a column of it (server.go). A server that is stopped in
+// a transaction would keep the lock of the rules: the database ends such a
+// transaction after 5 s.
+//
 // # SQL
 //
 // TEXT, BIGINT and BYTEA only; placeholders $1… in the order of their first
@@ -40,6 +48,7 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"fmt"
 	"log/slog"
@@ -94,9 +103,11 @@ type Changes struct {
 
 // Store is an open store. Its methods may be called by any goroutine.
 type Store struct {
-	cfg    Config
-	engine engine
-	ids    idSource
+	cfg      Config
+	engine   engine
+	ids      idSource
+	instance string // of a shared store; else ""
+	announce atomic.Bool
 
 	writer *sql.DB // the committers' connections
 	reader *sql.DB
@@ -126,6 +137,9 @@ type engine interface {
 	// lockRules makes the transaction the only one that changes the queue.
 	lockRules() string
 	lockMigrations() string
+	// listen calls f for each notice of another connection until ctx ends, or an
+	// error: ready is called before the first, when none can be missed any more.
+	listen(ctx context.Context, ready func(), f func(text string)) error
 	// judge says what an error of the database means.
 	judge(err error) verdict
 	// vacuum gives a bounded amount of free space back and reports whether
@@ -160,6 +174,9 @@ func Open(ctx context.Context, dsn string, cfg Config) (*Store, error) {
 	var err error
 	if s.engine, err = newEngine(dsn); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if _, shared := s.engine.(*postgres); shared {
+		s.instance = rand.Text()
 	}
 	if err := s.open(ctx); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", s.engine.describe(), err)
@@ -231,8 +248,7 @@ func (s *Store) closePools() error {
 
 // Shared reports whether several servers may use the store at once.
 func (s *Store) Shared() bool {
-	_, shared := s.engine.(*postgres)
-	return shared
+	return s.instance != ""
 }
 
 // Describe names engine and place, never a password: "sqlite /var/lib/waypoint/waypoint.db".
