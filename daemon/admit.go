@@ -74,7 +74,7 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*visitor, err
 	defer done()
 	s.fleet.arriving(v)
 	_, out, err := s.arrive(ctx, v, judged, "")
-	if err == nil && out.Refused != nil && !s.fleet.mayReport(v.id) {
+	if err == nil && out.Refused != nil && !s.mayReport(ctx, v.id) {
 		err = out.Refused
 	}
 	if err != nil {

@@ -129,6 +129,7 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 	}
 	s.fleet.stand(v, out, rec.Labels, tokens, now)
 	s.wakeClock()
+	s.callRoll()
 	if out.Standing.Admitted {
 		s.store.Kick()
 	}

@@ -141,11 +141,27 @@ func (s *Server) lose(refs []wire.JobRef, why string) error {
 }
 
 // give takes attempts from their runners: f in the store, said in the log, then here. An
-// attempt that is not live in the store either is only forgotten here.
+// attempt that is not live in the store either is only forgotten here; so is one
+// that another server keeps by now, and its runner is told nothing: where that is
+// connected here all the same, the keeper is about to change (note), and the
+// error is Unavailable.
 func (s *Server) give(refs []wire.JobRef, f func(*store.Tx, wire.JobRef) error, said func(ref wire.JobRef, runner string)) error {
 	err := together(refs, func(ref wire.JobRef) error {
 		runner := s.fleet.runnerOf(ref)
-		err := s.store.Update(s.ctx, func(tx *store.Tx) error { return f(tx, ref) })
+		err := s.store.Update(s.ctx, func(tx *store.Tx) error {
+			if err := tx.Keeps(ref.Job); err != nil {
+				return err
+			}
+			return f(tx, ref)
+		})
+		if errors.Is(err, store.ErrNotKept) {
+			s.callRoll()
+			if s.fleet.isHere(runner) {
+				return wire.Errorf(wire.Unavailable, "job %s is not kept by this server yet", ref.Job)
+			}
+			s.fleet.disclaim(ref)
+			return nil
+		}
 		switch wire.KindOf(err) {
 		case "":
 			said(ref, runner)
@@ -168,9 +184,19 @@ func (s *Server) give(refs []wire.JobRef, f func(*store.Tx, wire.JobRef) error, 
 const giveAtOnce = 64
 
 // abandon ends the queued jobs of local runners that did not come back: no
-// other may take them.
+// other may take them. One that is connected to another server has come.
 func (s *Server) abandon(gone []absence, now time.Time) error {
 	for _, g := range gone {
+		if s.store.Shared() && strings.HasPrefix(g.runner, localPrefix) {
+			at, err := s.store.Session(s.ctx, g.runner)
+			if err != nil {
+				return err
+			}
+			if at.Server != s.store.Instance() && s.presence.there(at.Server, now) {
+				s.fleet.forget(g)
+				continue
+			}
+		}
 		for more := strings.HasPrefix(g.runner, localPrefix) && s.fleet.isAway(g); more; {
 			if err := s.store.Update(s.ctx, func(tx *store.Tx) error {
 				n, err := tx.Abandon(g.runner, "the command line that was to run it is gone", now)

@@ -28,15 +28,25 @@
 //	           one for each call in progress (mux), see api.go
 //	clock      one: deadlines of queued jobs, acknowledgements and leases
 //	janitor    one: retention
-//	heed       one, over PostgreSQL: decisions of other servers
+//	beat       one, over PostgreSQL: that this server is there, and whether others are
+//	heed       two, over PostgreSQL: what other servers have changed
 //	committer  in package store; it calls matcher and changes
+//
+// # Several servers
+//
+// Over a store that is shared each active attempt has a keeper: the server whose
+// lease it has. A runner that begins to work here makes this server the keeper
+// of all it holds (takeIn); so does a server that is missed (takeFrom); a server
+// that was taken for missed takes back what its runners hold (note). Giving up
+// an attempt asks the store for its keeper (give), so whatever a server still
+// believes, it ends nobody else's job.
 //
 // # Locks
 //
 // fleet.mu and watchers.mu are leaves: no call into the store, a session or a
 // channel that can block is made while either is held. The committer takes
-// both, so the reverse would be a deadlock. turns.mu and roster.mu are leaves as
-// well. A runner's turn is held over calls of the store; the committer, and who
+// both, so the reverse would be a deadlock. turns.mu, roster.mu, presence.mu and gossip.mu are
+// leaves as well. A runner's turn is held over calls of the store; the committer, and who
 // holds a lock, takes none.
 package daemon
 
@@ -147,6 +157,8 @@ type Server struct {
 	started time.Time
 
 	fleet    *fleet
+	presence *presence
+	gossip   *gossip
 	turns    *turns
 	watchers *watchers
 	keys     *keyring
@@ -159,6 +171,7 @@ type Server struct {
 	alarm    chan struct{}      // to clock: a deadline has come nearer
 	pulse    chan chan struct{} // to clock, which closes what it is sent; see Probe
 	news     chan struct{}      // room for one: Summary may say something else now
+	roll     chan struct{}      // to beat: who is connected where may have changed
 
 	serving  sync.WaitGroup // of ServeConn; no Add once closed is set
 	accepted atomic.Int64   // of Serve's listeners, not over yet
@@ -199,6 +212,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		log: cfg.Logger, dir: dir, started: time.Now(),
 		watchers: newWatchers(),
 		turns:    newTurns(),
+		presence: newPresence(),
+		gossip:   newGossip(),
+		roll:     make(chan struct{}, 1),
 		fatal:    make(chan error, 1),
 		alarm:    make(chan struct{}, 1),
 		pulse:    make(chan chan struct{}),
@@ -220,6 +236,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s.work.Go(s.clock)
 	s.work.Go(s.janitor)
 	if s.store.Shared() {
+		s.work.Go(s.beat)
+		s.work.Go(s.listen)
 		s.work.Go(s.heed)
 	}
 	return s, nil
@@ -228,8 +246,8 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 // cfg is the configuration as it is now.
 func (s *Server) cfg() *Config { return s.config.Load() }
 
-// open opens the store and rebuilds the fleet's picture of active jobs: every
-// runner is away as of now and has a whole lease to come back.
+// open opens the store and rebuilds the fleet's picture of active jobs that are
+// this server's: every runner is away as of now and has a whole lease to come back.
 func (s *Server) open(ctx context.Context) (err error) {
 	dsn := s.cfg().StoreDSN
 	if dsn == "" {
@@ -250,7 +268,11 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if s.id, err = s.serverID(ctx); err != nil {
 		return err
 	}
-	active, err := s.store.Active(ctx)
+	read := s.store.Active
+	if s.store.Shared() {
+		read = s.settleDown
+	}
+	active, err := read(ctx)
 	if err != nil {
 		return fmt.Errorf("read active jobs: %w", err)
 	}
@@ -455,5 +477,6 @@ func (s *Server) Close() error {
 	s.stop(ErrClosed)
 	s.serving.Wait()
 	s.work.Wait()
+	s.moveOut()
 	return errors.Join(s.store.Close(), s.dir.Close())
 }

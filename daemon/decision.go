@@ -15,7 +15,7 @@ import (
 // was is handed to f; NotFound where there is none.
 func (s *Server) decide(ctx context.Context, id string, f func(tx *store.Tx, r *store.RunnerRecord) error) (store.RunnerRecord, error) {
 	var r store.RunnerRecord
-	if v, ok := s.fleet.get(id); ok && v.kind == wire.KindLocal {
+	if v, ok := s.connected(ctx, id); ok && v.kind == wire.KindLocal {
 		return r, wire.Errorf(wire.Conflict, "runner %q is a command line's own: it is there as long as that", id)
 	}
 	done, err := s.turns.take(ctx, id)
@@ -104,7 +104,7 @@ func (s *Server) runnerAdopt(ctx context.Context, peer *mux.Peer, req wire.Adopt
 	if granted.Serial != 0 {
 		s.minted("adoption", granted)
 	}
-	return s.withSession(r.Runner), nil
+	return s.withSession(ctx, r.Runner), nil
 }
 
 // outstanding is what a runner has been granted and has not stored yet, if it
@@ -153,13 +153,13 @@ func (s *Server) runnerReject(ctx context.Context, peer *mux.Peer, req wire.Runn
 		return wire.Runner{}, err
 	}
 	s.log.Info("runner rejected", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String(), "peer", peer)
-	return s.withSession(r.Runner), nil
+	return s.withSession(ctx, r.Runner), nil
 }
 
 // runnerForget removes a runner's record and ends its session. What it runs
 // goes on under the lease.
 func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.RunnerRequest) (wire.Runner, error) {
-	if v, ok := s.fleet.get(req.ID); ok && v.kind == wire.KindLocal {
+	if v, ok := s.connected(ctx, req.ID); ok && v.kind == wire.KindLocal {
 		return wire.Runner{}, wire.Errorf(wire.Conflict, "runner %q is a command line's own: it goes with that", req.ID)
 	}
 	done, err := s.turns.take(ctx, req.ID)
@@ -182,7 +182,7 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 	}); err != nil {
 		return wire.Runner{}, err
 	}
-	was := s.withSession(r.Runner)
+	was := s.withSession(ctx, r.Runner)
 	s.dismiss(req.ID, r.Fingerprint)
 	s.log.Info("runner forgotten", "runner", r.ID, "fingerprint", r.Fingerprint, "by", loginOf(peer).String(), "peer", peer)
 	return was, nil

@@ -28,13 +28,13 @@ func (s *Server) runnerDrain(ctx context.Context, peer *mux.Peer, req wire.Drain
 	if was != req.Drain {
 		s.log.Info("runner's drain has changed", "runner", r.ID, "draining", req.Drain, "by", loginOf(peer).String(), "peer", peer)
 	}
-	if v, ok := s.fleet.get(req.ID); ok && v.onHost && !req.Drain {
+	if v, ok := s.connected(ctx, req.ID); ok && v.onHost && !req.Drain {
 		// The operator's own drain is over all the same: else each of the two
 		// would wait for the other.
 		return wire.Runner{}, wire.Errorf(wire.Conflict, "runner %q is drained on its own host", r.ID).
 			WithHint("on that host: waypoint runner resume")
 	}
-	return s.withSession(r.Runner), nil
+	return s.withSession(ctx, r.Runner), nil
 }
 
 // runnerWait answers once a runner has no job.
@@ -48,7 +48,7 @@ func (s *Server) runnerWait(ctx context.Context, peer *mux.Peer, req wire.Runner
 		}
 		s.store.Matched() // an assignment that was under way is the fleet's by now
 		idle := s.fleet.idle(req.ID)
-		if idle == nil {
+		if idle == nil && (!s.store.Shared() || r.RunningJobs == 0) {
 			r.RunningJobs = 0
 			return r, nil
 		}

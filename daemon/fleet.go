@@ -67,12 +67,7 @@ func (f *fleet) restore(active []store.Active, awaited []string, orphaned map[st
 		}
 	}
 	for _, a := range active {
-		owner, orphan := orphaned[a.RunnerID]
-		f.put(&attempt{
-			JobRef: a.JobRef, runner: a.RunnerID,
-			running: a.State == wire.Running, durable: a.State == wire.Running,
-			cancelSent: a.CancelRequested, orphan: orphan, owner: owner,
-		})
+		f.put(known(a, orphaned))
 		f.away[a.RunnerID] = now
 	}
 }

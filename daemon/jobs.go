@@ -141,7 +141,7 @@ func (s *Server) jobWait(ctx context.Context, _ *mux.Peer, req wire.JobRequest) 
 	defer poll.Stop()
 	for {
 		job, err := w.look(ctx, s.store)
-		if err != nil || job.State.Ended() {
+		if wire.KindOf(err) != wire.Unavailable && (err != nil || job.State.Ended()) { // a database that is out of reach comes back
 			return job, err
 		}
 		select {

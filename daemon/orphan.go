@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,7 +14,15 @@ import (
 // keepOwner keeps who a runner is, in the transaction that forgets it.
 func (s *Server) keepOwner(tx *store.Tx, r store.RunnerRecord) error {
 	if !s.fleet.mayReport(r.ID) {
-		return nil // it has no attempts, or they are of one before it
+		if !s.store.Shared() || s.fleet.hasOrphans(r.ID) {
+			return nil // it has no attempts, or they are of one before it
+		}
+		if held, err := tx.Holds(r.ID); err != nil || len(held) == 0 {
+			return err
+		}
+		if owner, err := tx.Setting(store.OwnerSetting(r.ID)); err != nil || owner != "" {
+			return err
+		}
 	}
 	return tx.PutSetting(store.OwnerSetting(r.ID), r.Fingerprint)
 }
@@ -23,6 +32,24 @@ func (s *Server) keepOwner(tx *store.Tx, r store.RunnerRecord) error {
 // Its own it gets back.
 func (s *Server) inherit(tx *store.Tx, v *visitor, now time.Time) (lost []wire.JobRef, err error) {
 	lost = s.fleet.foreign(v)
+	if s.store.Shared() {
+		// They may be in another server's fleet.
+		owner, err := tx.Setting(store.OwnerSetting(v.id))
+		if err != nil {
+			return nil, err
+		}
+		if owner != "" && owner != v.key {
+			held, err := tx.Holds(v.id)
+			if err != nil {
+				return nil, err
+			}
+			for _, a := range held {
+				if !slices.Contains(lost, a.JobRef) {
+					lost = append(lost, a.JobRef)
+				}
+			}
+		}
+	}
 	for _, ref := range lost {
 		err := tx.Lost(ref, "its runner has been forgotten, and another has its id", now)
 		if k := wire.KindOf(err); err != nil && k != wire.Conflict && k != wire.NotFound {

@@ -92,10 +92,10 @@ func (s *Server) reported(ctx context.Context, req wire.ReportRequest, v *visito
 // record makes output and, if it has come, the result durable; length is how
 // much output is already.
 func (s *Server) record(ctx context.Context, ref wire.JobRef, v *visitor, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
-	runner := v.id
+	runner, kept := v.id, true
 	err := s.persist(ctx, ref, v, func(tx *store.Tx, now time.Time) (err error) {
 		if result == nil {
-			if err := s.settleIn(tx, ref, runner); err != nil {
+			if kept, err = s.settleIn(tx, ref, runner); err != nil {
 				return err
 			}
 		}
@@ -110,7 +110,7 @@ func (s *Server) record(ctx context.Context, ref wire.JobRef, v *visitor, length
 		started, _ := s.fleet.started(ref)
 		return tx.FinishStarted(ref, runner, *result, started, now)
 	})
-	if err == nil {
+	if err == nil && kept {
 		s.fleet.settled(ref)
 	}
 	return length, err

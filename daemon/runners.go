@@ -24,8 +24,16 @@ func (s *Server) ifAdmitted(h mux.Handler) mux.Handler {
 // runners, of which there is no record, come first.
 func (s *Server) runnerList(ctx context.Context, _ *mux.Peer, f wire.RunnerFilter) (page wire.RunnerPage, err error) {
 	page.Runners = []wire.Runner{}
+	views, err := s.everywhere(ctx)
+	if err != nil {
+		return page, err
+	}
+	connected := make(map[string]memberView, len(views))
+	for _, v := range views {
+		connected[v.id] = v
+	}
 	if f.After == "" {
-		for _, v := range s.fleet.online() {
+		for _, v := range views {
 			if v.kind == wire.KindLocal && matches(f, v.runner(wire.Runner{})) {
 				page.Runners = append(page.Runners, v.runner(wire.Runner{}))
 			}
@@ -35,8 +43,20 @@ func (s *Server) runnerList(ctx context.Context, _ *mux.Peer, f wire.RunnerFilte
 	if err != nil {
 		return page, err
 	}
+	count := s.fleet.count
+	if s.store.Shared() {
+		held, err := s.store.Held(ctx)
+		if err != nil {
+			return page, err
+		}
+		count = func(id string) int { return held[id] }
+	}
 	for _, r := range records {
-		page.Runners = append(page.Runners, s.withSession(r.Runner))
+		r.RunningJobs = count(r.ID)
+		if v, ok := connected[r.ID]; ok {
+			r.Runner = v.runner(r.Runner)
+		}
+		page.Runners = append(page.Runners, r.Runner)
 	}
 	n := fitting(page.Runners)
 	page.Runners, page.More = page.Runners[:n], n < len(page.Runners)
@@ -57,9 +77,9 @@ func matches(f wire.RunnerFilter, r wire.Runner) bool {
 }
 
 // withSession adds to a record what only its session knows.
-func (s *Server) withSession(r wire.Runner) wire.Runner {
-	r.RunningJobs = s.fleet.count(r.ID)
-	if v, ok := s.fleet.get(r.ID); ok {
+func (s *Server) withSession(ctx context.Context, r wire.Runner) wire.Runner {
+	r.RunningJobs = s.jobsOf(ctx, r.ID)
+	if v, ok := s.connected(ctx, r.ID); ok {
 		return v.runner(r)
 	}
 	return r
@@ -83,19 +103,23 @@ func (v memberView) runner(r wire.Runner) wire.Runner {
 }
 
 func (s *Server) runnerInspect(ctx context.Context, _ *mux.Peer, req wire.RunnerRequest) (wire.Runner, error) {
-	if v, ok := s.fleet.get(req.ID); ok && v.kind == wire.KindLocal {
+	if v, ok := s.connected(ctx, req.ID); ok && v.kind == wire.KindLocal {
 		return v.runner(wire.Runner{}), nil
 	}
 	r, err := s.store.Runner(ctx, req.ID)
 	if err != nil {
 		return wire.Runner{}, err
 	}
-	return s.withSession(r.Runner), nil
+	return s.withSession(ctx, r.Runner), nil
 }
 
 // runnerMatch reports whether a job of this target could run remotely now.
-func (s *Server) runnerMatch(_ context.Context, _ *mux.Peer, req wire.MatchRequest) (wire.MatchReply, error) {
-	for _, v := range s.fleet.online() {
+func (s *Server) runnerMatch(ctx context.Context, _ *mux.Peer, req wire.MatchRequest) (wire.MatchReply, error) {
+	views, err := s.everywhere(ctx)
+	if err != nil {
+		return wire.MatchReply{}, err
+	}
+	for _, v := range views {
 		if v.kind == wire.KindRemote && v.available && queue.Match(req.Target, v.candidate()) {
 			return wire.MatchReply{Match: true}, nil
 		}
@@ -142,7 +166,11 @@ func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerSta
 	for state, n := range runners {
 		st.Runners[string(state)] = n
 	}
-	for _, v := range s.fleet.online() {
+	views, err := s.everywhere(ctx)
+	if err != nil {
+		return st, err
+	}
+	for _, v := range views {
 		st.RunnersOnline++
 		if v.kind == wire.KindLocal {
 			st.Runners[string(v.standing.State)]++

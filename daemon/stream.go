@@ -39,7 +39,7 @@ func (s *Server) jobStream(ctx context.Context, st *mux.Stream) error {
 	follower := follower{s: s, st: st, req: req, watch: w}
 	for {
 		done, err := follower.advance(ctx)
-		if err != nil || done {
+		if done || err != nil && !follower.waits {
 			return err
 		}
 		select {
@@ -58,6 +58,13 @@ type follower struct {
 	req   wire.StreamRequest
 	watch *watch
 	last  *wire.Job // as it was sent
+	waits bool      // for the store: its database is out of reach, and comes back
+}
+
+// read notes what an error of the store means for one who follows.
+func (f *follower) read(err error) error {
+	f.waits = f.req.Follow && wire.KindOf(err) == wire.Unavailable
+	return err
 }
 
 // advance sends all there is. The job is read before its output: a job that
@@ -65,7 +72,7 @@ type follower struct {
 // what there was then.
 func (f *follower) advance(ctx context.Context) (done bool, err error) {
 	job, err := f.watch.look(ctx, f.s.store)
-	if err != nil {
+	if f.read(err) != nil {
 		return false, err
 	}
 	if f.req.Attempt > job.Attempt {
@@ -99,7 +106,7 @@ func (f *follower) output(ctx context.Context) error {
 	for {
 		batch := streamBatch(f.s.readers.Load())
 		chunks, length, err := f.s.store.Log(ctx, f.req.ID, f.req.Attempt, f.req.Offset, batch)
-		if err != nil {
+		if f.read(err) != nil {
 			return err
 		}
 		if batch < streamMost {

@@ -56,6 +56,20 @@ func (w *watchers) unwatch(s *watch) {
 	}
 }
 
+// all wakes everybody: nobody knows what has changed.
+func (w *watchers) all() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, those := range w.jobs {
+		for s := range those {
+			select {
+			case s.c <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
 // changed is called by the committer after each commit.
 func (w *watchers) changed(c store.Changes) {
 	w.mu.Lock()

@@ -32,9 +32,9 @@ func (s *Server) why(ctx context.Context, f store.QueueFacts) (code, sentence st
 	case j.State.Ended():
 		return "ended", whyEnded(j)
 	case j.State == wire.Running:
-		return "running", s.whyActive(j, "it is running on runner %q since %s", j.StartedAt)
+		return "running", s.whyActive(ctx, j, "it is running on runner %q since %s", j.StartedAt)
 	case j.State == wire.Assigned:
-		return "assigned", s.whyActive(j, "it was given to runner %q at %s, which has not confirmed it yet", j.AssignedAt)
+		return "assigned", s.whyActive(ctx, j, "it was given to runner %q at %s, which has not confirmed it yet", j.AssignedAt)
 	}
 	switch f.Blocked {
 	case queue.ByDependency:
@@ -51,7 +51,11 @@ func (s *Server) why(ctx context.Context, f store.QueueFacts) (code, sentence st
 // whyNoRunner is for a job that could be handed out now.
 func (s *Server) whyNoRunner(ctx context.Context, f store.QueueFacts) (code, sentence string) {
 	var busy, draining, unusable, unadopted, rejected []string
-	for _, v := range s.fleet.online() {
+	views, err := s.everywhere(ctx)
+	if err != nil {
+		views = s.fleet.online()
+	}
+	for _, v := range views {
 		switch {
 		case !queue.Match(f.Job.Target, v.candidate()) && !queue.Match(f.Job.Target, v.offering()):
 		case v.standing.State == wire.Pending:
@@ -130,9 +134,9 @@ func (s *Server) whyOffline(ctx context.Context, f store.QueueFacts, wants strin
 }
 
 // whyActive names runner and time, and says if the runner is out of contact.
-func (s *Server) whyActive(j wire.Job, format string, at time.Time) string {
+func (s *Server) whyActive(ctx context.Context, j wire.Job, format string, at time.Time) string {
 	text := fmt.Sprintf(format, j.RunnerID, stamp(at))
-	if _, ok := s.fleet.get(j.RunnerID); !ok {
+	if _, ok := s.connected(ctx, j.RunnerID); !ok {
 		text += fmt.Sprintf("; the runner is out of contact, and the job ends as %s when that has lasted %s", wire.ReasonRunnerLost, s.cfg().Lease)
 	}
 	if !j.CancelRequested.IsZero() {

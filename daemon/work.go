@@ -37,6 +37,9 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 	}
 	m := &member{visitor: v, orders: newOrders(), replaced: cancel, heartbeat: s.cfg().Heartbeat}
 	m.heard.Store(s.uptime())
+	if err := s.ask(ctx, m); err != nil {
+		return err
+	}
 	if err := s.enter(ctx, m); err != nil {
 		return err
 	}
@@ -94,6 +97,7 @@ func (s *Server) exit(m *member) {
 	now := time.Now()
 	s.fleet.leave(m, now)
 	s.wakeClock()
+	s.callRoll()
 	s.tell()
 	if m.kind == wire.KindRemote {
 		// Also of a server that is ending, which closes its store after this.
@@ -126,6 +130,9 @@ func (s *Server) begin(ctx context.Context, m *member, b wire.WorkBegin) error {
 // what was granted to it. All of that may have changed since its hello.
 func (s *Server) welcome(ctx context.Context, m *member, b wire.WorkBegin) (d differences, err error) {
 	if m.kind == wire.KindLocal {
+		if err := s.takeIn(ctx, m); err != nil {
+			return d, err
+		}
 		return s.fleet.reconcile(m, b, m.heartbeat, time.Now()), nil
 	}
 	done, err := s.turns.take(ctx, m.id)
@@ -139,6 +146,9 @@ func (s *Server) welcome(ctx context.Context, m *member, b wire.WorkBegin) (d di
 	}
 	rec, out, err := s.arrive(ctx, m.visitor, again(m.visitor, tokens, time.Now()), "")
 	if err != nil {
+		return d, err
+	}
+	if err := s.takeIn(ctx, m); err != nil {
 		return d, err
 	}
 	if out.Refused != nil && !s.fleet.mayReport(m.id) {
@@ -203,6 +213,7 @@ func (s *Server) hear(st *mux.Stream, m *member) error {
 			s.refused(m, *e.Nack)
 		case e.Drain != nil:
 			s.fleet.drain(m, *e.Drain)
+			s.callRoll()
 			s.log.Info("runner's drain has changed", "runner", m.id, "draining", *e.Drain, "by", "host")
 			s.store.Kick()
 		case e.Holds != nil:
@@ -244,7 +255,13 @@ func (s *Server) settle(ref wire.JobRef, runner string) {
 	if _, pending := s.fleet.started(ref); !pending {
 		return
 	}
-	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return s.settleIn(tx, ref, runner) })
+	err := s.store.Update(s.ctx, func(tx *store.Tx) error {
+		kept, err := s.settleIn(tx, ref, runner)
+		if err == nil && !kept {
+			return wire.Errorf(wire.Unavailable, "job %s is not kept by this server", ref.Job)
+		}
+		return err
+	})
 	if err != nil && s.ctx.Err() == nil {
 		s.log.Warn("job start not recorded yet", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "error", err)
 		if wire.KindOf(err) == wire.Unavailable {
@@ -258,16 +275,24 @@ func (s *Server) settle(ref wire.JobRef, runner string) {
 // settleIn is settle as part of another transaction. A Conflict is none of its
 // business: the timer and a report may both come to it, even in one
 // transaction, and the second finds the job running; whether the attempt is
-// still the runner's is for what follows to find out.
-func (s *Server) settleIn(tx *store.Tx, ref wire.JobRef, runner string) error {
+// still the runner's is for what follows to find out. Where another server keeps
+// the job (its runner may have begun anew there, and not have it) nothing is
+// written, and kept is false.
+func (s *Server) settleIn(tx *store.Tx, ref wire.JobRef, runner string) (kept bool, err error) {
 	at, pending := s.fleet.started(ref)
 	if !pending {
-		return nil
+		return true, nil
+	}
+	if err := tx.Keeps(ref.Job); err != nil {
+		if errors.Is(err, store.ErrNotKept) {
+			return false, nil
+		}
+		return true, err
 	}
 	if err := tx.Ack(ref, runner, at); wire.KindOf(err) != wire.Conflict {
-		return err
+		return true, err
 	}
-	return nil
+	return true, nil
 }
 
 // refused gives an assignment back to the queue. A runner that refuses rests

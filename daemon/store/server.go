@@ -31,13 +31,14 @@ const (
 	deleteSessions = `DELETE FROM runner_sessions WHERE server = $1`
 	deleteSession  = `DELETE FROM runner_sessions WHERE runner_id = $1 AND server = $2`
 	selectSessions = `SELECT runner_id, server, claim FROM runner_sessions ORDER BY runner_id`
-	selectSession  = `SELECT server, claim FROM runner_sessions WHERE runner_id = $1`
+	selectSession  = `SELECT server, claim, view FROM runner_sessions WHERE runner_id = $1`
 	selectViews    = `SELECT runner_id, server, view FROM runner_sessions WHERE server <> $1 ORDER BY runner_id`
 	upsertSession  = `INSERT INTO runner_sessions (runner_id, server, claim, view) VALUES ($1, $2, '', $3)
 	ON CONFLICT (runner_id) DO UPDATE SET server = excluded.server, claim = excluded.claim, view = excluded.view`
 	// The claim stays: it is answered by what the session does, not by how it looks.
 	viewSession = `UPDATE runner_sessions SET view = $1 WHERE runner_id = $2 AND server = $3`
 	claim       = `UPDATE runner_sessions SET claim = $1 WHERE runner_id = $2 AND server = $3`
+	seeClaim    = `UPDATE runner_sessions SET claim = $1 WHERE runner_id = $2 AND server = $3 AND claim = $4`
 	unclaim     = `UPDATE runner_sessions SET claim = '' WHERE runner_id = $1 AND server = $2 AND claim = $3`
 
 	selectKept    = `SELECT id, attempt, runner_id, state, cancel_at, keeper FROM jobs WHERE id = $1`
@@ -47,6 +48,8 @@ const (
 	selectStray = `SELECT id, attempt, runner_id, state, cancel_at, keeper FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') AND keeper <> $1
 	AND runner_id IN (SELECT s.runner_id FROM runner_sessions s WHERE s.server = $1) ORDER BY id`
+	countStray = `SELECT COUNT(*) FROM jobs WHERE finished_at = 0 AND state IN ('assigned', 'running') AND keeper <> $1
+	AND runner_id IN (SELECT s.runner_id FROM runner_sessions s WHERE s.server = $1)`
 )
 
 // Keeps is nil where this server keeps the job, and ErrNotKept where another
@@ -181,11 +184,14 @@ func (s *Store) Elsewhere(ctx context.Context) (list []Session, err error) {
 // Session is where a runner is connected; its Server is "" where it is nowhere.
 func (s *Store) Session(ctx context.Context, runner string) (Session, error) {
 	r := Session{Runner: runner}
-	if err := one(s.read(ctx), selectSession, []any{runner}, &r.Server, &r.Claim); err != nil && !errors.Is(err, errNoRow) {
+	if err := one(s.read(ctx), selectSession, []any{runner}, &r.Server, &r.Claim, &r.View); err != nil && !errors.Is(err, errNoRow) {
 		return r, fmt.Errorf("read where runner %s is connected: %w", runner, err)
 	}
 	return r, nil
 }
+
+// Seen begins a claim that the server it is made to has seen.
+const Seen = "seen "
 
 // Claim says, to the server that a runner is connected to, that it has come to
 // this one.
@@ -197,9 +203,18 @@ func (tx *Tx) Claim(runner, server string) error {
 	return nil
 }
 
-// Refuse answers another server's claim: the runner is here and alive.
+// SeeClaim says, to a server that claims a runner, that this one is looking whether
+// the runner is alive.
+func (tx *Tx) SeeClaim(runner, by string) error {
+	if _, err := tx.exec(seeClaim, Seen+by, runner, tx.s.instance, by); err != nil {
+		return fmt.Errorf("see the claim of runner %s: %w", runner, err)
+	}
+	return nil
+}
+
+// Refuse answers a claim that has been seen: the runner is here and alive.
 func (tx *Tx) Refuse(runner, by string) error {
-	if _, err := tx.exec(unclaim, runner, tx.s.instance, by); err != nil {
+	if _, err := tx.exec(unclaim, runner, tx.s.instance, Seen+by); err != nil {
 		return fmt.Errorf("keep runner %s: %w", runner, err)
 	}
 	tx.Announce(NewsServers)
@@ -213,6 +228,23 @@ func (tx *Tx) PutSession(runner, view string) error {
 	}
 	tx.Announce(NewsServers)
 	return nil
+}
+
+// ReturnSession is PutSession where the runner is not connected to a server that
+// is there, which is told.
+func (tx *Tx) ReturnSession(runner, view string, there func(server string) bool) (bool, error) {
+	if err := tx.lockRules(); err != nil {
+		return false, err
+	}
+	var server, claim, old string
+	switch err := one(tx, selectSession, []any{runner}, &server, &claim, &old); {
+	case errors.Is(err, errNoRow):
+	case err != nil:
+		return false, fmt.Errorf("read where runner %s is connected: %w", runner, err)
+	case there(server):
+		return false, nil
+	}
+	return true, tx.PutSession(runner, view)
 }
 
 // ViewSession notes what a runner that is connected here looks like.
@@ -325,7 +357,15 @@ func (tx *Tx) TakeFrom(missed map[string]int64) (taken []Active, removed []Insta
 	return taken, removed, nil
 }
 
-// Holds reports whether a runner has active jobs, whoever keeps them.
+// Strays is how many jobs TakeBack would take.
+func (s *Store) Strays(ctx context.Context) (n int, err error) {
+	if err := one(s.read(ctx), countStray, []any{s.instance}, &n); err != nil {
+		return 0, fmt.Errorf("count jobs of connected runners: %w", err)
+	}
+	return n, nil
+}
+
+// Holds are the active jobs of a runner, whoever keeps them.
 func (tx *Tx) Holds(runner string) ([]Active, error) {
 	held, err := readActive(tx, selectHolding, runner)
 	if err != nil {
