@@ -36,10 +36,10 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 		return wire.Errorf(wire.Unavailable, "runner %q begins to work too often", v.id)
 	}
 	m := &member{visitor: v, orders: newOrders(), replaced: cancel, heartbeat: s.cfg().Heartbeat}
-	m.heard.Store(s.uptime())
 	if err := s.ask(ctx, m); err != nil {
 		return err
 	}
+	m.heard.Store(s.uptime())
 	if err := s.enter(ctx, m); err != nil {
 		return err
 	}

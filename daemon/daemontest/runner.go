@@ -50,6 +50,9 @@ func (s *Server) Adopted(t testing.TB, id string, labels map[string]string) *Run
 	return r
 }
 
+// Move has the runner connect to another server from now on.
+func (r *Runner) Move(to *Server) { r.server = to }
+
 // MustAdopt has the runner adopted, while it is connected, and takes the grant.
 func (r *Runner) MustAdopt() {
 	r.t.Helper()

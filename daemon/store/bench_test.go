@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/queue"
+	"github.com/waypointd/waypoint/daemon/store/storetest"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -23,7 +24,7 @@ func benchBoth(b *testing.B, f func(b *testing.B, dsn string)) {
 		b.Cleanup(func() { os.RemoveAll(dir) })
 		f(b, filepath.Join(dir, "waypoint.db"))
 	})
-	b.Run("postgres", func(b *testing.B) { f(b, pg.database(b)) })
+	b.Run("postgres", func(b *testing.B) { f(b, storetest.Database(b)) })
 }
 
 // parallel runs b.N calls of f on n goroutines.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/queue"
+	"github.com/waypointd/waypoint/daemon/store/storetest"
 	"github.com/waypointd/waypoint/daemon/token"
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -389,7 +390,7 @@ func oldStore(t *testing.T, dsn, text string) {
 	}
 	fresh := filepath.Join(t.TempDir(), "fresh.db")
 	if b.Shared() {
-		fresh = pg.database(t)
+		fresh = storetest.Database(t)
 	}
 	if was, now := schemaText(t, open(t, fresh, Config{})), schemaText(t, b.Store); !slices.Equal(was, now) {
 		t.Errorf("a new store has\n%s\nthis one has\n%s", strings.Join(was, "\n"), strings.Join(now, "\n"))

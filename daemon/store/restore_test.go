@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/store/storetest"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -60,7 +61,7 @@ func same(t *testing.T, what string, got, want map[string][][]string) {
 func TestRestoreDatabase(t *testing.T) {
 	onBoth(t, func(t *testing.T, from string) {
 		path, want := snapshotOf(t, from)
-		to := pg.database(t)
+		to := storetest.Database(t)
 		described, kept, err := RestoreDatabase(t.Context(), to, path, when)
 		if err != nil || kept != "" || !strings.HasPrefix(described, "postgres ") {
 			t.Fatal(described, kept, err)
@@ -104,7 +105,7 @@ func TestRestoreDatabase(t *testing.T) {
 			t.Errorf("what is not ours: %v", err)
 		}
 		fill(t, n, "u9") // its indexes are there, by their names
-		if got, want := schemaText(t, n), schemaText(t, open(t, pg.database(t), Config{})); !slices.Equal(without(got, "somebody_elses"), want) {
+		if got, want := schemaText(t, n), schemaText(t, open(t, storetest.Database(t), Config{})); !slices.Equal(without(got, "somebody_elses"), want) {
 			t.Errorf("it has\n%s\na new store has\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	})
@@ -117,7 +118,7 @@ func without(list []string, text string) []string {
 // Whose tables are in the way is not guessed; a newer release's all make room.
 func TestRestoreDatabaseOfOthers(t *testing.T) {
 	path, want := snapshotOf(t, filepath.Join(t.TempDir(), "waypoint.db"))
-	to := pg.database(t)
+	to := storetest.Database(t)
 	db := raw(t, to)
 	defer db.Close()
 	exec := func(text string) {
@@ -184,7 +185,7 @@ func TestRestoreDatabaseOfOthers(t *testing.T) {
 // A user who may not do it is told what is missing, and nothing is changed.
 func TestRestoreDatabaseDenied(t *testing.T) {
 	path, _ := snapshotOf(t, filepath.Join(t.TempDir(), "waypoint.db"))
-	to := pg.database(t)
+	to := storetest.Database(t)
 	s := open(t, to, Config{})
 	fill(t, s, "u1")
 	was := allRows(t, s.reader, tableNames)
@@ -228,7 +229,7 @@ func TestRestoreDatabaseKilled(t *testing.T) {
 	if err := s.Snapshot(t.Context(), path); err != nil {
 		t.Fatal(err)
 	}
-	to := pg.database(t)
+	to := storetest.Database(t)
 	n := open(t, to, Config{})
 	fill(t, n, "before")
 	if err := n.Close(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/store/storetest"
 	"github.com/waypointd/waypoint/daemon/token"
 )
 
@@ -109,7 +110,7 @@ func TestSerialsGrow(t *testing.T) {
 
 // Several servers of one database draw at the same time.
 func TestSerialsOfSeveralServers(t *testing.T) {
-	dsn := pg.database(t)
+	dsn := storetest.Database(t)
 	at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	const each = 100
 	var (
