@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/queue"
+	"github.com/waypointd/waypoint/daemon/store/storetest"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -206,8 +207,8 @@ func TestSnapshotUnderLoad(t *testing.T) {
 			if err := CheckSnapshot(t.Context(), path, ""); err != nil {
 				t.Fatal(err)
 			}
-			if pg.absent == "" && round == 2 {
-				to := pg.database(t)
+			if storetest.Absent() == nil && round == 2 {
+				to := storetest.Database(t)
 				if _, _, err := RestoreDatabase(t.Context(), to, path, when); err != nil {
 					t.Fatal(err)
 				}

@@ -182,16 +182,21 @@ var shared struct {
 // test is skipped.
 func Database(t testing.TB) string {
 	t.Helper()
+	if err := Absent(); err != nil {
+		t.Skipf("NOT TESTED ON POSTGRESQL: %v", err)
+	}
+	return shared.server.Database(t)
+}
+
+// Absent is why there cannot be one, nil where there is.
+func Absent() error {
 	shared.Lock()
 	defer shared.Unlock()
 	if !shared.asked {
 		shared.asked = true
 		shared.server, shared.absent = NewPostgres()
 	}
-	if shared.absent != nil {
-		t.Skipf("NOT TESTED ON POSTGRESQL: %v", shared.absent)
-	}
-	return shared.server.Database(t)
+	return shared.absent
 }
 
 // End ends the server that Database has started: for TestMain.
