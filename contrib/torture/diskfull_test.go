@@ -188,7 +188,8 @@ func patienceOf(f func()) time.Duration {
 	return time.Since(begin)
 }
 
-// TestRunnerDiskFull fills the runner's disk under a running job.
+// TestRunnerDiskFull fills the runner's disk under a running job, whose agent
+// then dies.
 func TestRunnerDiskFull(t *testing.T) {
 	ctx := bounded(t, 3*time.Minute)
 	s := newSite(t)
@@ -221,6 +222,18 @@ func TestRunnerDiskFull(t *testing.T) {
 		return nil
 	})
 	s.mustAnswer(ctx, "the runner's disk is full")
+	s.agent.kill()
+	s.startAgent()
+	await(ctx, t, "a new agent on the full disk", func() error {
+		if err := s.agent.hopeless(); err != nil {
+			return err
+		}
+		r, err := c.Runner(ctx, runnerID)
+		if err == nil && (!r.Online || r.RunningJobs == 0) {
+			err = fmt.Errorf("online %t with %d jobs", r.Online, r.RunningJobs)
+		}
+		return err
+	})
 
 	free()
 	g.awaitMark(ctx, t, 1)
