@@ -245,6 +245,22 @@ job stays runner_lost, and nothing that depends on it goes on by itself:
   waypoint job stream @WAYPOINT_JOB@`,
 	},
 	{
+		Text:    "store kept as it is before its schema changes",
+		ID:      "c1ddbe34a87c844ea744e4ec7d9992d6",
+		Subject: "The store is kept as it was before this release changes it",
+		Body: `
+To go back to the release before, install it and restore @WAYPOINT_FILE@
+with waypoint server restore: what has happened since is lost then. Nobody who stays needs the file.`,
+	},
+	{
+		Text:    "no room to keep the store as it is before its schema changes",
+		ID:      "b70a2606c3cf7911574b15e43e9bca62",
+		Subject: "The store is brought up to date, and was not kept as it was",
+		Body: `
+There was no room for @WAYPOINT_FILE@. The release before cannot read
+the store any more; to go back to it needs a snapshot of waypoint server snapshot from before.`,
+	},
+	{
 		Text:    "store is full: jobs and output wait for room",
 		ID:      "5d9169d4082c48248878a21f76f099b3",
 		Subject: "No room is left for the store",
