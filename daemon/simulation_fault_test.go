@@ -62,6 +62,14 @@ func (l *life) step() {
 	if w.rng.IntN(3) == 0 {
 		l.pass(l.pause())
 	}
+	if k := r.link; k != nil && w.rng.IntN(60) == 0 { // for longer than a lease; its jobs go on
+		r.cut("the network is gone")
+		k.give("the network is gone")
+		for range 3 {
+			r.process()
+			l.pass(time.Duration(20+w.rng.IntN(50)) * time.Second)
+		}
+	}
 }
 
 // pause is how long nothing happens, but for time itself.

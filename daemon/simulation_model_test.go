@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -89,6 +90,15 @@ func (w *world) observe(jobs []wire.Job, now time.Time) {
 func (w *world) checkStep(name string, was, is wire.Job) {
 	switch {
 	case was.State.Ended():
+		if is.Reason == wire.ReasonRunnerLost && was.LateResult == nil && is.LogBytes > was.LogBytes {
+			w.count["late output"]++
+			was.LogBytes = is.LogBytes
+		}
+		if is.LateResult != nil && was.LateResult == nil {
+			w.checkLate(name, is)
+		} else if !reflect.DeepEqual(is.LateResult, was.LateResult) {
+			w.violate("job %s had the late result %+v and has %+v", name, was.LateResult, is.LateResult)
+		}
 		if is.State != was.State || is.Reason != was.Reason || !is.FinishedAt.Equal(was.FinishedAt) || is.Attempt != was.Attempt || is.LogBytes != was.LogBytes {
 			w.violate("job %s ended as %s %s, attempt %d, %d bytes at %s and is %s %s, attempt %d, %d bytes at %s", name, was.State, was.Reason,
 				was.Attempt, was.LogBytes, was.FinishedAt, is.State, is.Reason, is.Attempt, is.LogBytes, is.FinishedAt)
@@ -205,6 +215,25 @@ func (w *world) mayFail(name string) bool {
 		}
 	}
 	return true // a retry: it does without what has failed
+}
+
+// checkLate holds what may come late of a job that was lost.
+func (w *world) checkLate(name string, j wire.Job) {
+	w.count["late result"]++
+	w.say("record: %s has a late result, %s, %d bytes", name, j.LateResult.State, j.LateResult.LogBytes)
+	a := w.tries[wire.JobRef{Job: j.ID, Attempt: j.Attempt}]
+	if r := j.LateResult; j.Reason != wire.ReasonRunnerLost || a == nil || !a.offered || r.State != a.result.State || r.Attempt != j.Attempt || r.LogBytes != int64(len(a.out)) || j.LogBytes != r.LogBytes {
+		w.violate("job %s, %s %s with %d bytes, has the late result %+v", name, j.State, j.Reason, j.LogBytes, r)
+	}
+}
+
+// recordedLate holds what a runner was told of its late result.
+func (w *world) recordedLate(a *simTry) {
+	w.say("%s: knows that the late result of %s is recorded", a.r.id, w.ref(a.JobRef))
+	if j := w.seen[a.Job]; j.LateResult == nil || j.LateResult.State != a.result.State || j.LogBytes != int64(len(a.out)) {
+		w.violate("%s was told that the late result of %s is recorded; on record is %+v", a.r.id, w.ref(a.JobRef), j.LateResult)
+	}
+	a.held, a.alive = false, false
 }
 
 // recorded holds what a runner was told of its result.

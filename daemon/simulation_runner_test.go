@@ -37,6 +37,7 @@ type simTry struct {
 	name    string
 	r       *simRunner
 	held    bool // its directory is there
+	late    bool // the server has given it up: what there is to say of it is said late
 	started bool // and says that it was started
 	alive   bool // its process runs
 	since   time.Time
@@ -148,6 +149,11 @@ func (r *simRunner) has() (held []*simTry) {
 	return held
 }
 
+// works are those of them that it has not been told to give up.
+func (r *simRunner) works() []*simTry {
+	return slices.DeleteFunc(r.has(), func(a *simTry) bool { return a.late })
+}
+
 // cut has the agent lose its session.
 func (r *simRunner) cut(why string) {
 	if r.link == nil {
@@ -166,7 +172,7 @@ func (r *simRunner) connect() {
 	k := &simLink{l: l, r: r}
 	k.ctx, k.cancel = context.WithCancelCause(l.ctx)
 	begin := wire.WorkBegin{Concurrency: r.slots()}
-	for _, a := range r.has() {
+	for _, a := range r.works() {
 		begin.Held = append(begin.Held, wire.Held{JobRef: a.JobRef, Started: a.started})
 	}
 	r.w.say("%s: connects with %d held", r.id, len(begin.Held))
@@ -195,7 +201,7 @@ func (r *simRunner) step() {
 	switch n := w.rng.IntN(12); {
 	case n == 0:
 		e := wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: []wire.JobRef{}}}
-		for _, a := range r.has() {
+		for _, a := range r.works() {
 			e.Holds.Jobs = append(e.Holds.Jobs, a.JobRef)
 		}
 		r.say(e)
@@ -241,7 +247,7 @@ func (r *simRunner) obey(k *simLink) {
 		for _, ref := range o.Begun.Drop {
 			r.drop(ref, "does not keep")
 		}
-		for _, a := range r.has() {
+		for _, a := range r.works() {
 			if !slices.Contains(o.Begun.Keep, a.JobRef) && !slices.Contains(k.given, a.JobRef) {
 				w.violate("%s is told neither to keep nor to drop %s", r.id, w.ref(a.JobRef))
 			}
@@ -291,12 +297,16 @@ func (r *simRunner) drop(ref wire.JobRef, how string) {
 		return
 	}
 	w.say("%s: %s %s", r.id, how, w.ref(ref))
-	if j := w.seen[ref.Job]; j.State == wire.Running && j.Attempt == ref.Attempt && j.RunnerID == r.id && a.started {
+	if j := w.seen[ref.Job]; !a.late && j.State == wire.Running && j.Attempt == ref.Attempt && j.RunnerID == r.id && a.started {
 		w.violate("%s is told to drop %s, which runs on record", r.id, w.ref(ref))
 	}
-	a.held, a.alive = false, false
-	if a.result != nil {
-		w.count["late result"]++
+	if !a.started || a.late {
+		a.held, a.alive = false, false
+		return
+	}
+	a.late, a.report, a.offered = true, nil, false
+	if a.alive {
+		a.end(wire.Result{State: wire.Canceled, Reason: wire.ReasonCanceled})
 	}
 }
 
@@ -363,12 +373,9 @@ func (a *simTry) openReport() {
 	k, s := r.link, w.life.s
 	rep := &simReport{k: k, busy: true}
 	a.report = rep
+	late := a.late
 	w.life.call(func() func() {
-		fresh, err := s.fleet.report(a.JobRef, k.v)
-		length := int64(0)
-		if err == nil && !fresh {
-			_, length, err = s.store.Log(k.ctx, a.Job, a.Attempt, 0, 0)
-		}
+		length, err := s.reported(k.ctx, wire.ReportRequest{JobRef: a.JobRef, Late: late}, k.v)
 		return func() {
 			if a.report != rep || a.failed(err) {
 				return
@@ -419,9 +426,9 @@ func (a *simTry) send() {
 		return
 	}
 	rep.busy = true
-	l, k := w.life, rep.k
+	l, k, late := w.life, rep.k, a.late
 	l.call(func() func() {
-		length, err := l.record(k, a.JobRef, stored, chunks, result)
+		length, err := l.record(k, a.JobRef, late, stored, chunks, result)
 		return func() {
 			if a.report != rep || a.failed(err) {
 				return
@@ -430,7 +437,10 @@ func (a *simTry) send() {
 			if a.safe = max(a.safe, length); a.safe > int64(len(a.out)) {
 				w.violate("output of %s: %d bytes are said to be safe of %d", w.ref(a.JobRef), a.safe, len(a.out))
 			}
-			if result != nil {
+			switch {
+			case result != nil && late:
+				w.recordedLate(a)
+			case result != nil:
 				w.recorded(a)
 			}
 		}

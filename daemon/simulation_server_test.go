@@ -497,7 +497,10 @@ func (l *life) look() {
 }
 
 // record is what the server does for a report: see runnerReport.
-func (l *life) record(k *simLink, ref wire.JobRef, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
+func (l *life) record(k *simLink, ref wire.JobRef, late bool, length int64, chunks []wire.Data, result *wire.Result) (int64, error) {
+	if late {
+		return l.s.recordLate(k.ctx, ref, k.v, chunks, result)
+	}
 	length, err := l.s.record(k.ctx, ref, k.v, length, chunks, result)
 	if err == nil && result != nil {
 		l.s.fleet.end(ref, false)

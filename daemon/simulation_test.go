@@ -33,7 +33,8 @@ import (
 //
 //   - A job stays on record, and with it its name: one idempotency key is one job,
 //     however often it was submitted.
-//   - An end is final: state, reason, time, attempt and length of the output.
+//   - An end is final: state, reason, time, attempt and length of the output. Only the output of
+//     a lost attempt grows, until its late result, which is there once, closes it.
 //   - Attempts only grow, and one that runs is the last.
 //   - Of a singleton one job at most is active and one waits; of an app one
 //     deploy, release or destroy is active.
@@ -138,7 +139,7 @@ func TestSimulation(t *testing.T) {
 	}
 	slices.Sort(said)
 	t.Logf("%d seeds from %d: %s", next.Load(), first+1, strings.Join(said, ", "))
-	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame"} {
+	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame", "late result"} {
 		if failed.Load() == 0 && total[what] == 0 && next.Load() > 100 {
 			t.Errorf("of %q there was none: the simulation has proved little", what)
 		}
