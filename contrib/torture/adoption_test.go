@@ -22,8 +22,7 @@ import (
 // most one more `runner adopt`.
 func TestKillDuringAdoption(t *testing.T) {
 	rounds := number(t, "TORTURE_ADOPTIONS", 25)
-	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
-	t.Logf("TORTURE_SEED=%d", seed)
+	seed := seed(t)
 	ctx := bounded(t, time.Minute+time.Duration(rounds)*15*time.Second)
 	s := newSite(t)
 	s.startServer()

@@ -1,6 +1,7 @@
 package torture
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"time"
@@ -68,4 +69,21 @@ func (h *heard) check(s script) error {
 		return fmt.Errorf("notice %q", n)
 	}
 	return s.checkEnd(*h.last)
+}
+
+// checkCut compares what was heard of a job that was ended on request with the
+// script: it is the beginning of what it would have printed.
+func (h *heard) checkCut(s script) error {
+	if h.problem != nil {
+		return h.problem
+	}
+	for id, want := range map[wire.StreamID][]byte{wire.Stdout: s.stdout(), wire.Stderr: s.stderr(), wire.Notice: nil} {
+		if got := h.output[id]; !bytes.HasPrefix(want, got) {
+			return fmt.Errorf("stream %d: %w", id, difference(got, want))
+		}
+	}
+	if h.last.State != wire.Canceled || h.last.Reason != wire.ReasonCanceled {
+		return fmt.Errorf("ended as %s %q (%s), want %s", h.last.State, h.last.Reason, h.last.Error, wire.Canceled)
+	}
+	return nil
 }

@@ -189,13 +189,11 @@ func TestHistoryModel(t *testing.T) {
 	}
 }
 
-// TestHistory kills server and agent under clients that submit, look, read and
+// TestHistory kills and stops server and agent under clients that submit, look, read and
 // cancel the same jobs at the same time, and checks what all of them were told.
 func TestHistory(t *testing.T) {
-	rounds := number(t, "TORTURE_ROUNDS", 6)
-	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
-	t.Logf("TORTURE_SEED=%d", seed)
-	ctx := bounded(t, 3*time.Minute+time.Duration(rounds)*3*time.Second)
+	rounds, during, seed := number(t, "TORTURE_ROUNDS", 6), given(t), seed(t)
+	ctx := bounded(t, 3*time.Minute+2*during+time.Duration(rounds)*3*time.Second)
 	s := newSite(t)
 	s.open(ctx)
 	var h tape
@@ -206,8 +204,12 @@ func TestHistory(t *testing.T) {
 		c := s.client(ctx)
 		clients.Go(func() { (&historian{s, c, &h, n, starts, seed}).work(ctx, over) })
 	}
-	k := &killer{s: s, r: rand.New(rand.NewPCG(seed, 0))}
-	k.run(ctx, rounds, 0)
+	a := newAdversary(s, seed)
+	a.run(ctx, a.faults(), rounds, during, func(round int) {
+		if round%8 == 0 { // let it come to itself: progress is promised too
+			s.awaitServer(ctx)
+		}
+	})
 	close(over)
 	clients.Wait()
 	s.awaitServer(ctx)
@@ -216,7 +218,7 @@ func TestHistory(t *testing.T) {
 	for _, op := range h.ops {
 		kinds[op.Input.(registerCall).what]++
 	}
-	t.Logf("%d deaths of the server, %d of the agent; %d calls: %v", k.servers.Load(), k.agents.Load(), len(h.ops), kinds)
+	t.Logf("%s; %d calls: %v", a.figures(), len(h.ops), kinds)
 	for _, part := range jobModel.Partition(h.ops) {
 		switch result := porcupine.CheckOperationsTimeout(jobModel, part, 20*time.Second); result {
 		case porcupine.Ok:
@@ -228,7 +230,7 @@ func TestHistory(t *testing.T) {
 			t.Errorf("history of job %s: %s\n%s", part[0].Input.(registerCall).key, result, text.String())
 		}
 	}
-	if began == 0 || kinds["kill"] == 0 || k.servers.Load() == 0 {
+	if began == 0 || kinds["kill"] == 0 || a.rounds == 0 {
 		t.Errorf("nothing was proved")
 	}
 }

@@ -15,10 +15,12 @@ import (
 type script struct {
 	tag    string
 	lines  int           // on stdout: "<tag> <n>", n from 1
-	errs   int           // on stderr: "<tag> e<n>"
-	pause  time.Duration // after each line
+	errs   int           // on stderr: "<tag> e<n>", one behind each burst and the rest at the end
+	burst  int           // lines at once; 0 is one
+	pause  time.Duration // after each burst; 0: all lines are one burst
 	exit   int
 	signal string // "KILL": it ends itself by this signal instead
+	daemon bool   // it leaves a process behind that has left its session
 }
 
 // traces are the files in which scripts leave their starts and ends.
@@ -41,6 +43,32 @@ func randomScript(r *rand.Rand, tag string) script {
 	default:
 		s.lines, s.pause = 20+r.IntN(20), 50*time.Millisecond
 	}
+	s.drawEnd(r)
+	return s
+}
+
+// longScript draws a job for a load of jobs that run: they print for some
+// seconds, little or much, and now and then one is short.
+func longScript(r *rand.Rand, tag string) script {
+	if r.IntN(6) == 0 {
+		return randomScript(r, tag)
+	}
+	s := script{tag: tag, pause: time.Duration(150+r.IntN(500)) * time.Millisecond, burst: 1 + r.IntN(3)}
+	switch r.IntN(12) {
+	case 0:
+		s.burst = 200 + r.IntN(300)
+	case 1, 2:
+		s.burst = 20 + r.IntN(80)
+	}
+	steps := int(time.Duration(3+r.IntN(12)) * time.Second / s.pause)
+	s.lines, s.errs = steps*s.burst, r.IntN(steps)
+	s.daemon = r.IntN(10) == 0
+	s.drawEnd(r)
+	return s
+}
+
+// drawEnd draws how it ends.
+func (s *script) drawEnd(r *rand.Rand) {
 	switch r.IntN(8) {
 	case 0:
 		s.exit = 1
@@ -49,28 +77,40 @@ func randomScript(r *rand.Rand, tag string) script {
 	case 2:
 		s.signal = []string{"KILL", "TERM", "SEGV"}[r.IntN(3)]
 	}
-	return s
 }
 
-// long reports whether it lives long enough to see somebody die.
-func (s script) long() bool { return time.Duration(s.lines+s.errs)*s.pause > 500*time.Millisecond }
+// lasts is for how long it runs at the least.
+func (s script) lasts() time.Duration {
+	return time.Duration(s.lines/max(1, s.burst)) * s.pause
+}
+
+// long reports whether it lives long enough to see something break.
+func (s script) long() bool { return s.lasts() > 500*time.Millisecond }
+
+// mark is in the environment of each of its processes.
+func (s script) mark() string { return "TORTURE_JOB=" + s.tag + "." }
 
 // spec is the job for the server.
 func (s script) spec(tr traces) wire.JobSpec {
 	var b strings.Builder
 	fmt.Fprintf(&b, "echo \"%s $WAYPOINT_ATTEMPT $$\" >>%s\n", s.tag, tr.starts)
-	loop := func(n int, format, to string) {
-		switch {
-		case n == 0:
-		case s.pause == 0:
-			fmt.Fprintf(&b, "seq -f '%s' 1 %d%s\n", fmt.Sprintf(format, s.tag, "%.0f"), n, to)
-		default:
-			fmt.Fprintf(&b, "i=0; while [ $i -lt %d ]; do i=$((i+1)); echo \"%s\"%s; sleep %.3f; done\n",
-				n, fmt.Sprintf(format, s.tag, "$i"), to, s.pause.Seconds())
-		}
+	if s.daemon {
+		b.WriteString("setsid sleep 3600 </dev/null >/dev/null 2>&1 &\n")
 	}
-	loop(s.errs, "%s e%s", " >&2")
-	loop(s.lines, "%s %s", "")
+	print := fmt.Sprintf("echo \"%s $((i+1))\"", s.tag)
+	burst := max(1, s.burst)
+	if s.pause == 0 {
+		burst = max(1, s.lines)
+	}
+	if burst > 1 {
+		print = fmt.Sprintf("seq -f '%s %%.0f' $((i+1)) $((i+%d))", s.tag, burst)
+	}
+	fmt.Fprintf(&b, "i=0; e=0\nwhile [ $i -lt %d ]; do %s; i=$((i+%d))\n", s.lines, print, burst)
+	fmt.Fprintf(&b, "[ $e -ge %[1]d ] || { e=$((e+1)); echo \"%[2]s e$e\" >&2; }\n", s.errs, s.tag)
+	if s.pause > 0 {
+		fmt.Fprintf(&b, "sleep %.3f\n", s.pause.Seconds())
+	}
+	fmt.Fprintf(&b, "done\nwhile [ $e -lt %d ]; do e=$((e+1)); echo \"%s e$e\" >&2; done\n", s.errs, s.tag)
 	fmt.Fprintf(&b, "echo \"%s $WAYPOINT_ATTEMPT $$\" >>%s\n", s.tag, tr.ends)
 	if s.signal != "" {
 		fmt.Fprintf(&b, "kill -%s $$\n", s.signal)
@@ -78,7 +118,7 @@ func (s script) spec(tr traces) wire.JobSpec {
 	fmt.Fprintf(&b, "exit %d\n", s.exit)
 	return wire.JobSpec{
 		Operation: wire.OpRun, Command: []string{"sh", "-c", b.String()},
-		Target: wire.Target{Any: true},
+		Target: wire.Target{Any: true}, Env: map[string]string{"TORTURE_JOB": s.tag + "."},
 	}
 }
 

@@ -40,9 +40,9 @@ func TestMoves(t *testing.T) {
 	s.awaitPeer(ctx, leafIP(2, 3))
 
 	// The same for what the router forgets: old connections are black, new ones pass.
-	for _, f := range []fault{{up: true}, {down: true}} {
+	for _, up := range []bool{true, false} {
 		back := counted(t, s.agent.log, connectedText)
-		r, err := half(s.agent.pid(), f.up, f.down)
+		r, err := n.half(atRunner, up, !up)
 		if err != nil || r == "" {
 			t.Fatalf("the runner's connections: %v, %v", r, err)
 		}
@@ -180,13 +180,5 @@ func pass(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():
-	}
-}
-
-// signal sends a signal to the process.
-func (p *process) signal(sig syscall.Signal) {
-	p.t.Helper()
-	if err := p.cmd.Process.Signal(sig); err != nil {
-		p.t.Fatalf("%s %s: %v", sig, p.name, err)
 	}
 }

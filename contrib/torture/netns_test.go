@@ -48,19 +48,27 @@ type network struct {
 	t testing.TB
 }
 
-// newNetwork makes the places and their cables, for root only.
-func newNetwork(t testing.TB) *network {
-	t.Helper()
+// noNetwork says why there can be no network of namespaces; "" where there can.
+func noNetwork() string {
 	if os.Getuid() != 0 {
-		t.Skip("network namespaces take root")
+		return "network namespaces take root"
 	}
 	for _, tool := range []string{"ip", "nft"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatalf("a broken network takes %s: install iproute2 and nftables", tool)
-			}
-			t.Skipf("a broken network takes %s (iproute2, nftables)", tool)
+			return "a broken network takes " + tool + " (iproute2, nftables)"
 		}
+	}
+	return ""
+}
+
+// newNetwork makes the places and their cables, for root only.
+func newNetwork(t testing.TB) *network {
+	t.Helper()
+	if why := noNetwork(); why != "" {
+		if os.Getenv("CI") != "" && os.Getuid() == 0 {
+			t.Fatal(why)
+		}
+		t.Skip(why)
 	}
 	n := &network{t: t}
 	t.Cleanup(func() { removeNetworks(base) })
@@ -145,15 +153,6 @@ func (n *network) inside(place string, f func() error) error {
 	return err
 }
 
-// launch is launch in a place.
-func (n *network) launch(place, dir, name string, args ...string) (p *process) {
-	n.t.Helper()
-	if err := n.inside(place, func() error { p = launch(n.t, dir, name, nil, args...); return nil }); err != nil {
-		n.t.Fatal(err)
-	}
-	return p
-}
-
 // moveServer has the server's address lead to a place.
 func (n *network) moveServer(to string) {
 	n.t.Helper()
@@ -173,30 +172,59 @@ const (
 	resetUp   rule = `iifname "to-PLACE" meta l4proto tcp reject with tcp reset;`
 	resetAll  rule = resetUp + `oifname "to-PLACE" meta l4proto tcp reject with tcp reset;`
 	blackDial rule = `iifname "to-PLACE" tcp flags & (syn | ack) == syn counter drop;` // nobody answers who is not talked with already
+	resetOld  rule = `iifname "to-PLACE" meta l4proto tcp reject with tcp reset;`      // behind blackDial: whom is talked with
+	lossy     rule = `iifname "to-PLACE" numgen random mod 100 < 25 drop;oifname "to-PLACE" numgen random mod 100 < 25 drop;`
+	// In each direction: what is more than that is lost.
+	slow rule = `iifname "to-PLACE" limit rate over 64 kbytes/second burst 96 kbytes drop;oifname "to-PLACE" limit rate over 64 kbytes/second burst 96 kbytes drop;`
 )
 
-// half drops what belongs to the connections that a process has now, and
-// lets new ones through: what a router does that has lost its memory.
-func half(pid int, up, down bool) (rule, error) {
-	ports, err := portsOf(pid)
+// breach is one way to break the network between somebody and the server.
+type breach struct {
+	name string
+	rule rule
+	half bool // of the connections that there are now only
+	up   bool // what half breaks
+	down bool
+}
+
+var breaches = []breach{
+	{name: "cut", rule: cutBoth},
+	{name: "cut up", rule: cutUp},
+	{name: "cut down", rule: cutDown},
+	{name: "half-open", half: true, up: true, down: true},
+	{name: "half-open up", half: true, up: true},
+	{name: "half-open down", half: true, down: true},
+	{name: "reset by the server's side", rule: resetUp},
+	{name: "reset", rule: resetAll},
+	{name: "reset, and a black hole", rule: blackDial + resetOld},
+	{name: "lossy", rule: lossy},
+	{name: "slow", rule: slow},
+}
+
+// half drops what belongs to the connections that a place has now, and lets
+// new ones through: what a router does that has lost its memory.
+func (n *network) half(place string, up, down bool) (r rule, err error) {
+	var ports []string
+	err = n.inside(place, func() (err error) {
+		ports, err = portsHere()
+		return err
+	})
 	if err != nil || len(ports) == 0 {
 		return "", err
 	}
 	list := strings.Join(ports, ", ")
-	r := ""
 	if up {
-		r += `iifname "to-PLACE" tcp sport { ` + list + ` } drop;`
+		r += rule(`iifname "to-PLACE" tcp sport { ` + list + ` } drop;`)
 	}
 	if down {
-		r += `oifname "to-PLACE" tcp dport { ` + list + ` } drop;`
+		r += rule(`oifname "to-PLACE" tcp dport { ` + list + ` } drop;`)
 	}
-	return rule(r), nil
+	return r, nil
 }
 
-// portsOf are the ports, at the end that dialed, of the connections in the
-// network of a process.
-func portsOf(pid int) ([]string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", pid))
+// portsHere are the local ports of the connections in the network of this thread.
+func portsHere() ([]string, error) {
+	b, err := os.ReadFile("/proc/thread-self/net/tcp")
 	if err != nil {
 		return nil, err
 	}
@@ -206,25 +234,32 @@ func portsOf(pid int) ([]string, error) {
 		if len(f) < 4 || f[3] != "01" { // established
 			continue
 		}
-		for _, end := range f[1:3] { // local, remote
-			_, port, _ := strings.Cut(end, ":")
-			p, err := strconv.ParseUint(port, 16, 16)
-			if text := strconv.FormatUint(p, 10); err == nil && text != serverPort {
-				ports = append(ports, text)
-			}
+		_, port, _ := strings.Cut(f[1], ":")
+		if p, err := strconv.ParseUint(port, 16, 16); err == nil {
+			ports = append(ports, strconv.FormatUint(p, 10))
 		}
 	}
 	return ports, nil
 }
 
-// damage has the router keep rules for these places, instead of those before.
+// damage has the router keep a rule for these places, instead of those before.
 func (n *network) damage(r rule, places ...string) {
+	n.t.Helper()
+	rules := map[string]rule{}
+	for _, p := range places {
+		rules[p] = r
+	}
+	n.keep(rules)
+}
+
+// keep has the router keep these rules, by place, instead of those before.
+func (n *network) keep(rules map[string]rule) {
 	n.t.Helper()
 	var b strings.Builder
 	b.WriteString("table ip broken\ndelete table ip broken\n") // in one transaction with what follows
 	b.WriteString("table ip broken { chain way { type filter hook forward priority 0; policy accept;\n")
-	for _, p := range places {
-		b.WriteString(strings.ReplaceAll(string(r), "PLACE", p) + "\n")
+	for place, r := range rules {
+		b.WriteString(strings.ReplaceAll(strings.ReplaceAll(string(r), "PLACE", place), ";", "\n") + "\n")
 	}
 	b.WriteString("}\n}\n")
 	err := n.inside(atRouter, func() error {
@@ -267,23 +302,40 @@ type remote struct {
 	n        *network
 	operator *client.Client // by the socket
 	pin      string         // fingerprint of the server's key
-	args     []string       // of the server
 
 	config    string // the server's file
 	heartbeat time.Duration
+	managed   bool // the supervisor is no child of the agent's, which leaves it the jobs when it ends
 }
 
 // newRemote starts server and runner, and waits until jobs can run.
 func newRemote(ctx context.Context, t testing.TB, lease, heartbeat time.Duration) *remote {
 	t.Helper()
 	s := &remote{site: newSite(t), n: newNetwork(t), heartbeat: heartbeat}
+	s.open(ctx, lease)
+	return s
+}
+
+// open starts server and runner, and waits until jobs can run. Without a
+// network all are at one place.
+func (s *remote) open(ctx context.Context, lease time.Duration) {
+	t := s.t
+	t.Helper()
 	s.config = filepath.Join(s.dir, "server.toml")
 	s.writeConfig(lease)
-	s.args = []string{"server", "run", "--config", s.config, "--state-dir", s.serverState,
-		"--listen", "unix://" + s.sock, "--listen", "tcp://0.0.0.0:" + serverPort}
+	s.tcp = serverIP + ":" + serverPort
+	listen := "0.0.0.0:" + serverPort
+	if s.n == nil {
+		s.tcp = freePort(t)
+		listen = s.tcp
+	}
+	s.serverArgs = []string{"--config", s.config, "--listen", "tcp://" + listen}
 	s.startServer(atServer)
 	s.awaitServer(ctx)
 	s.putToken(s.token(ctx, "--id", runnerID))
+	if s.managed {
+		launch(t, s.dir, "supervisor", nil, "runner", "supervisor", "--dir", filepath.Join(s.agentState, "jobs"))
+	}
 	s.startAgent()
 	c := s.client(ctx)
 	s.awaitRunner(ctx, c)
@@ -293,23 +345,38 @@ func newRemote(ctx context.Context, t testing.TB, lease, heartbeat time.Duration
 		t.Fatal(err)
 	}
 	s.login, s.pin, s.operator = login.Token, login.Fingerprint, c
-	return s
 }
 
-func (s *remote) startServer(place string) {
-	s.server = s.n.launch(place, s.dir, "server", s.args...)
+// inside is the network's, where there is one.
+func (s *remote) inside(place string, f func() error) error {
+	if s.n == nil {
+		return f()
+	}
+	return s.n.inside(place, f)
 }
 
+// at does something in a place that starts a process.
+func (s *remote) at(place string, f func()) {
+	s.t.Helper()
+	if err := s.inside(place, func() error { f(); return nil }); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *remote) startServer(place string) { s.at(place, s.site.startServer) }
 func (s *remote) startAgent() {
-	s.agent = s.n.launch(atRunner, s.dir, "agent", "runner", "agent", "--server-addr", "tcp://"+serverIP+":"+serverPort,
-		"--state-dir", s.agentState, "--id", runnerID, "--concurrency", strconv.Itoa(s.concurrency))
+	args := []string{}
+	if s.managed {
+		args = append(args, "--managed")
+	}
+	s.at(atRunner, func() { s.launchAgent("tcp://"+s.tcp, args...) })
 }
 
 // overNetwork has the clients that are made from now on sit in their place.
 func (s *remote) overNetwork() {
 	s.reach = func(ctx context.Context) (conn net.Conn, err error) {
-		nerr := s.n.inside(atClient, func() error {
-			conn, err = mux.Dial(ctx, mux.Address{Network: "tcp", Path: serverIP + ":" + serverPort}, mux.Trust{Pins: []string{s.pin}})
+		nerr := s.inside(atClient, func() error {
+			conn, err = mux.Dial(ctx, mux.Address{Network: "tcp", Path: s.tcp}, mux.Trust{Pins: []string{s.pin}})
 			return nil
 		})
 		return conn, errors.Join(err, nerr)

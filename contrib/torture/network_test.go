@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,131 +15,6 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// TestBrokenNetwork breaks the network of runner and clients in every way for
-// less than the lease, at random moments under a stream of jobs, and holds the
-// model afterwards: nothing has happened to any job.
-func TestBrokenNetwork(t *testing.T) {
-	rounds := number(t, "TORTURE_ROUNDS", 4)
-	during := given(t)
-	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
-	t.Logf("TORTURE_SEED=%d", seed)
-	ctx := bounded(t, 5*time.Minute+during+time.Duration(rounds)*10*time.Second)
-	s := newRemote(ctx, t, 10*time.Minute, 300*time.Millisecond)
-	s.overNetwork()
-
-	l := &load{s: s.site, tr: tracesIn(s.dir), room: make(chan struct{}, 24)}
-	stop := l.start(ctx, seed)
-	b := &breaker{s: s, r: rand.New(rand.NewPCG(seed, 0)), made: map[string]int{}}
-	b.run(ctx, rounds, during)
-	stop()
-	l.drained.Wait()
-
-	s.awaitRunner(ctx, s.operator)
-	l.check(ctx, s.operator, &killer{times: b.times})
-	t.Logf("faults %v; the runner lost its session %d times; %d jobs lost", b.made, counted(t, s.agent.log, "runner disconnected"), counted(t, s.server.log, "job lost"))
-	if n := counted(t, s.server.log, "job lost"); n > 0 {
-		t.Errorf("%d jobs were lost within the lease", n)
-	}
-	s.checkNothingLeft(ctx)
-}
-
-// given is TORTURE_DURATION, 0 where it is not set.
-func given(t testing.TB) (d time.Duration) {
-	v := os.Getenv("TORTURE_DURATION")
-	if v == "" {
-		return 0
-	}
-	d, err := time.ParseDuration(v)
-	if err != nil {
-		t.Fatalf("TORTURE_DURATION: %v", err)
-	}
-	return d
-}
-
-// breaker breaks and mends the network.
-type breaker struct {
-	s     *remote
-	r     *rand.Rand
-	round int
-	made  map[string]int
-	times []time.Time
-}
-
-// fault is one way to break the network between somebody and the server.
-type fault struct {
-	name    string
-	rule    rule
-	half    bool // of the connections that there are now only
-	up      bool // what half breaks
-	down    bool
-	noticed bool // until the server misses the runner
-}
-
-var faults = []fault{
-	{name: "cut", rule: cutBoth, noticed: true},
-	{name: "cut up", rule: cutUp},
-	{name: "cut down", rule: cutDown},
-	{name: "half-open", half: true, up: true, down: true},
-	{name: "half-open up", half: true, up: true},
-	{name: "half-open down", half: true, down: true},
-	{name: "reset by the server's side", rule: resetUp},
-	{name: "reset", rule: resetAll},
-	{name: "reset, then a black hole", rule: resetAll},
-}
-
-// run breaks things for so many rounds, each kind in its turn, or for a time.
-func (b *breaker) run(ctx context.Context, rounds int, during time.Duration) {
-	t := b.s.t
-	t.Helper()
-	begin := time.Now()
-	order := b.r.Perm(len(faults))
-	for ; during == 0 && b.round < rounds || during > 0 && time.Since(begin) < during; b.round++ {
-		b.pause(ctx, 50, 400)
-		b.once(ctx, faults[order[b.round%len(order)]])
-		b.s.n.heal()
-		if b.round%4 == 3 { // let it come to itself: progress is promised too
-			b.s.awaitOnline(ctx, true)
-		}
-	}
-}
-
-func (b *breaker) once(ctx context.Context, f fault) {
-	t, n := b.s.t, b.s.n
-	t.Helper()
-	b.made[f.name]++
-	b.times = append(b.times, time.Now())
-	places := [][]string{{atRunner}, {atClient}, {atRunner, atClient}}[b.r.IntN(3)]
-	if f.noticed {
-		places = []string{atRunner, atClient}
-	}
-	r := f.rule
-	if f.half {
-		var err error
-		if r, err = half(b.s.server.pid(), f.up, f.down); err != nil {
-			t.Fatal(err)
-		}
-	}
-	n.damage(r, places...)
-	if f.noticed {
-		b.s.awaitOnline(ctx, false)
-		return
-	}
-	b.pause(ctx, 100, 1500)
-	if strings.HasSuffix(f.name, "black hole") {
-		n.damage(blackDial, places...)
-		b.pause(ctx, 100, 1500)
-	}
-}
-
-// pause is a random time, in milliseconds: the random moment.
-func (b *breaker) pause(ctx context.Context, least, most int) {
-	select {
-	case <-time.After(time.Duration(least+b.r.IntN(most-least)) * time.Millisecond):
-	case <-ctx.Done():
-		b.s.t.Fatal(context.Cause(ctx))
-	}
-}
-
 // TestCutLongerThanLease cuts the runner off until its jobs are lost, by every
 // direction: each is lost once and by rule, what had arrived stays, and the
 // runner that comes back ends what still runs and hands in the rest: all the
@@ -148,7 +22,7 @@ func (b *breaker) pause(ctx context.Context, least, most int) {
 func TestCutLongerThanLease(t *testing.T) {
 	ctx := bounded(t, 2*time.Minute)
 	s := newRemote(ctx, t, time.Second, 200*time.Millisecond)
-	for i, f := range []fault{{name: "both", rule: cutBoth}, {name: "up", rule: cutUp}, {name: "down", rule: cutDown}} {
+	for i, f := range []breach{{name: "both", rule: cutBoth}, {name: "up", rule: cutUp}, {name: "down", rule: cutDown}} {
 		a := s.startAbsence(ctx, fmt.Sprintf("cut%d", i))
 		s.n.damage(f.rule, atRunner)
 		a.lost(ctx)

@@ -119,13 +119,28 @@ func (p *process) kill() {
 func (p *process) stop(sig os.Signal) int {
 	p.t.Helper()
 	p.cmd.Process.Signal(sig)
+	return p.ended()
+}
+
+// ended waits for the end of one that was asked for it, and returns its exit code.
+func (p *process) ended() int {
+	p.t.Helper()
 	select {
 	case <-p.done:
 	case <-time.After(patience):
-		p.t.Errorf("%s does not end within %s of %s", p.name, patience, sig)
+		p.t.Errorf("%s does not end within %s", p.name, patience)
+		p.signal(syscall.SIGQUIT) // for where it stands
 		p.kill()
 	}
 	return p.cmd.ProcessState.ExitCode()
+}
+
+// signal sends a signal to the process.
+func (p *process) signal(sig syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		p.t.Fatalf("%s %s: %v", sig, p.name, err)
+	}
 }
 
 // tail is the end of the log.

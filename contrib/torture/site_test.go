@@ -29,6 +29,7 @@ type site struct {
 	serverArgs  []string
 	reach       func(ctx context.Context) (net.Conn, error) // how clients connect; nil: by the socket
 	login       string                                      // their token where they come over TCP
+	tcp         string                                      // where the server listens for them; "": on its socket only
 
 	server *process
 	agent  *process // nil until startAgent
@@ -68,9 +69,19 @@ func (s *site) startServer() {
 	s.server = launch(s.t, s.dir, "server", nil, args...)
 }
 
-func (s *site) startAgent() {
-	s.agent = launch(s.t, s.dir, "agent", nil, "runner", "agent", "--server-addr", "unix://"+s.sock,
-		"--state-dir", s.agentState, "--id", runnerID, "--concurrency", strconv.Itoa(s.concurrency))
+func (s *site) startAgent() { s.launchAgent("unix://" + s.sock) }
+
+func (s *site) launchAgent(server string, args ...string) {
+	s.agent = launch(s.t, s.dir, "agent", nil, append([]string{"runner", "agent", "--server-addr", server,
+		"--state-dir", s.agentState, "--id", runnerID, "--concurrency", strconv.Itoa(s.concurrency)}, args...)...)
+}
+
+// address is where commands find the server.
+func (s *site) address() string {
+	if s.tcp != "" {
+		return "tcp://" + s.tcp
+	}
+	return "unix://" + s.sock
 }
 
 // awaitServer waits until the server answers.
@@ -234,6 +245,27 @@ func bounded(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), d, fmt.Errorf("the test's own limit of %s", d))
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// given is TORTURE_DURATION, 0 where it is not set.
+func given(t testing.TB) (d time.Duration) {
+	v := os.Getenv("TORTURE_DURATION")
+	if v == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		t.Fatalf("TORTURE_DURATION: %v", err)
+	}
+	return d
+}
+
+// seed is of what is random, and said.
+func seed(t testing.TB) uint64 {
+	t.Helper()
+	n := number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff))
+	t.Logf("TORTURE_SEED=%d", n)
+	return uint64(n)
 }
 
 // number is a knob.

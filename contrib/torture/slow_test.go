@@ -3,11 +3,9 @@ package torture
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -31,8 +29,7 @@ func openBehind(ctx context.Context, s *site, seed uint64, config string, runner
 	s.awaitServer(ctx)
 	forRunner, forClients = newRelay(t, port, seed, runner), newRelay(t, port, seed+1, clients)
 	s.putToken(s.token(ctx, "--id", runnerID))
-	s.agent = launch(t, s.dir, "agent", nil, "runner", "agent", "--server-addr", "tcp://"+forRunner.addr(),
-		"--state-dir", s.agentState, "--id", runnerID, "--concurrency", strconv.Itoa(s.concurrency))
+	s.launchAgent("tcp://" + forRunner.addr())
 	c := s.client(ctx)
 	s.awaitRunner(ctx, c)
 	s.findCgroup(ctx, c)
@@ -40,7 +37,7 @@ func openBehind(ctx context.Context, s *site, seed uint64, config string, runner
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.login = login.Token
+	s.login, s.tcp = login.Token, forClients.addr()
 	s.reach = func(ctx context.Context) (net.Conn, error) {
 		return mux.Dial(ctx, mux.Address{Network: "tcp", Path: forClients.addr()}, mux.Trust{Pins: []string{login.Fingerprint}})
 	}
@@ -52,8 +49,7 @@ func openBehind(ctx context.Context, s *site, seed uint64, config string, runner
 // else: no session is lost, and neither side gathers in memory what waits.
 func TestSlowLink(t *testing.T) {
 	const jobs, each, rate = 32, 64 << 10, 1 << 20
-	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
-	t.Logf("TORTURE_SEED=%d", seed)
+	seed := seed(t)
 	ctx := bounded(t, 2*time.Minute)
 	s := newSite(t)
 	s.concurrency = jobs
@@ -113,31 +109,25 @@ func TestSlowLink(t *testing.T) {
 // links that split what is written, and let a later connection overtake an
 // earlier one.
 func TestBadLink(t *testing.T) {
-	rounds := number(t, "TORTURE_ROUNDS", 8)
-	during := given(t)
-	seed := uint64(number(t, "TORTURE_SEED", int(time.Now().UnixNano()&0xffffff)))
-	t.Logf("TORTURE_SEED=%d", seed)
+	rounds, during, seed := number(t, "TORTURE_ROUNDS", 8), given(t), seed(t)
 	ctx := bounded(t, 2*time.Minute+during+time.Duration(rounds)*3*time.Second)
 	s := newSite(t)
 	bad := link{latency: 2 * time.Millisecond, pieces: 3000, hold: 200 * time.Millisecond}
 	forRunner, forClients := openBehind(ctx, s, seed, "lease = \"10m\"\nheartbeat = \"300ms\"\n", bad, bad)
 	operator := s.client(ctx)
 
-	l := &load{s: s, tr: tracesIn(s.dir), room: make(chan struct{}, 24)}
+	a := newAdversary(s, seed)
+	var resets []fault
+	for _, r := range []*relay{forRunner, forClients} {
+		resets = append(resets, fault{"reset", []string{"server", "agent"}, func(context.Context) func() { r.reset(); return func() {} }})
+	}
+	l := newLoad(ctx, s, 24, randomScript, a)
 	stop := l.start(ctx, seed)
-	b := &breaker{s: &remote{site: s}, r: rand.New(rand.NewPCG(seed, 0)), made: map[string]int{}}
-	for begin := time.Now(); during == 0 && b.round < rounds || during > 0 && time.Since(begin) < during; b.round++ {
-		b.pause(ctx, 20, 500)
-		b.times = append(b.times, time.Now())
-		b.made[[]*relay{forRunner, forClients}[b.r.IntN(2)].reset()]++
-	}
+	a.run(ctx, resets, rounds, during, func(int) { l.checkOverdue(ctx, operator) })
 	stop()
-	l.drained.Wait()
+	l.awaitDrained(ctx, operator)
 	s.awaitRunner(ctx, operator)
-	l.check(ctx, operator, &killer{times: b.times})
-	t.Logf("resets %v; the runner lost its session %d times", b.made, counted(t, s.agent.log, "runner disconnected"))
-	if n := counted(t, s.server.log, "job lost"); n > 0 {
-		t.Errorf("%d jobs were lost within the lease", n)
-	}
+	l.checkAll(ctx, operator)
+	t.Logf("%s; the runner lost its session %d times", a.figures(), counted(t, s.agent.log, "runner disconnected"))
 	s.checkNothingLeft(ctx)
 }

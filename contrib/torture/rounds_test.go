@@ -1,0 +1,78 @@
+package torture
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+// Of TestRounds: there are always more jobs than can run, and 50 of them run.
+const (
+	roundsConcurrency = 60
+	roundsUnderWay    = 80
+)
+
+// TestRounds is the promise as a whole: server, agent and network break in every
+// way, alone and together, for less than the lease, while 50 jobs and more run
+// and are followed; and nothing has happened to any of them.
+func TestRounds(t *testing.T) {
+	rounds, during, seed := number(t, "TORTURE_ROUNDS", 10), given(t), seed(t)
+	ctx := bounded(t, 6*time.Minute+during*3/2+time.Duration(rounds)*5*time.Second)
+	s := &remote{site: newSite(t), heartbeat: 300 * time.Millisecond, managed: true}
+	s.concurrency = roundsConcurrency
+	if why := noNetwork(); why != "" {
+		t.Logf("SKIPPED: the faults of the network, since %s", why)
+	} else {
+		s.n = newNetwork(t)
+	}
+	s.open(ctx, 10*time.Minute)
+	s.overNetwork()
+
+	a := newAdversary(s.site, seed)
+	a.n, a.managed = s.n, true
+	a.startServer, a.startAgent = func() { s.startServer(atServer) }, s.startAgent
+	l := newLoad(ctx, s.site, roundsUnderWay, longScript, a)
+	l.launch = func(start func() error) error { return s.inside(atClient, start) }
+	stop := l.start(ctx, seed)
+	await(ctx, t, "all places to be taken", func() error {
+		r, err := s.operator.Runner(ctx, runnerID)
+		if err == nil && r.RunningJobs < roundsConcurrency {
+			err = fmt.Errorf("%d jobs run", r.RunningJobs)
+		}
+		return err
+	})
+	begin := time.Now()
+	a.run(ctx, a.faults(), rounds, during, func(round int) {
+		l.checkOverdue(ctx, s.operator)
+		if round%10 == 0 { // let it come to itself: progress is promised too
+			s.awaitServer(ctx)
+			s.awaitRunner(ctx, s.operator)
+		}
+		if round%50 == 0 {
+			l.progress(a, time.Since(begin))
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	})
+	took := time.Since(begin)
+	stop()
+	l.awaitDrained(ctx, s.operator)
+	s.awaitServer(ctx)
+	s.awaitRunner(ctx, s.operator)
+	l.checkAll(ctx, s.operator)
+	slices.Sort(a.running)
+	t.Logf("%s; in %s, with %d jobs running, at the least %d (TORTURE_SEED=%d)", a.figures(), took.Round(time.Second), a.running[len(a.running)/2], a.running[0], seed)
+	s.checkNothingLeft(ctx)
+}
+
+// progress is a line for who watches.
+func (l *load) progress(a *adversary, took time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	server, _, _ := memory(l.s.server.pid())
+	agent, _, _ := memory(l.s.agent.pid())
+	l.s.t.Logf("%d rounds in %s: %d jobs and %d lines checked, %d jobs under way, %d of them running; server %s, agent %s",
+		a.rounds, took.Round(time.Second), len(l.kept), l.figures.lines, len(l.open), a.running[len(a.running)-1], mib(server), mib(agent))
+}
