@@ -52,8 +52,8 @@ Exit codes: 0 stopped on request or --once done, 2 wrong usage or configuration,
 
 func (c *runnerAgent) Run(a *app) error {
 	err := c.run(a)
-	if err == nil || context.Cause(a.ctx) != nil {
-		return err
+	if err == nil || askedToEnd(a.ctx) {
+		return nil
 	}
 	if _, ok := errors.AsType[withCode](err); ok {
 		return err

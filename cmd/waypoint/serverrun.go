@@ -94,12 +94,20 @@ func (c *serverRun) Run(a *app) error {
 	set.Reload = live.reload
 	live.server, err = daemon.New(ctx, set)
 	opening()
+	if err != nil && askedToEnd(ctx) {
+		log.Info("server stopped", "cause", fmt.Sprint(context.Cause(ctx)))
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("start server: %w", err)
 	}
 	listeners, err := cfg.listen(ctx, handed)
-	if err == nil {
+	switch {
+	case err == nil:
 		err = serve(ctx, stop, live, listeners, hangups)
+	case askedToEnd(ctx):
+		err = nil
+		log.Info("server stopped", "cause", fmt.Sprint(context.Cause(ctx)))
 	}
 	systemd.Status("Closing the store.")
 	systemd.Extend(closeTime)

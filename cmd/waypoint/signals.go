@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"sync"
@@ -11,6 +13,13 @@ import (
 type interrupted struct{ sig os.Signal }
 
 func (e interrupted) Error() string { return "interrupted by " + e.sig.String() }
+
+// askedToEnd reports whether ctx ended by a signal. For what serves until it is
+// asked to end that is a good end, also while it starts.
+func askedToEnd(ctx context.Context) bool {
+	_, ok := errors.AsType[interrupted](context.Cause(ctx))
+	return ok
+}
 
 // signals hands SIGINT, SIGTERM and SIGHUP to whoever is responsible: at first the
 // program itself, later a command that knows something better to do.
