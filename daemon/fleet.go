@@ -274,10 +274,24 @@ func (f *fleet) works(v *visitor) bool {
 	return m != nil && m.visitor == v
 }
 
-// holds reports whether an attempt is the member's to decide about.
-func (f *fleet) holds(m *member, ref wire.JobRef) bool {
+// returned recalls an attempt that the member gives back, where that is its to
+// decide; acked: it has acknowledged it before.
+func (f *fleet) returned(m *member, ref wire.JobRef) (ok, acked bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a := f.find(ref, m.id)
-	return a != nil && !a.orphan && f.members[m.id] == m
+	if a == nil || a.orphan || a.recalled || f.members[m.id] != m {
+		return false, false
+	}
+	a.recalled = true
+	return true, a.running
+}
+
+// kept notes that an attempt stays with its runner though that wanted to give it back.
+func (f *fleet) kept(ref wire.JobRef) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if a := f.active[ref.Job]; a != nil && a.Attempt == ref.Attempt {
+		a.recalled = false
+	}
 }

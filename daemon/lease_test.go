@@ -283,3 +283,46 @@ func TestLocalRunnerGoneWhileTheServerIsAway(t *testing.T) {
 		t.Fatalf("job ended as %+v", j)
 	}
 }
+
+// A runner that has acknowledged an assignment may give it back as long as its
+// start is not on record, and is told to drop it. When it is, the job stays the
+// runner's while that holds it, and can be started after all.
+func TestAcknowledgedAndGivenBack(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run())[0]
+	a := r.MustStart()
+	s.AwaitJob(t, job.ID, func(j wire.Job) bool { return j.State == wire.Running })
+	r.Say(wire.WorkEvent{Nack: &wire.Nack{JobRef: a.JobRef, Error: "stopping"}})
+	r.Say(wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: []wire.JobRef{a.JobRef}}})
+	r.Say(wire.WorkEvent{Ack: &a.JobRef})
+	if o := r.MustOrder(); o.Start == nil || *o.Start != a.JobRef {
+		t.Fatalf("order %+v, want to start it", o)
+	}
+	r.MustFinish(a.JobRef, "", daemontest.Succeeded())
+	if j := s.AwaitJob(t, job.ID, ended); j.State != wire.Success || j.Attempt != 1 {
+		t.Errorf("job ended as %+v", j)
+	}
+
+	for range 20 {
+		job = submit(t, c, run())[0]
+		a = r.MustAssign()
+		r.Say(wire.WorkEvent{Ack: &a.JobRef})
+		r.Say(wire.WorkEvent{Nack: &wire.Nack{JobRef: a.JobRef, Error: "stopping"}})
+		r.Say(wire.WorkEvent{Ack: &a.JobRef})
+		if o := r.MustOrder(); o.Start == nil {
+			t.Fatalf("order %+v, want to start it", o)
+		}
+		o := r.MustOrder()
+		if o.Drop != nil && *o.Drop == a.JobRef {
+			s.AwaitJob(t, job.ID, queued(1))
+			return
+		}
+		if o.Start == nil { // its start is on record already
+			t.Fatalf("order %+v, want to drop it", o)
+		}
+		r.MustFinish(a.JobRef, "", daemontest.Succeeded())
+	}
+	t.Error("none was given back")
+}

@@ -297,24 +297,23 @@ func (s *Server) settleIn(tx *store.Tx, ref wire.JobRef, runner string) (kept bo
 
 // refused gives an assignment back to the queue. A runner that refuses rests
 // for a while, longer each time, so that a broken one does not spin the queue.
-// What it does not have is not its to refuse.
+// What it does not have is not its to refuse. One that has acknowledged it keeps
+// it until it is told to drop it: where its start is on record, it stays the
+// runner's, which is to start it or not to have it.
 func (s *Server) refused(m *member, n wire.Nack) {
-	if !s.fleet.holds(m, n.JobRef) {
+	ok, acked := s.fleet.returned(m, n.JobRef)
+	if !ok {
 		return
 	}
 	s.log.Warn("job refused", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "why", n.Error)
 	s.fleet.rest(m, time.Now())
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.Requeue(n.JobRef, m.id, time.Now()) })
-	switch wire.KindOf(err) {
-	case "", wire.NotFound:
-	case wire.Conflict: // its start is on record: nobody can know that it did not run
-		err = s.lose([]wire.JobRef{n.JobRef}, "its runner gave it back after its start")
-	}
 	if k := wire.KindOf(err); k != "" && k != wire.NotFound {
+		s.fleet.kept(n.JobRef)
 		s.log.Warn("job not given back yet", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "error", err)
-		return // still live here: due at its deadline, or told missing by a heartbeat
+		return // still live here: due at its deadline, told missing by a heartbeat, or started after all
 	}
-	s.fleet.end(n.JobRef, false)
+	s.fleet.end(n.JobRef, acked)
 	s.store.Kick()
 	s.wakeClock()
 }

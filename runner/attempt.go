@@ -67,6 +67,7 @@ type attempt struct {
 	sent   bool         // the result is on its way: the server may see it end any moment; guarded by mu
 	acked  bool         // the server has the result; guarded by mu
 	gone   bool         // dropped; guarded by mu
+	back   bool         // given back on this session, which is to say Drop: no Start counts; guarded by mu
 }
 
 func (r *Runner) newAttempt(job wire.Assignment, dir string, s stage) *attempt {
@@ -107,11 +108,22 @@ func (a *attempt) dormant() bool {
 // permit lets it start: once the server has said so on any session.
 func (a *attempt) permit() {
 	a.mu.Lock()
-	if a.stage == recorded {
+	back := a.back
+	if a.stage == recorded && !back {
 		a.stage = started
 	}
 	a.mu.Unlock()
-	a.permitted.open()
+	if !back {
+		a.permitted.open()
+	}
+}
+
+// askAgain forgets that it was given back: what the server has not heard on a
+// session that was lost it does not heed.
+func (a *attempt) askAgain() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.back = false
 }
 
 // cancel asks for its end, at once with force.

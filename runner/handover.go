@@ -35,8 +35,10 @@ func (r *Runner) handOver() {
 	r.end(errDrained)
 }
 
-// giveBack returns an attempt to the server that it has not let start. Its
-// start may be under way: then it comes too late, as the attempt is gone.
+// giveBack offers an attempt to the server that it has not let start. It stays
+// held until the server says Drop: the answer may be lost, and with the server the
+// start may be on record, so that nobody else would start it. Then the next
+// agent asks again.
 func (r *Runner) giveBack(a *attempt) {
 	r.mu.Lock()
 	w := r.work
@@ -45,15 +47,14 @@ func (r *Runner) giveBack(a *attempt) {
 		return // the next agent asks again whether it may start
 	}
 	a.mu.Lock()
-	waiting := a.stage == recorded && !a.gone
-	a.gone = a.gone || waiting
+	waiting := a.stage == recorded && !a.gone && !a.back
+	a.back = a.back || waiting
 	a.mu.Unlock()
 	if !waiting {
 		return
 	}
 	a.log.Info("job given back before its start")
 	w.send(wire.WorkEvent{Nack: &wire.Nack{JobRef: a.job.JobRef, Error: "the runner is being stopped or started anew"}})
-	a.stop(errDropped)
 }
 
 // unsettled reports whether a moment more may bring an attempt further.
@@ -76,6 +77,8 @@ func (a *attempt) unsettled(takes, up bool) bool {
 	switch {
 	case a.gone:
 		return a.stage != given
+	case a.back:
+		return up
 	case a.stage == started, a.asking:
 		return takes
 	case a.stage == ended, ends:

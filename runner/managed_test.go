@@ -333,3 +333,41 @@ func TestReattachToAncient(t *testing.T) {
 		t.Errorf("output %q", j.log)
 	}
 }
+
+// What it gives back it keeps until the server says Drop. Where the server has
+// not heard it, or has the start on record, the next agent starts it.
+func TestGivesBack(t *testing.T) {
+	b, f := newManaged(t)
+	b.waits = func(w *waits) { w.handOver = time.Second }
+	f.begin("2.0.0", 0)
+	b.start().connected()
+	b.fares(wire.SupervisorReady)
+	b.s.change(func() { b.s.hold = true })
+	kept, dropped := script("echo on"), script("echo on")
+	for _, a := range []wire.Assignment{kept, dropped} {
+		b.s.assign(a)
+		b.s.await("it is acknowledged", func() bool { return b.s.jobs[a.JobRef].acks == 1 })
+	}
+	b.stop()
+	b.s.await("both are given back", func() bool { return len(b.s.nacks) == 2 })
+	b.s.order(wire.WorkOrder{Start: &kept.JobRef}) // it has crossed the other on the way
+	b.s.order(wire.WorkOrder{Drop: &dropped.JobRef})
+	if err := b.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if readable(filepath.Join(b.cfg.Dir, dropped.Job+"-1")) || !readable(filepath.Join(b.cfg.Dir, kept.Job+"-1")) {
+		t.Error("it keeps what it was to drop, or has dropped what it was to keep")
+	}
+	b.s.change(func() { b.s.hold = false })
+	b.start()
+	j := b.s.ended(kept.JobRef)
+	want(t, j, wire.Success, "")
+	if string(j.log) != "on\n" || j.acks != 2 {
+		t.Errorf("output %q after %d acknowledgements", j.log, j.acks)
+	}
+}
+
+func readable(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}

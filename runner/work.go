@@ -65,6 +65,7 @@ func (r *Runner) begun(w *workStream, b wire.WorkBegun) {
 		case started:
 			a.permit()
 		default:
+			a.askAgain()
 			w.send(wire.WorkEvent{Ack: &a.job.JobRef})
 		}
 	}

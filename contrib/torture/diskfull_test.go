@@ -58,11 +58,24 @@ func fillUp(t *testing.T, dir string) (free func()) {
 // before, while and after the disk is full.
 type gated struct {
 	script
-	dir string
+	dir  string
+	id   string
+	live <-chan *heard // by one who follows
 }
 
-func newGated(dir, tag string) gated {
-	return gated{script{tag: tag, lines: 300_000}, dir}
+// startGated starts some and waits until each has printed its first part.
+func startGated(ctx context.Context, t *testing.T, s *site, c *client.Client) (all []gated) {
+	t.Helper()
+	for n := range 4 {
+		g := gated{script: script{tag: fmt.Sprintf("g%d", n), lines: 120_000}, dir: s.dir}
+		g.id = submitOne(ctx, t, c, g.spec()).ID
+		g.live = follow(ctx, c, g.id)
+		all = append(all, g)
+	}
+	for _, g := range all {
+		g.awaitMark(ctx, t, 0)
+	}
+	return all
 }
 
 func (g gated) gate(n int) string { return filepath.Join(g.dir, fmt.Sprintf("%s.gate%d", g.tag, n)) }
@@ -97,20 +110,20 @@ func (g gated) spec() wire.JobSpec {
 }
 
 // finish lets the job end and holds that no byte of it was lost.
-func (g gated) finish(ctx context.Context, t *testing.T, c *client.Client, id string, live <-chan *heard) {
+func (g gated) finish(ctx context.Context, t *testing.T, c *client.Client) {
 	t.Helper()
 	g.open(t, 1)
-	end, err := c.Wait(ctx, id)
+	end, err := c.Wait(ctx, g.id)
 	if err == nil {
 		err = g.checkEnd(end)
 	}
 	if err != nil {
 		t.Errorf("job %s: %v", g.tag, err)
 	}
-	if err := listen(ctx, c, wire.StreamRequest{ID: id, Follow: true}).check(g.script); err != nil {
+	if err := listen(ctx, c, wire.StreamRequest{ID: g.id, Follow: true}).check(g.script); err != nil {
 		t.Errorf("job %s afterwards: %v", g.tag, err)
 	}
-	if err := (<-live).check(g.script); err != nil {
+	if err := (<-g.live).check(g.script); err != nil {
 		t.Errorf("job %s live: %v", g.tag, err)
 	}
 }
@@ -121,18 +134,16 @@ func follow(ctx context.Context, c *client.Client, id string) <-chan *heard {
 	return live
 }
 
-// TestServerDiskFull fills the server's disk under a running job.
+// TestServerDiskFull fills the server's disk under running jobs, and kills
+// server and agent while it is full.
 func TestServerDiskFull(t *testing.T) {
 	ctx := bounded(t, 3*time.Minute)
 	s := newSite(t)
-	mountSmall(t, s.serverState, "24m")
+	mountSmall(t, s.serverState, "48m")
 	s.open(ctx)
 	c := s.client(ctx)
 
-	g := newGated(s.dir, "g")
-	running := submitOne(ctx, t, c, g.spec())
-	live := follow(ctx, c, running.ID)
-	g.awaitMark(ctx, t, 0)
+	all := startGated(ctx, t, s, c)
 	accepted := s.cli(ctx, "run", "--detach", "--no-local", "--", "true")
 	if accepted.code != 0 {
 		t.Fatalf("run before the disk is full: %s", accepted)
@@ -146,13 +157,28 @@ func TestServerDiskFull(t *testing.T) {
 		t.Errorf("a refusal takes %s", took)
 	}
 	s.mustAnswer(ctx, "the disk is full")
-	g.open(t, 0)
-	g.awaitMark(ctx, t, 1) // the job goes on
-	if !s.agent.alive() {
-		t.Errorf("the agent has ended: %v", s.agent.err)
+	for i, g := range all {
+		switch i {
+		case 1:
+			s.server.kill()
+			s.startServer()
+			s.awaitServer(ctx)
+		case 2:
+			s.agent.kill()
+			s.startAgent()
+			s.awaitRunner(ctx, c)
+		}
+		g.open(t, 0)
+		g.awaitMark(ctx, t, 1) // the job goes on
+		if a := s.cli(ctx, "job", "inspect", g.id, "--json"); a.code != 0 || !strings.Contains(a.stdout, `"running"`) {
+			t.Errorf("running job %s, while the disk is full: %s", g.tag, a)
+		}
 	}
-	if a := s.cli(ctx, "job", "inspect", running.ID, "--json"); a.code != 0 || !strings.Contains(a.stdout, `"running"`) {
-		t.Errorf("the running job, while the disk is full: %s", a)
+	checkAnswer(t, submitUntilRefused(ctx, t, s), 5, []string{"space"})
+	for _, p := range []*process{s.server, s.agent} {
+		if err := p.hopeless(); err != nil {
+			t.Error(err)
+		}
 	}
 
 	free()
@@ -162,7 +188,9 @@ func TestServerDiskFull(t *testing.T) {
 		}
 		return nil
 	})
-	g.finish(ctx, t, c, running.ID, live)
+	for _, g := range all {
+		g.finish(ctx, t, c)
+	}
 	if a := s.cli(ctx, "job", "wait", strings.TrimSpace(accepted.stdout)); a.code != 0 {
 		t.Errorf("a job queued before the disk was full: %s", a)
 	}
@@ -188,29 +216,39 @@ func patienceOf(f func()) time.Duration {
 	return time.Since(begin)
 }
 
-// TestRunnerDiskFull fills the runner's disk under a running job, whose agent
-// then dies.
+// TestRunnerDiskFull fills the runner's disk under running jobs, and kills agent
+// and server while it is full.
 func TestRunnerDiskFull(t *testing.T) {
 	ctx := bounded(t, 3*time.Minute)
 	s := newSite(t)
-	mountSmall(t, s.agentState, "8m")
+	mountSmall(t, s.agentState, "16m")
 	s.open(ctx)
 	c := s.client(ctx)
 
-	g := newGated(s.dir, "g")
-	running := submitOne(ctx, t, c, g.spec())
-	live := follow(ctx, c, running.ID)
-	g.awaitMark(ctx, t, 0)
-
+	all := startGated(ctx, t, s, c)
 	free := fillUp(t, s.agentState)
-	g.open(t, 0)
-	// It may stand still at its next write, but must not be killed or cut.
+	// They may stand still at their next write, but must not be killed or cut.
 	second := submitOne(ctx, t, c, wire.JobSpec{Operation: wire.OpRun, Command: []string{"true"}, Target: wire.Target{Any: true}})
+	ids := []string{second.ID}
+	for i, g := range all {
+		switch i {
+		case 1:
+			s.agent.kill()
+			s.startAgent()
+			s.awaitRunner(ctx, c)
+		case 2:
+			s.server.kill()
+			s.startServer()
+			s.awaitServer(ctx)
+		}
+		g.open(t, 0)
+		ids = append(ids, g.id)
+	}
 	held(ctx, t, 3*time.Second, func() error {
 		if !s.agent.alive() {
 			return fmt.Errorf("the agent has ended: %v", s.agent.err)
 		}
-		for _, id := range []string{running.ID, second.ID} {
+		for _, id := range ids {
 			j, err := c.Job(ctx, id)
 			if err != nil {
 				return err
@@ -236,8 +274,10 @@ func TestRunnerDiskFull(t *testing.T) {
 	})
 
 	free()
-	g.awaitMark(ctx, t, 1)
-	g.finish(ctx, t, c, running.ID, live)
+	for _, g := range all {
+		g.awaitMark(ctx, t, 1)
+		g.finish(ctx, t, c)
+	}
 	if end, err := c.Wait(ctx, second.ID); err != nil || end.State != wire.Success {
 		t.Errorf("a job queued while the runner's disk was full: %s %s %s, %v", end.State, end.Reason, end.Error, err)
 	}

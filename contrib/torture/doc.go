@@ -14,19 +14,34 @@
 //   - A pair of job and attempt starts once. A job starts a second time only
 //     as a higher attempt, and the last one is the attempt on record.
 //   - Whatever started ended by itself, by the same process: nobody else's
-//     death touched it.
+//     death touched it. Only a job that was canceled may be cut: it ends as
+//     canceled, its output is the beginning of its numbered lines, and what it
+//     left running is gone, also what has left its session.
 //   - Its output is its numbered lines: none lost, none twice, offsets without
 //     a gap; for one who asks afterwards and for one who followed all the way
-//     through the deaths of the server.
-//   - Afterwards there is no process and no cgroup left.
+//     through every fault, be it a call or a command.
+//   - No job is late by more than some minutes.
+//   - Afterwards there is no process and no cgroup left, and the server has the
+//     jobs that were queued, as they were when they ended, and no others.
 //   - A runner that is out of reach for less than the lease changes none of
 //     this. For longer: the job ends once, as runner_lost; its output is the
 //     beginning of its numbered lines; its processes end when the runner is back.
 //
+// # The faults
+//
+// A round (adversary) breaks one thing or several at once at random moments
+// and mends them, within the lease: kill -9 of server, agent or both, also while
+// they start; SIGSTOP; an end in good order and a new start; and between each
+// side and the server cuts in one direction or both, half-open connections,
+// resets, black holes for new connections, loss, a slow link. TestRounds is
+// all of it, TestHistory the processes under clients that work on the same jobs,
+// TestBadLink resets on links that delay. Where namespaces cannot be had the
+// network stays whole, and the test says so.
+//
 // # Knobs
 //
-//	TORTURE_ROUNDS    rounds of kills, default 6, and of faults of the network, default 4 or 8
-//	TORTURE_DURATION  kill, and break the network, for so long instead ("10m")
+//	TORTURE_ROUNDS    rounds of faults, default 10 in TestRounds, 6 in TestHistory, 8 in TestBadLink
+//	TORTURE_DURATION  in each of these rounds for so long instead ("10m")
 //	TORTURE_SEED      of what is random; printed by each run
 //	TORTURE_ADOPTIONS rounds of TestKillDuringAdoption, default 25
 //	TORTURE_JOBS      jobs of TestEachJobOnce, default 10000, 1000 with -short

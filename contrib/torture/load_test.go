@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -161,8 +163,27 @@ func (l *load) submit(ctx context.Context, c *client.Client, r *rand.Rand, tag s
 // complain says what is wrong with a job; after the end of the test everything is.
 func (l *load) complain(ctx context.Context, p *promise, what string, err error) {
 	if err != nil && ctx.Err() == nil {
-		l.s.t.Errorf("job %s (%s): %s: %v", p.id, p.tag, what, err)
+		l.s.t.Errorf("job %s (%s): %s: %v\n%s", p.id, p.tag, what, err, l.s.said(p.id))
 	}
+}
+
+// said is what the logs say of a job, and when the processes began and connected.
+func (s *site) said(job string) string {
+	var b strings.Builder
+	for _, name := range []string{"server", "agent", "supervisor"} {
+		log, _ := os.ReadFile(filepath.Join(s.dir, name+".log"))
+		var around []string // since the last line that was taken
+		for line := range strings.Lines(string(log)) {
+			if strings.Contains(line, job) {
+				b.WriteString(strings.Join(around[max(0, len(around)-3):], "") + name + ": " + line)
+				around = nil
+			} else if strings.HasPrefix(line, "-- ") || strings.Contains(line, "connected") || strings.Contains(line, "handing over") {
+				around = append(around, name+": "+line)
+			}
+		}
+		b.WriteString(strings.Join(around[:min(2, len(around))], ""))
+	}
+	return b.String()
 }
 
 // closed ends what is known of an open promise.

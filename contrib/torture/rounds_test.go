@@ -7,10 +7,11 @@ import (
 	"time"
 )
 
-// Of TestRounds: there are always more jobs than can run, and 50 of them run.
+// Of TestRounds: there are always more jobs than can run, and so many of them
+// run that, while nothing new can begin, it is still 50.
 const (
-	roundsConcurrency = 60
-	roundsUnderWay    = 80
+	roundsConcurrency = 80
+	roundsUnderWay    = 110
 )
 
 // TestRounds is the promise as a whole: server, agent and network break in every

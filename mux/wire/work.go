@@ -41,7 +41,8 @@ type WorkHolds struct {
 	Jobs []JobRef `json:"jobs"`
 }
 
-// Nack gives an assignment back.
+// Nack gives an assignment back. One that has been acknowledged is the runner's
+// until it is told Drop; a Start that crosses the Nack does not count.
 type Nack struct {
 	JobRef
 	Error string `json:"error"`
