@@ -101,11 +101,14 @@ test-system:
 	LAB_PACKAGES=$(CURDIR)/dist/lab LAB_LONG=$(LONG) unshare --mount --pid --fork --kill-child --mount-proc sh -c '"$$@"; exit $$?' sh \
 		$(GO) test -count=1 -timeout $(if $(LONG),90m,20m) -parallel 4 -run '$(RUN)' ./packaging/lab
 
-# Try seeds of the simulation for so long, then kill server and runner for so
-# long while jobs run: make torture DURATION=10m
+# For so long in all: a quarter of it seeds of the simulation, half rounds of
+# faults under running jobs, a quarter the history that clients are told.
+# The rest of the suite is part of make test. make torture DURATION=10m
 torture:
-	SIM_DURATION=$(DURATION) $(GO) test -count=1 -timeout 0 -v -run '^TestSimulation$$' ./daemon
-	TORTURE_DURATION=$(DURATION) $(GO) test -count=1 -timeout 0 -v ./contrib/torture
+	@set -e; all=$$(( $$(echo $(DURATION) | sed 's/h/*3600+/; s/m/*60+/; s/s/+/; s/$$/0/') )); \
+	echo "== simulation"; SIM_DURATION=$$((all / 4))s $(GO) test -count=1 -timeout 0 -v -run '^TestSimulation$$' ./daemon; \
+	echo "== rounds"; TORTURE_DURATION=$$((all / 2))s $(GO) test -count=1 -timeout 0 -v -run '^TestRounds$$' ./contrib/torture; \
+	echo "== history"; TORTURE_DURATION=$$((all / 4))s $(GO) test -count=1 -timeout 0 -v -run '^TestHistory$$' ./contrib/torture
 
 # deb and rpm for amd64 and arm64 in dist/: make packages VERSION=1.2.3
 packages:
