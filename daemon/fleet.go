@@ -275,12 +275,12 @@ func (f *fleet) works(v *visitor) bool {
 }
 
 // returned recalls an attempt that the member gives back, where that is its to
-// decide; acked: it has acknowledged it before.
+// decide and its start is not on record; acked: it has acknowledged it before.
 func (f *fleet) returned(m *member, ref wire.JobRef) (ok, acked bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a := f.find(ref, m.id)
-	if a == nil || a.orphan || a.recalled || f.members[m.id] != m {
+	if a == nil || a.orphan || a.recalled || a.running && a.durable || f.members[m.id] != m {
 		return false, false
 	}
 	a.recalled = true

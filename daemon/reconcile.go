@@ -48,6 +48,7 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 		a.absent = !kept[a.Job]
 		switch {
 		case kept[a.Job]:
+		case a.running && a.recalled: // given back before: whoever hears that deals with it
 		case a.running:
 			d.lost = append(d.lost, a.JobRef)
 		default:
