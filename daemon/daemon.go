@@ -70,10 +70,11 @@ import (
 
 // Config of a Server. Zero durations and counts mean the defaults.
 type Config struct {
-	StateDir string       // locked while the server lives; also where SQLite's file is
-	StoreDSN string       // a path or postgres://…; empty is waypoint.db in StateDir
-	Software string       // said to peers, "waypoint 0.1.0"
-	Logger   *slog.Logger // nil discards
+	StateDir     string       // locked while the server lives; also where SQLite's file is
+	StoreDSN     string       // a path or postgres://…; empty is waypoint.db in StateDir
+	StoreReserve int64        // bytes that new work must leave free on SQLite's file system; 0: 64 MiB or a hundredth of it, negative: none
+	Software     string       // said to peers, "waypoint 0.1.0"
+	Logger       *slog.Logger // nil discards
 
 	AckTimeout time.Duration // an assignment not acknowledged goes back to the queue; 30 s
 	Lease      time.Duration // a job outlives its runner's session for so long; 2 min
@@ -100,7 +101,8 @@ type Config struct {
 	// It is called for server.reload; nil where there is nothing to read.
 	Reload func(ctx context.Context, by string) (wire.Reloaded, error)
 
-	faults *store.Faults // of a simulation; else nil
+	faults *store.Faults              // of a simulation; else nil
+	free   func() (store.Room, error) // of a test; nil asks the system
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -259,6 +261,8 @@ func (s *Server) open(ctx context.Context) (err error) {
 		Match:    s.match,
 		Changed:  s.changed,
 		Room:     s.tell,
+		Reserve:  s.cfg().StoreReserve,
+		Free:     s.cfg().free,
 		Fatal:    s.fail,
 		Faults:   s.cfg().faults,
 	})

@@ -43,6 +43,7 @@ type Summary struct {
 	Running   int  // jobs, assigned ones included
 	Queued    int  // jobs
 	Full      bool // the store has no room
+	Short     bool // it has its reserve left
 }
 
 // Summary is as of now.
@@ -55,6 +56,7 @@ func (s *Server) Summary(ctx context.Context) (Summary, error) {
 		Online: s.fleet.size(), Running: live[wire.Assigned] + live[wire.Running], Queued: live[wire.Queued],
 		Full: s.store.Full(),
 	}
+	_, _, sum.Short = s.store.Reserved()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sum.Listeners = len(s.listeners)

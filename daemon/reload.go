@@ -18,7 +18,8 @@ func (s *Server) Reload(ctx context.Context, cfg Config) (renewed bool, err erro
 	defer s.reloading.Unlock()
 	old := s.cfg()
 	cfg.StateDir, cfg.StoreDSN, cfg.Software = old.StateDir, old.StoreDSN, old.Software
-	cfg.Logger, cfg.Plain, cfg.Reload, cfg.faults = old.Logger, old.Plain, old.Reload, old.faults
+	cfg.Logger, cfg.Plain, cfg.Reload = old.Logger, old.Plain, old.Reload
+	cfg.faults, cfg.free = old.faults, old.free
 	cfg, err = cfg.withDefaults()
 	if err != nil {
 		return false, err
@@ -41,6 +42,7 @@ func (s *Server) Reload(ctx context.Context, cfg Config) (renewed bool, err erro
 	if was != is {
 		warnOfKey(s.log, was, is)
 	}
+	s.store.SetReserve(cfg.StoreReserve)
 	s.wakeClock() // a lease may end sooner now
 	return after != before, nil
 }

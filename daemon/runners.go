@@ -145,6 +145,8 @@ func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerSta
 		Runners: map[string]int{}, Jobs: map[string]int{},
 		ProtocolMin: wire.VersionMin, ProtocolMax: wire.VersionMax,
 	}
+	st.StoreReserve, st.StoreFree, _ = s.store.Reserved()
+	st.StoreProblem = s.storeProblem()
 	s.mu.Lock()
 	st.Listeners = append([]wire.Listener{}, s.listeners...)
 	s.mu.Unlock()
@@ -177,4 +179,15 @@ func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerSta
 		}
 	}
 	return st, nil
+}
+
+// storeProblem is what the store is short of, "" for nothing.
+func (s *Server) storeProblem() wire.StoreProblem {
+	if s.store.Full() {
+		return wire.StoreFull
+	}
+	if _, _, short := s.store.Reserved(); short {
+		return wire.StoreReserve
+	}
+	return ""
 }

@@ -45,6 +45,12 @@ func (s *Server) why(ctx context.Context, f store.QueueFacts) (code, sentence st
 	case queue.BySingleton:
 		return "singleton", fmt.Sprintf("singleton %q runs one at a time: it waits for %s", j.Singleton, jobNames(f.By))
 	}
+	switch s.storeProblem() {
+	case wire.StoreFull:
+		return "store_full", "the server's store has no room, so no job is handed out until there is some: see waypoint server status"
+	case wire.StoreReserve:
+		return "store_reserve", "the server's store has only its reserve left, which is kept for jobs that run, so no job is handed out until there is more room: see waypoint server status"
+	}
 	return s.whyNoRunner(ctx, f)
 }
 

@@ -63,7 +63,7 @@ func (a *app) startLocalServer(log *slog.Logger) (*localServer, error) {
 	waiting := false
 	for look := lockLookFirst; ; look = min(2*look, lockLookLast) {
 		srv, err := daemon.New(a.ctx, daemon.Config{
-			StateDir: dir, Software: software(), Logger: log, Lease: localLease,
+			StateDir: dir, Software: software(), Logger: log, Lease: localLease, StoreReserve: -1,
 		})
 		switch {
 		case err == nil:

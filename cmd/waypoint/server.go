@@ -27,6 +27,7 @@ func (serverStatus) Run(a *app) error {
 			f.Add("Version", s.Version)
 			f.Add("Up for", (time.Duration(s.UptimeSeconds) * time.Second).String())
 			f.Add("Store", s.Store)
+			f.Add("Room", roomOf(s))
 			f.Add("State directory", s.StateDir)
 			f.Add("Listening on", listenerWords(s.Listeners))
 			f.Add("Runners", output.Counts(s.Runners))
@@ -52,4 +53,23 @@ func listenerWords(listeners []wire.Listener) string {
 		}
 	}
 	return strings.Join(words, ", ")
+}
+
+// roomOf is how the store is off for room, "" where that is not known and all is well.
+func roomOf(s wire.ServerStatus) string {
+	text := ""
+	if s.StoreReserve > 0 {
+		text = fmt.Sprintf("%s free, %s of it reserved", output.Bytes(s.StoreFree), output.Bytes(min(s.StoreReserve, s.StoreFree)))
+	}
+	what := ""
+	switch s.StoreProblem {
+	case wire.StoreFull:
+		what = "full, jobs and output wait for room"
+	case wire.StoreReserve:
+		what = "no new work is taken until there is more"
+	}
+	if text != "" && what != "" {
+		text += "; "
+	}
+	return text + what
 }

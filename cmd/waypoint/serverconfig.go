@@ -26,6 +26,7 @@ type serverConfig struct {
 	Listen      []string      `toml:"listen" reload:"restart"`
 	SocketMode  string        `toml:"socket_mode" reload:"restart"` // of Unix sockets, octal
 	Store       string        `toml:"store" reload:"restart"`
+	Reserve     *int64        `toml:"store_reserve"` // bytes; 0: none, nil: the default
 	LogLevel    string        `toml:"log_level"`
 	LogFormat   string        `toml:"log_format" reload:"restart"`
 	AckTimeout  wire.Duration `toml:"ack_timeout"`
@@ -69,6 +70,9 @@ func (c *serverRun) config(a *app) (*serverConfig, error) {
 	}
 	override(&cfg.StateDir, c.StateDir)
 	override(&cfg.Store, c.Store)
+	if c.StoreReserve != nil {
+		cfg.Reserve = c.StoreReserve
+	}
 	override(&cfg.LogLevel, c.LogLevel)
 	override(&cfg.LogFormat, c.LogFormat)
 	if env := strings.Fields(a.env.get("WAYPOINT_SERVER_LISTEN")); len(env) > 0 {
@@ -99,7 +103,7 @@ func (c *serverRun) config(a *app) (*serverConfig, error) {
 // server is the configuration as the server knows it.
 func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 	return daemon.Config{
-		StateDir: cfg.StateDir, StoreDSN: cfg.Store, Software: software(), Logger: log,
+		StateDir: cfg.StateDir, StoreDSN: cfg.Store, StoreReserve: cfg.reserve(), Software: software(), Logger: log,
 		AckTimeout: time.Duration(cfg.AckTimeout), Lease: time.Duration(cfg.Lease), Heartbeat: time.Duration(cfg.Heartbeat),
 		LogLimit: cfg.LogLimit, RetainFor: time.Duration(cfg.RetainFor), RetainJobs: cfg.RetainJobs,
 		MaxSessions: cfg.MaxSessions,
@@ -107,6 +111,17 @@ func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 		GrantLife: time.Duration(cfg.Tokens.Life), NoTokenRenew: cfg.Tokens.Renew != nil && !*cfg.Tokens.Renew,
 		TLSCert: cfg.TLSCert, TLSKey: cfg.TLSKey, TLSNames: cfg.TLSNames, Plain: cfg.plain(),
 	}
+}
+
+// reserve is store_reserve as the server has it.
+func (cfg *serverConfig) reserve() int64 {
+	switch {
+	case cfg.Reserve == nil:
+		return 0
+	case *cfg.Reserve == 0:
+		return -1
+	}
+	return *cfg.Reserve
 }
 
 // plain reports that TLS was turned off.
@@ -123,7 +138,18 @@ func (cfg *serverConfig) check() error {
 	if _, err := cfg.socketMode(); err != nil {
 		return err
 	}
+	if err := cfg.checkReserve(); err != nil {
+		return err
+	}
 	return checkLogFormat(cfg.LogFormat)
+}
+
+func (cfg *serverConfig) checkReserve() error {
+	if cfg.Reserve != nil && *cfg.Reserve < 0 {
+		return wire.Errorf(wire.BadUsage, "read configuration: store_reserve %d is negative", *cfg.Reserve).
+			WithHint("0 keeps no reserve")
+	}
+	return nil
 }
 
 // listenOnSystem makes the system's sockets the addresses, if this is root,

@@ -22,6 +22,7 @@ ack_timeout = "1s"
 lease = "1s"
 heartbeat = "1s"
 log_limit = 1
+store_reserve = 1
 retain_for = "1s"
 retain_jobs = 1
 max_sessions = 1

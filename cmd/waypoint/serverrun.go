@@ -24,15 +24,16 @@ const serverConfigFile = "/etc/waypoint/server.toml"
 
 // serverRun is `waypoint server run`.
 type serverRun struct {
-	Config    string   `placeholder:"FILE" help:"Configuration in TOML (default /etc/waypoint/server.toml if present)."`
-	StateDir  string   `placeholder:"DIR" from:"WAYPOINT_SERVER_STATE_DIR" help:"What the server remembers (default /var/lib/waypoint, or $$XDG_STATE_HOME/waypoint-server without root)."`
-	Listen    []string `sep:"none" placeholder:"ADDR" help:"Where to listen, unix:///path or tcp://host:port; repeatable ($$WAYPOINT_SERVER_LISTEN). Not needed with sockets from systemd."`
-	Store     string   `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory)."`
-	TLSCert   string   `name:"tls-cert" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_CERT" help:"The certificate for TCP in PEM, with what lies between it and its root. Without one the server makes its own."`
-	TLSKey    string   `name:"tls-key" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_KEY" help:"The certificate's key in PEM."`
-	TLSName   []string `name:"tls-name" sep:"none" placeholder:"NAME" help:"A further host name or address for the server's own certificate; repeatable ($$WAYPOINT_SERVER_TLS_NAMES, separated by commas)."`
-	LogLevel  string   `placeholder:"LEVEL" from:"WAYPOINT_LOG_LEVEL" help:"debug, info, warn or error (default info)."`
-	LogFormat string   `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text, json or journal (default journal where stderr goes to the journal, else text)."`
+	Config       string   `placeholder:"FILE" help:"Configuration in TOML (default /etc/waypoint/server.toml if present)."`
+	StateDir     string   `placeholder:"DIR" from:"WAYPOINT_SERVER_STATE_DIR" help:"What the server remembers (default /var/lib/waypoint, or $$XDG_STATE_HOME/waypoint-server without root)."`
+	Listen       []string `sep:"none" placeholder:"ADDR" help:"Where to listen, unix:///path or tcp://host:port; repeatable ($$WAYPOINT_SERVER_LISTEN). Not needed with sockets from systemd."`
+	Store        string   `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory)."`
+	StoreReserve *int64   `placeholder:"BYTES" from:"WAYPOINT_SERVER_STORE_RESERVE" help:"Room on the store's file system that new work leaves for what is under way; 0 is none (default 64 MiB or a hundredth of it, whichever is less)."`
+	TLSCert      string   `name:"tls-cert" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_CERT" help:"The certificate for TCP in PEM, with what lies between it and its root. Without one the server makes its own."`
+	TLSKey       string   `name:"tls-key" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_KEY" help:"The certificate's key in PEM."`
+	TLSName      []string `name:"tls-name" sep:"none" placeholder:"NAME" help:"A further host name or address for the server's own certificate; repeatable ($$WAYPOINT_SERVER_TLS_NAMES, separated by commas)."`
+	LogLevel     string   `placeholder:"LEVEL" from:"WAYPOINT_LOG_LEVEL" help:"debug, info, warn or error (default info)."`
+	LogFormat    string   `placeholder:"FORMAT" from:"WAYPOINT_LOG_FORMAT" help:"text, json or journal (default journal where stderr goes to the journal, else text)."`
 }
 
 func (*serverRun) Help() string {
@@ -47,6 +48,9 @@ tcp. SIGHUP and waypoint server reload have the configuration read again; flags 
 func (c *serverRun) Run(a *app) error {
 	cfg, err := c.config(a)
 	if err != nil {
+		return err
+	}
+	if err := cfg.checkReserve(); err != nil {
 		return err
 	}
 	log, level, err := programLog(a, serverIdentifier, cfg.LogLevel, cfg.LogFormat)

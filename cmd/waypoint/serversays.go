@@ -83,8 +83,11 @@ func (s *serverSays) line(sum daemon.Summary) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var words []string
-	if sum.Full {
+	switch {
+	case sum.Full:
 		words = append(words, "The store is full: jobs and output wait for room.")
+	case sum.Short:
+		words = append(words, "The store has its reserve left: no new work is taken.")
 	}
 	words = append(words, fmt.Sprintf("Listening on %s; %s online, %s running, %d queued.",
 		plural(sum.Listeners, "socket"), plural(sum.Online, "runner"), plural(sum.Running, "job"), sum.Queued))

@@ -38,6 +38,9 @@ const (
 // PutBlobChunk stores bytes of a blob in the making (own upload id); SealBlob
 // makes it visible under its digest, DropUpload forgets it.
 func (tx *Tx) PutBlobChunk(upload string, offset int64, data []byte) error {
+	if err := tx.s.newWork(); err != nil {
+		return err
+	}
 	if upload == "" || offset < 0 {
 		return wire.Errorf(wire.BadUsage, "store blob: no upload, or a negative offset")
 	}

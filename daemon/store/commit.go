@@ -268,7 +268,7 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 		ops[0].done <- ops[0].err
 		return callersOwn, nil, false
 	}
-	if ready && mayMatch && s.cfg.Match != nil {
+	if ready && mayMatch && s.cfg.Match != nil && !s.isShort() {
 		tx := &Tx{s: s, c: c.c, locked: locked}
 		// The database's lock first, as others that wait for matchMu hold it.
 		if err := tx.lockRules(); err != nil {
@@ -409,8 +409,7 @@ func (s *Store) isFull(now time.Time, err error) {
 // hasRoom says, once, that there is room again.
 func (s *Store) hasRoom(now time.Time) {
 	if at := s.fullAt.Load(); at != nil && now.Sub(*at) > roomAfter && s.fullAt.CompareAndSwap(at, nil) {
-		s.cfg.Logger.Info("store has room again", "store", s.engine.describe())
-		s.roomChanged()
+		s.saysRoom()
 	}
 }
 

@@ -141,7 +141,11 @@ func getSpec(q querier, id string) (spec wire.JobSpec, err error) {
 	return spec, nil
 }
 
+// insert queues a job, unless there is no room for new work.
 func (tx *Tx) insert(j *queue.Job, specText string) error {
+	if err := tx.s.newWork(); err != nil {
+		return err
+	}
 	_, err := tx.exec(insertJob, j.ID, string(j.Operation), string(j.State), string(j.Reason), j.Error,
 		nullInt(j.ExitCode), j.Signal, j.Project, j.App, j.Workspace, j.Profile, queue.TargetText(j.Target),
 		j.RunnerID, j.Attempt, j.RetryOf, micro(j.QueuedAt), micro(j.AssignedAt), micro(j.StartedAt),

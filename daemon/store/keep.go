@@ -79,7 +79,7 @@ func (e *sqlite) keepAs(ctx context.Context, name string, h wire.SnapshotHeader)
 	}
 	defer f.Close()
 	defer os.Remove(temp) // nothing is there by this name once it is renamed
-	if err := e.copyTo(ctx, temp); err != nil {
+	if err := e.copyTo(ctx, temp, spareRoom); err != nil {
 		return err
 	}
 	sum := sha256.New()

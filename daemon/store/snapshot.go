@@ -29,7 +29,7 @@ func (s *Store) Snapshot(ctx context.Context, path string) error {
 	var err error
 	switch e := s.engine.(type) {
 	case *sqlite:
-		err = e.copyTo(ctx, path)
+		err = e.copyTo(ctx, path, max(spareRoom, s.reserve.size.Load()))
 	case *postgres:
 		err = s.copyTables(ctx, path)
 	}
@@ -56,13 +56,13 @@ func (s *Store) Engine() string {
 	return engine
 }
 
-// spareRoom is what a copy must leave of the file system, since a store
-// that finds no room refuses work.
+// spareRoom is what a copy must leave of the file system, and the reserve where
+// that is more, since a store that finds no room refuses work.
 const spareRoom = 8 << 20
 
 // copyTo copies in one statement, which reads what was committed when it began.
 // What is committed meanwhile gathers in the log.
-func (e *sqlite) copyTo(ctx context.Context, path string) error {
+func (e *sqlite) copyTo(ctx context.Context, path string, spare int64) error {
 	db, err := e.pool(1, url.Values{"_pragma": {"wal_autocheckpoint(0)"}})
 	if err != nil {
 		return err
@@ -78,7 +78,7 @@ func (e *sqlite) copyTo(ctx context.Context, path string) error {
 	if err := unix.Statfs(filepath.Dir(path), &st); err != nil {
 		return err
 	}
-	if int64(st.Bavail)*st.Bsize < (pages-free)*size+spareRoom {
+	if int64(st.Bavail)*st.Bsize < (pages-free)*size+spare {
 		return noRoomForCopy(path)
 	}
 	// The copy need not survive a power cut; its sync would hold up commits.

@@ -7,7 +7,8 @@
 // has a savepoint of its own within a shared transaction: it gets all of its
 // changes or none, and nobody else's failure. A full disk is not fatal: what
 // finds no room is rolled back and refused with Unavailable, and the store
-// goes on when there is room again. Anything else that puts the disk in doubt
+// goes on when there is room again. New work is refused before that, so that
+// what is under way has a reserve. Anything else that puts the disk in doubt
 // is fatal: Config.Fatal is called once and the store does nothing more.
 //
 // # One writer
@@ -52,6 +53,7 @@ import (
 	"database/sql"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,8 +80,11 @@ type Config struct {
 	// committer: it must not block. Calls never overlap.
 	Changed func(Changes)
 
-	// Room is called when Full has changed. It must not block.
+	// Room is called when Full or Reserved has changed. It must not block.
 	Room func()
+
+	Reserve int64                // see SetReserve
+	Free    func() (Room, error) // tells the room of the store's file system; nil asks the system, if it is SQLite's
 
 	// Fatal is called (once) when the store can no longer be trusted: an I/O
 	// error, an unknown outcome of a commit. A full disk is not fatal.
@@ -125,7 +130,9 @@ type Store struct {
 	dead     atomic.Pointer[error] // set once, when the store is no longer trusted
 	deadOnce sync.Once
 
-	fullAt atomic.Pointer[time.Time] // when there was no room last, by the clock that nobody sets; nil: it has been said that there is some
+	began   time.Time // its clock's zero
+	reserve reserve
+	fullAt  atomic.Pointer[time.Time] // when there was no room last, by the clock that nobody sets; nil: it has been said that there is some
 }
 
 // engine is what differs between the databases.
@@ -170,6 +177,8 @@ func Open(ctx context.Context, dsn string, cfg Config) (*Store, error) {
 		ops:  make(chan *op),
 		kick: make(chan struct{}, 1),
 		quit: make(chan struct{}),
+
+		began: time.Now(),
 	}
 	var err error
 	if s.engine, err = newEngine(dsn); err != nil {
@@ -181,6 +190,10 @@ func Open(ctx context.Context, dsn string, cfg Config) (*Store, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", s.engine.describe(), err)
 	}
+	if e, ok := s.engine.(*sqlite); ok && s.cfg.Free == nil && s.cfg.Faults == nil {
+		s.cfg.Free = func() (Room, error) { return fileSystem(filepath.Dir(e.path)) }
+	}
+	s.SetReserve(cfg.Reserve)
 	return s, nil
 }
 

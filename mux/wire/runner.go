@@ -111,8 +111,11 @@ type ServerStatus struct {
 	Version       string         `json:"version"`
 	StartedAt     time.Time      `json:"started_at"`
 	UptimeSeconds int64          `json:"uptime_seconds"`
-	Store         string         `json:"store"`     // "sqlite /var/lib/waypoint/waypoint.db", never a password
-	StateDir      string         `json:"state_dir"` // empty when in memory
+	Store         string         `json:"store"` // "sqlite /var/lib/waypoint/waypoint.db", never a password
+	StoreProblem  StoreProblem   `json:"store_problem,omitempty"`
+	StoreReserve  int64          `json:"store_reserve,omitempty"` // bytes that new work leaves free; none as 0
+	StoreFree     int64          `json:"store_free,omitempty"`    // bytes that are free for the store, where there is a reserve
+	StateDir      string         `json:"state_dir"`               // empty when in memory
 	Listeners     []Listener     `json:"listeners"`
 	Runners       map[string]int `json:"runners"`        // by state
 	RunnersOnline int            `json:"runners_online"` //
@@ -123,6 +126,15 @@ type ServerStatus struct {
 	Fingerprint   string         `json:"tls_fingerprint,omitempty"` // of the certificate to trust, "SHA256:…"; where there is a TCP listener
 	CertExpiry    time.Time      `json:"tls_expires_at,omitzero"`   // of the certificate in use
 }
+
+// StoreProblem is what a server's store is short of.
+type StoreProblem string
+
+// The problems of a store. Both pass by themselves once there is room.
+const (
+	StoreFull    StoreProblem = "full"    // it has no room: jobs and output wait
+	StoreReserve StoreProblem = "reserve" // it has its reserve left: no job is queued or handed out, what runs goes on
+)
 
 // Listener is where a server can be reached, and by whom.
 type Listener struct {

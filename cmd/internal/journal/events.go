@@ -270,6 +270,15 @@ refused until there is room again in @WAYPOINT_STORE@. The server tries again by
 restarted.`,
 	},
 	{
+		Text:    "store has its reserve left: no new work is taken",
+		ID:      "98bb5ba2dd404c30bbaaa3346f3853dc",
+		Subject: "Little room is left for the store",
+		Body: `
+@WAYPOINT_FREE@ are free for @WAYPOINT_STORE@; @WAYPOINT_RESERVE@ are kept for jobs that run, so that their output and
+their ends can be recorded. New jobs and uploads are refused, and queued jobs wait. The server goes on by
+itself once there is room. How much is kept is store_reserve in /etc/waypoint/server.toml.`,
+	},
+	{
 		Text:    "store has room again",
 		ID:      "bffb4bbb21aa46898fa997998e07253b",
 		Subject: "The store has room again",
