@@ -39,14 +39,11 @@ func TestServerReserve(t *testing.T) {
 	ctx := bounded(t, 3*time.Minute)
 	s := newSite(t, "--store-reserve", fmt.Sprint(12<<20))
 	mountSmall(t, s.serverState, "48m")
-	s.concurrency = 2
+	s.concurrency = 5
 	s.open(ctx)
 	c := s.client(ctx)
 
-	g := newGated(s.dir, "g")
-	running := submitOne(ctx, t, c, g.spec())
-	live := follow(ctx, c, running.ID)
-	g.awaitMark(ctx, t, 0)
+	all := startGated(ctx, t, s, c)
 	endless := submitOne(ctx, t, c, wire.JobSpec{Operation: wire.OpRun, Command: []string{"sleep", "1000"}, Target: wire.Target{Any: true}})
 	await(ctx, t, "the endless one to run", func() error {
 		j, err := c.Job(ctx, endless.ID)
@@ -72,8 +69,10 @@ func TestServerReserve(t *testing.T) {
 	if st, err := c.ServerStatus(ctx); err != nil || st.StoreProblem != wire.StoreReserve || st.StoreReserve != 12<<20 || st.StoreFree == 0 || st.StoreFree > 12<<20 {
 		t.Errorf("status %+v, %v", st, err)
 	}
-	g.open(t, 0)
-	g.finish(ctx, t, c, running.ID, live)
+	for _, g := range all[1:] {
+		g.open(t, 0)
+		g.finish(ctx, t, c)
+	}
 	if a := s.cli(ctx, "job", "cancel", endless.ID); a.code != 0 {
 		t.Errorf("cancel: %s", a)
 	}
@@ -98,6 +97,8 @@ func TestServerReserve(t *testing.T) {
 	}
 
 	free()
+	all[0].open(t, 0)
+	all[0].finish(ctx, t, c)
 	if end, err := c.Wait(ctx, queued.ID); err != nil || end.State != wire.Success {
 		t.Errorf("queued meanwhile: %s %s, %v", end.State, end.Reason, err)
 	}
