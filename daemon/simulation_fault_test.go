@@ -59,6 +59,9 @@ func (l *life) step() {
 	if r.link != nil && r.link.over && w.rng.IntN(3) == 0 {
 		r.cut("it notices")
 	}
+	for _, r := range w.runners {
+		r.checkTold()
+	}
 	if w.rng.IntN(3) == 0 {
 		l.pass(l.pause())
 	}
@@ -175,7 +178,6 @@ func (l *life) heal() {
 			l.admit(r)
 			l.settle(time.Microsecond)
 			r.work()
-			r.checkTold()
 		}
 		if len(w.wrong) > 0 || l.idle() && n > idleFor {
 			return
@@ -236,6 +238,7 @@ func (r *simRunner) work() {
 			k.hear()
 			l.settle(time.Microsecond)
 		}
+		r.checkTold()
 		r.process()
 		for _, a := range r.has() {
 			switch {

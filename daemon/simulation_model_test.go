@@ -135,7 +135,7 @@ func (w *world) checkAssigned(name string, j wire.Job) {
 func (r *simRunner) checkTold() {
 	w := r.w
 	k := r.link
-	if k == nil || k.begun.IsZero() || len(k.down) > 0 || len(k.up) > 0 || len(w.life.calls) > 0 || w.life.dead.Load() {
+	if k == nil || k.over || k.ctx.Err() != nil || k.begun.IsZero() || len(k.down) > 0 || len(k.up) > 0 || len(w.life.calls) > 0 || w.life.dead.Load() {
 		return
 	}
 	for _, a := range r.has() {
@@ -146,7 +146,7 @@ func (r *simRunner) checkTold() {
 			w.violate("%s runs %s, which is %s at attempt %d, and has not been told", r.id, w.ref(a.JobRef), j.State, j.Attempt)
 		case !j.CancelRequested.IsZero() && !a.cancel:
 			w.violate("%s runs %s, whose end was asked for, and has not been told", r.id, w.ref(a.JobRef))
-		case j.State == wire.Assigned && time.Since(k.begun) > time.Minute && time.Since(a.since) > time.Minute:
+		case j.State == wire.Assigned && !w.full.Load() && time.Since(w.life.filled) > time.Minute && time.Since(k.begun) > time.Minute && time.Since(a.since) > time.Minute:
 			w.violate("%s runs %s for %s, and the record says that it is assigned", r.id, w.ref(a.JobRef), time.Since(a.since))
 		}
 	}

@@ -482,6 +482,9 @@ func (l *life) follow(name string) {
 // look compares what is on record with the last time.
 func (l *life) look() {
 	defer func() { l.lookedAt = time.Now() }()
+	if l.w.full.Load() {
+		l.filled = time.Now()
+	}
 	n := l.commits.Load()
 	if n == l.looked && l.looked > 0 {
 		return

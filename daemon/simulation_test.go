@@ -352,6 +352,7 @@ type life struct {
 	looked  int64 // commits at the last look
 
 	lookedAt time.Time // when that was
+	filled   time.Time // when there was no room last, as far as was looked
 }
 
 // live is a life in its bubble of time.
