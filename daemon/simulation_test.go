@@ -351,14 +351,14 @@ type life struct {
 	image   map[string][]byte
 	looked  int64 // commits at the last look
 
-	lookedAt time.Time // when that was
+	lookedAt time.Time // when that was; zero before the first, which finds what a life before has done
 	filled   time.Time // when there was no room last, as far as was looked
 }
 
 // live is a life in its bubble of time.
 func (w *world) live(last bool) {
 	time.Sleep(time.Duration(w.rng.IntN(1000)) * time.Hour) // the clock was set
-	l := &life{w: w, began: time.Now(), lookedAt: time.Now()}
+	l := &life{w: w, began: time.Now()}
 	w.life = l
 	w.full.Store(false)
 	l.start()
