@@ -140,7 +140,11 @@ func TestSimulation(t *testing.T) {
 	slices.Sort(said)
 	t.Logf("%d seeds from %d: %s", next.Load(), first+1, strings.Join(said, ", "))
 	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame", "late result"} {
-		if failed.Load() == 0 && total[what] == 0 && next.Load() > 100 {
+		enough := uint64(100)
+		if what == "late result" { // takes a runner that is away for a lease, and comes back with its disk
+			enough = 1000
+		}
+		if failed.Load() == 0 && total[what] == 0 && next.Load() > enough {
 			t.Errorf("of %q there was none: the simulation has proved little", what)
 		}
 	}
