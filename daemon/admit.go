@@ -13,32 +13,32 @@ import (
 
 // admit decides on a session: what it may call, and for a runner, who it is. On
 // a listener for runners only an agent gets in, whoever it is that asks.
-func (s *Server) admit(ctx context.Context, peer *mux.Peer, runnersOnly bool) (*mux.Admission, error) {
+func (s *Server) admit(ctx context.Context, peer *mux.Peer, in door) (*mux.Admission, error) {
 	welcome := wire.Welcome{ServerID: s.id}
-	if h := peer.Hello; runnersOnly && (h.Role != wire.RoleRunner || h.Runner.Kind != wire.KindRemote) {
+	if h := peer.Hello; in.runners && (h.Role != wire.RoleRunner || h.Runner.Kind != wire.KindRemote) {
 		return nil, s.errForRunners()
 	}
 	switch peer.Hello.Role {
 	case wire.RoleClient:
-		l, err := s.login(ctx, peer)
+		l, err := s.login(ctx, peer, in)
 		if err != nil {
 			return nil, err
 		}
-		return &mux.Admission{Welcome: welcome, Table: s.loginTable(l), Data: l}, nil
+		return &mux.Admission{Welcome: welcome, Table: s.calls, Data: l}, nil
 	case wire.RoleRunner:
-		v, err := s.admitRunner(ctx, peer)
+		v, err := s.admitRunner(ctx, peer, in)
 		if err != nil {
 			return nil, err
 		}
 		welcome.RunnerID = v.id
-		return &mux.Admission{Welcome: welcome, Table: s.runners, Data: v}, nil
+		return &mux.Admission{Welcome: welcome, Table: s.calls, Data: v}, nil
 	}
 	return nil, wire.Errorf(wire.BadUsage, "role %q is not served here", peer.Hello.Role)
 }
 
 // admitRunner lets a runner in whose key has been proved, and finds or makes
 // its record. Without an error the session is noted: see fleet.parted.
-func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*visitor, error) {
+func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer, in door) (*visitor, error) {
 	offers := peer.Hello.Runner.Offers
 	v := newVisitor(peer)
 	if err := checkLabels(v.hello.Labels); err != nil {
@@ -46,11 +46,16 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer) (*visitor, err
 	}
 	switch v.kind {
 	case wire.KindLocal:
-		l, err := s.localLogin(ctx, peer)
+		id := localID(peer.Key)
+		l, err := s.localLogin(ctx, peer, in)
+		if wire.KindOf(err) == wire.Expired && l != nil && s.fleet.mayReport(id) {
+			err = nil // it gets no more jobs, and may report those that it has
+		}
 		if err != nil {
 			return nil, err
 		}
-		v.id, v.standing, v.login = localID(peer.Key), wire.Standing{State: wire.Adopted, Admitted: true}, l
+		v.id, v.standing, v.login = id, wire.Standing{State: wire.Adopted, Admitted: true}, l
+		s.fleet.own(id, l)
 		return v, nil
 	case wire.KindRemote:
 	default:

@@ -1,83 +1,96 @@
 package daemon
 
 import (
-	"context"
-
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// role is who may call a method.
+// role is who may call a method: of people the least role, and besides them.
 type role int
 
 const (
-	client role = 1 << iota // an operator's command line
-	runner                  // a runner whose identity key has been proved; what needs adoption checks it, as it changes while connected
+	runners   role = 1 << iota // a runner whose identity key has been proved; what needs adoption checks it, as it changes while connected
+	invited                    // who shows an invite
+	viewers                    // a person who sees
+	operators                  // a person who has jobs run
+	admins                     // a person who has people in, or the whole of the server
+)
+
+// scope is how a method goes with the limits that a person may have.
+type scope int
+
+const (
+	nowhere   scope = iota // it has to do with no project: they change nothing
+	unlimited              // it has to do with all of them: who has limits may not call it
+	byJob                  // "id" is a job: one that is outside is NotFound
+	byFilter               // what is outside is left out of the answer
+	bySpec                 // what is asked for must be inside
+	byBlob                 // only what the caller has sent, or may see; see blobs.go
 )
 
 // method is one row of the API.
 type method struct {
-	name string
-	who  role
-	call mux.Handler
+	name   string
+	who    role
+	limits scope
+	call   mux.Handler
 }
 
 // api is the whole API.
 func (s *Server) api() []method {
 	return []method{
-		{wire.MethodServerStatus, client, mux.Unary(s.serverStatus)},
-		{wire.MethodServerReload, client, mux.Unary(s.serverReload)},
-		{wire.MethodServerSnapshot, client, s.serverSnapshot()},
-		{wire.MethodServerBootstrap, client, mux.Unary(s.serverBootstrap)},
-		{wire.MethodTokenKeyRotate, client, mux.Unary(s.tokenKeyRotate)},
-		{wire.MethodUserToken, client, mux.Unary(s.userToken)},
+		{wire.MethodServerStatus, viewers, byFilter, mux.Unary(s.serverStatus)},
+		{wire.MethodServerReload, admins, nowhere, mux.Unary(s.serverReload)},
+		{wire.MethodServerSnapshot, admins, nowhere, s.serverSnapshot()},
+		{wire.MethodServerBootstrap, admins, nowhere, mux.Unary(s.serverBootstrap)},
+		{wire.MethodTokenKeyRotate, admins, nowhere, mux.Unary(s.tokenKeyRotate)},
 
-		{wire.MethodJobSubmit, client, mux.Unary(s.jobSubmit)},
-		{wire.MethodJobGet, client, mux.Unary(s.jobGet)},
-		{wire.MethodJobList, client, mux.Unary(s.jobList)},
-		{wire.MethodJobWhy, client, mux.Unary(s.jobWhy)},
-		{wire.MethodJobCancel, client, mux.Unary(s.jobCancel)},
-		{wire.MethodJobRetry, client, mux.Unary(s.jobRetry)},
-		{wire.MethodJobWait, client, mux.Unary(s.jobWait)},
-		{wire.MethodJobStream, client, s.jobStream},
+		{wire.MethodUserSelf, viewers, nowhere, mux.Unary(s.userSelf)},
+		{wire.MethodUserToken, viewers, nowhere, mux.Unary(s.userToken)},
+		{wire.MethodUserTokens, viewers, nowhere, mux.Unary(s.userTokens)},
+		{wire.MethodUserRevoke, viewers, nowhere, mux.Unary(s.userRevoke)},
+		{wire.MethodUserAccept, invited, nowhere, mux.Unary(s.userAccept)},
+		{wire.MethodUserInvite, admins, nowhere, mux.Unary(s.userInvite)},
+		{wire.MethodUserList, admins, nowhere, mux.Unary(s.userList)},
+		{wire.MethodUserSet, admins, nowhere, mux.Unary(s.userSet)},
+		{wire.MethodUserDelete, admins, nowhere, mux.Unary(s.userDelete)},
 
-		{wire.MethodRecordList, client, mux.Unary(s.recordList)},
+		{wire.MethodJobSubmit, operators, bySpec, mux.Unary(s.jobSubmit)},
+		{wire.MethodJobGet, viewers, byJob, mux.Unary(s.jobGet)},
+		{wire.MethodJobList, viewers, byFilter, mux.Unary(s.jobList)},
+		{wire.MethodJobWhy, viewers, byJob, mux.Unary(s.jobWhy)},
+		{wire.MethodJobCancel, operators, byJob, mux.Unary(s.jobCancel)},
+		{wire.MethodJobRetry, operators, byJob, mux.Unary(s.jobRetry)},
+		{wire.MethodJobWait, viewers, byJob, mux.Unary(s.jobWait)},
+		{wire.MethodJobStream, viewers, byJob, s.jobStream},
 
-		{wire.MethodBlobMissing, client | runner, s.ifAdmitted(mux.Unary(s.blobMissing))},
-		{wire.MethodBlobPut, client | runner, s.ifAdmitted(s.blobPut)},
-		{wire.MethodBlobGet, client | runner, s.ifAdmitted(s.blobGet)},
+		{wire.MethodRecordList, viewers, byFilter, mux.Unary(s.recordList)},
 
-		{wire.MethodRunnerList, client, mux.Unary(s.runnerList)},
-		{wire.MethodRunnerInspect, client, mux.Unary(s.runnerInspect)},
-		{wire.MethodRunnerAdopt, client, mux.Unary(s.runnerAdopt)},
-		{wire.MethodRunnerReject, client, mux.Unary(s.runnerReject)},
-		{wire.MethodRunnerForget, client, mux.Unary(s.runnerForget)},
-		{wire.MethodRunnerDrain, client, mux.Unary(s.runnerDrain)},
-		{wire.MethodRunnerWait, client, mux.Unary(s.runnerWait)},
-		{wire.MethodRunnerToken, client, mux.Unary(s.runnerToken)},
-		{wire.MethodRunnerMatch, client, mux.Unary(s.runnerMatch)},
+		{wire.MethodBlobMissing, operators | runners, byBlob, s.ifAdmitted(mux.Unary(s.blobMissing))},
+		{wire.MethodBlobPut, operators | runners, byBlob, s.ifAdmitted(s.blobPut)},
+		{wire.MethodBlobGet, operators | runners, byBlob, s.ifAdmitted(s.blobGet)},
 
-		{wire.MethodAuthenticate, runner, mux.Unary(s.authenticate)},
-		{wire.MethodWork, runner, s.runnerWork},
-		{wire.MethodReport, runner, s.runnerReport}, // for jobs the runner was given: the attempt is the permission
+		{wire.MethodRunnerList, viewers, nowhere, mux.Unary(s.runnerList)},
+		{wire.MethodRunnerInspect, viewers, nowhere, mux.Unary(s.runnerInspect)},
+		{wire.MethodRunnerAdopt, operators, unlimited, mux.Unary(s.runnerAdopt)},
+		{wire.MethodRunnerReject, operators, unlimited, mux.Unary(s.runnerReject)},
+		{wire.MethodRunnerForget, operators, unlimited, mux.Unary(s.runnerForget)},
+		{wire.MethodRunnerDrain, operators, unlimited, mux.Unary(s.runnerDrain)},
+		{wire.MethodRunnerWait, viewers, nowhere, mux.Unary(s.runnerWait)},
+		{wire.MethodRunnerToken, admins, unlimited, mux.Unary(s.runnerToken)}, // operator, where access.runner_tokens says so
+		{wire.MethodRunnerMatch, viewers, nowhere, mux.Unary(s.runnerMatch)},
+
+		{wire.MethodAuthenticate, runners, nowhere, mux.Unary(s.authenticate)},
+		{wire.MethodWork, runners, nowhere, s.runnerWork},
+		{wire.MethodReport, runners, nowhere, s.runnerReport}, // for jobs the runner was given: the attempt is the permission
 	}
 }
 
-// table is what peers of a role can reach, while their login is good; the rest
-// is refused by name, or with why where that is set.
-func (s *Server) table(r role, why *wire.Error) mux.Table {
+// table is the API with its guards; who comes by a session is asked at each call.
+func (s *Server) table() mux.Table {
 	t := mux.Table{}
 	for _, m := range s.api() {
-		if m.who&r != 0 {
-			t[m.name] = s.whileLoggedIn(m.call)
-			continue
-		}
-		t[m.name] = func(context.Context, *mux.Stream) error {
-			if why != nil {
-				return why
-			}
-			return wire.Errorf(wire.Denied, "%s is not for this kind of peer", m.name)
-		}
+		t[m.name] = s.guard(m)
 	}
 	return t
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -9,6 +10,7 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -27,8 +29,29 @@ func (s *Server) blobMissing(ctx context.Context, _ *mux.Peer, req wire.BlobDige
 	if len(req.Digests) > maxDigests {
 		return wire.BlobDigests{}, wire.Errorf(wire.TooLarge, "%d digests are more than the %d of one request", len(req.Digests), maxDigests)
 	}
-	missing, err := s.store.MissingBlobs(ctx, req.Digests)
-	return wire.BlobDigests{Digests: missing}, err
+	c := callOf(ctx)
+	if c.by.limits.None() {
+		missing, err := s.store.MissingBlobs(ctx, req.Digests)
+		return wire.BlobDigests{Digests: missing}, err
+	}
+	// What he has not sent himself is missing to him, be it there or not: by
+	// asking for digests he learns nothing of what others have.
+	sent, reply := []string{}, wire.BlobDigests{Digests: []string{}}
+	for _, digest := range req.Digests {
+		if s.proofs.has(c.prover(), digest) {
+			sent = append(sent, digest)
+		}
+	}
+	gone, err := s.store.MissingBlobs(ctx, sent)
+	if err != nil {
+		return wire.BlobDigests{}, err
+	}
+	for _, digest := range req.Digests {
+		if !slices.Contains(sent, digest) || slices.Contains(gone, digest) {
+			reply.Digests = append(reply.Digests, digest)
+		}
+	}
+	return reply, nil
 }
 
 // blobPut stores blobs as they arrive; each becomes visible under its digest
@@ -46,6 +69,9 @@ func (s *Server) blobPut(ctx context.Context, st *mux.Stream) error {
 			}
 			if err := up.flush(nil); err != nil {
 				return err
+			}
+			if c := callOf(ctx); !c.by.limits.None() {
+				s.proofs.add(c.prover(), stored.Digests)
 			}
 			return st.Send(stored)
 		case err != nil:
@@ -187,6 +213,9 @@ func (s *Server) blobGet(ctx context.Context, st *mux.Stream) error {
 		return wire.Errorf(wire.TooLarge, "%d digests are more than the %d of one request", len(req.Digests), maxDigests)
 	}
 	for _, digest := range req.Digests {
+		if may, err := s.mayGet(ctx, callOf(ctx), digest); err != nil || !may {
+			return cmp.Or(err, error(wire.Errorf(wire.NotFound, "blob %q not found", digest)))
+		}
 		if err := s.sendBlob(ctx, st, digest); err != nil {
 			return err
 		}

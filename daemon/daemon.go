@@ -97,6 +97,8 @@ type Config struct {
 	GrantLife         time.Duration // of the tokens of adopted runners; 30 days
 	NoTokenRenew      bool          // tokens of adopted runners are not renewed
 
+	Access Access // who may do what
+
 	// Reload has the configuration read again, for by, and calls Server.Reload.
 	// It is called for server.reload; nil where there is nothing to read.
 	Reload func(ctx context.Context, by string) (wire.Reloaded, error)
@@ -146,6 +148,9 @@ func (c Config) withDefaults() (Config, error) {
 			return c, wire.Errorf(wire.BadUsage, "%s must be positive", key)
 		}
 	}
+	if err := c.Access.withDefaults(); err != nil {
+		return c, err
+	}
 	return c, c.checkTLS()
 }
 
@@ -164,12 +169,13 @@ type Server struct {
 	turns    *turns
 	watchers *watchers
 	keys     *keyring
+	accounts *accounts
+	proofs   proofs
+	host     atomic.Pointer[hostRoles] // of the configuration
 	roster   roster
 	readers  atomic.Int64 // of output, being sent something; see streamBatch
 	fatal    chan error
-	clients  mux.Table          // what a client may call
-	runners  mux.Table          // what a runner may call
-	others   mux.Table          // what a client may call that shows a runner's token: nothing
+	calls    mux.Table          // of every session
 	alarm    chan struct{}      // to clock: a deadline has come nearer
 	pulse    chan chan struct{} // to clock, which closes what it is sent; see Probe
 	news     chan struct{}      // room for one: Summary may say something else now
@@ -226,7 +232,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s.fleet = newFleet(func() (ackTimeout, lease time.Duration) { c := s.cfg(); return c.AckTimeout, c.Lease })
 	s.keys = newKeyring(func(ctx context.Context) ([]token.Key, error) { return s.store.TokenKeys(ctx) },
 		func() { s.work.Go(func() { s.endRevoked(s.ctx, nil) }) })
-	s.clients, s.runners, s.others = s.table(client, nil), s.table(runner, nil), s.table(0, errRunnerToken) // once: sessions are many
+	s.accounts = newAccounts(s.bearer, s.keepUses)
+	s.calls = s.table() // once: sessions are many
+	s.host.Store(s.hostRoles(cfg.Access))
 	s.ctx, s.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := s.open(ctx); err != nil {
 		s.stop(err)
@@ -376,6 +384,7 @@ func (s *Server) Prepare(ctx context.Context, listeners ...net.Listener) error {
 // passes (too many open files) is waited out.
 func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.WaitGroup) error {
 	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
+	in := doorOf(l)
 	greet, greeted := func() {}, func() {}
 	if l.Addr().Network() == "tcp" {
 		greeting := make(chan struct{}, max(1, min(maxGreeting, s.cfg().MaxSessions/4))) // of when it began to listen
@@ -416,7 +425,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.Wait
 		}
 		sessions.Go(func() {
 			defer s.accepted.Add(-1)
-			s.serveConn(ctx, conn, forRunners(l), greeted)
+			s.serveConn(ctx, conn, in, greeted)
 		})
 	}
 }
@@ -428,12 +437,12 @@ const maxGreeting = 1024
 
 // ServeConn serves one connection until it or ctx ends, or the server is closed.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
-	s.serveConn(ctx, conn, false, func() {})
+	s.serveConn(ctx, conn, door{}, func() {})
 }
 
-// serveConn is ServeConn, perhaps for runners only, that calls greeted when the
-// hello is over.
-func (s *Server) serveConn(ctx context.Context, conn net.Conn, runnersOnly bool, greeted func()) {
+// serveConn is ServeConn for who has come in by a door, that calls greeted when
+// the hello is over.
+func (s *Server) serveConn(ctx context.Context, conn net.Conn, in door, greeted func()) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -450,15 +459,19 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, runnersOnly bool,
 		Software: cfg.Software, Logger: s.log, MaxStreams: maxStreams,
 		TLS: s.shown().config(), Plain: cfg.Plain,
 	}, func(ctx context.Context, peer *mux.Peer) (*mux.Admission, error) {
-		a, err := s.admit(ctx, peer, runnersOnly)
+		a, err := s.admit(ctx, peer, in)
 		if err == nil {
 			runner, _ = a.Data.(*visitor)
 		}
 		return a, err
 	})
 	greeted()
-	if runner != nil && runner.kind == wire.KindRemote {
+	switch {
+	case runner == nil:
+	case runner.kind == wire.KindRemote:
 		defer s.fleet.parted(runner)
+	default:
+		defer s.fleet.disclaim(runner.id, runner.login)
 	}
 	if err != nil {
 		s.log.Debug("session refused", "error", err)
@@ -481,6 +494,7 @@ func (s *Server) Close() error {
 	s.stop(ErrClosed)
 	s.serving.Wait()
 	s.work.Wait()
+	s.accounts.flush()
 	s.moveOut()
 	return errors.Join(s.store.Close(), s.dir.Close())
 }

@@ -20,6 +20,8 @@ type fleet struct {
 	held     map[string]map[string]*attempt // runner id -> its part of active
 	sessions map[string][]*visitor          // by runner id; those of remote runners from the hello on, in their order
 	waiters  map[string]chan struct{}       // by runner id; closed when it has no active attempt any more
+	owners   map[string]*login              // by runner id; of command lines' own, while they have a session
+	owned    chan struct{}                  // closed, and made anew, when owners has changed
 	away     map[string]time.Time           // runner id -> since when, for runners with active attempts or kind local
 }
 
@@ -51,6 +53,8 @@ func newFleet(timing func() (ackTimeout, lease time.Duration)) *fleet {
 		active:   map[string]*attempt{},
 		held:     map[string]map[string]*attempt{},
 		waiters:  map[string]chan struct{}{},
+		owners:   map[string]*login{},
+		owned:    make(chan struct{}),
 		away:     map[string]time.Time{},
 	}
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -14,15 +15,25 @@ import (
 const maxSubmit = 1000
 
 // jobSubmit answers once the jobs are durable.
-func (s *Server) jobSubmit(_ context.Context, peer *mux.Peer, req wire.SubmitRequest) (reply wire.SubmitReply, err error) {
+func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitRequest) (reply wire.SubmitReply, err error) {
 	if len(req.Jobs) == 0 {
 		return reply, wire.Errorf(wire.BadUsage, "no job to queue")
 	}
 	if len(req.Jobs) > maxSubmit {
 		return reply, wire.Errorf(wire.TooLarge, "%d jobs are more than the %d of one request", len(req.Jobs), maxSubmit)
 	}
+	c := callOf(ctx)
+	if err := s.mayQueueAll(ctx, c, req.Jobs); err != nil {
+		return reply, err
+	}
 	err = s.update(func(tx *store.Tx) (err error) {
-		if reply.Jobs, err = tx.Submit(req.Jobs, time.Now()); err != nil || len(reply.Jobs) == 1 {
+		if err := c.maySupersede(tx, req.Jobs); err != nil {
+			return err
+		}
+		if reply.Jobs, err = tx.SubmitBy(c.by.name, req.Jobs, time.Now()); err != nil {
+			return err
+		}
+		if err := c.maySee(reply.Jobs); err != nil || len(reply.Jobs) == 1 {
 			return err
 		}
 		// Nobody is to be refused the answer about jobs that are queued.
@@ -35,9 +46,12 @@ func (s *Server) jobSubmit(_ context.Context, peer *mux.Peer, req wire.SubmitReq
 	if err != nil {
 		return wire.SubmitReply{}, err
 	}
-	for _, j := range reply.Jobs {
+	ids := make([]string, len(reply.Jobs))
+	for i, j := range reply.Jobs {
+		ids[i] = j.ID
 		s.queued(j, peer)
 	}
+	about(ctx, strings.Join(ids, " "))
 	return reply, nil
 }
 
@@ -59,7 +73,7 @@ func (s *Server) jobGet(ctx context.Context, _ *mux.Peer, req wire.JobRequest) (
 }
 
 func (s *Server) jobList(ctx context.Context, _ *mux.Peer, f wire.JobFilter) (wire.JobPage, error) {
-	jobs, err := s.store.Jobs(ctx, f)
+	jobs, err := s.store.JobsWithin(ctx, f, callOf(ctx).by.limits)
 	if err != nil {
 		return wire.JobPage{}, err
 	}
@@ -68,7 +82,7 @@ func (s *Server) jobList(ctx context.Context, _ *mux.Peer, f wire.JobFilter) (wi
 }
 
 func (s *Server) recordList(ctx context.Context, _ *mux.Peer, f wire.RecordFilter) (wire.RecordPage, error) {
-	records, err := s.store.Records(ctx, f)
+	records, err := s.store.RecordsWithin(ctx, f, callOf(ctx).by.limits)
 	if err != nil {
 		return wire.RecordPage{}, err
 	}
@@ -119,9 +133,20 @@ func (s *Server) jobCancel(_ context.Context, peer *mux.Peer, req wire.CancelReq
 }
 
 // jobRetry queues the same as a new job.
-func (s *Server) jobRetry(_ context.Context, peer *mux.Peer, req wire.JobRequest) (job wire.Job, err error) {
+func (s *Server) jobRetry(ctx context.Context, peer *mux.Peer, req wire.JobRequest) (job wire.Job, err error) {
+	old, err := s.store.Job(ctx, req.ID)
+	if err != nil {
+		return job, err
+	}
+	c := callOf(ctx)
+	if err := s.mayTarget(ctx, c, old.Target); err != nil {
+		return job, err
+	}
 	err = s.update(func(tx *store.Tx) (err error) {
-		job, err = tx.Retry(req.ID, time.Now())
+		if err := c.maySupersede(tx, []wire.JobSpec{{Singleton: old.Singleton}}); err != nil {
+			return err
+		}
+		job, err = tx.RetryBy(c.by.name, req.ID, time.Now())
 		return err
 	})
 	if err == nil {

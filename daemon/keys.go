@@ -213,8 +213,12 @@ func (s *Server) mint(tx *store.Tx, c wire.Claims, life time.Duration, now time.
 // minted leaves the trace of a token that has been made: never its text.
 func (s *Server) minted(by string, c wire.Claims) {
 	attrs := []any{"by", by, "serial", c.Serial, "expires_at", c.Expiry}
-	if c.Kind == wire.UserToken {
+	switch c.Kind {
+	case wire.UserToken:
 		s.log.Info("user token made", append(attrs, "user", c.User)...)
+		return
+	case wire.InviteToken:
+		s.log.Info("user invited", append(attrs, "user", c.User)...)
 		return
 	}
 	runner := c.ID

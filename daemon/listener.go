@@ -4,6 +4,8 @@ import (
 	"net"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -19,6 +21,26 @@ type Listener struct {
 func forRunners(l net.Listener) bool {
 	own, ok := l.(Listener)
 	return ok && own.Runners
+}
+
+// door is how a connection has come in.
+type door struct {
+	runners bool // for runners only
+	group   int  // of a Unix socket, whose members operate; 0 is none
+}
+
+// doorOf is that of a listener. The group is the one that may open its socket,
+// as its mode says now: that the kernel let somebody in does not say why.
+func doorOf(l net.Listener) door {
+	d := door{runners: forRunners(l)}
+	if l.Addr().Network() != "unix" || d.runners {
+		return d
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(l.Addr().String(), &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK && st.Mode&0o020 != 0 {
+		d.group = int(st.Gid)
+	}
+	return d
 }
 
 // addListener takes note of a listener and says so in the log.

@@ -16,11 +16,12 @@ import (
 )
 
 // login is who a command line is, or the one that a local runner belongs to:
-// whom its token names, or without one whom the kernel vouches for. It is good
-// until its token expires or the key behind that is revoked; the session ends
-// then. It is read-only.
+// whom its token names, or without one whom the kernel vouches for. What he may
+// do is asked for at each call: see caller. A login is good until its token
+// expires or ends otherwise; the session ends then. It is read-only.
 type login struct {
-	uid    int         // of a Unix or in-memory peer without a token
+	peer   *mux.Peer   // of a Unix or in-memory peer without a token; else nil
+	group  int         // whose members operate where that peer has come in; 0 is none
 	claims wire.Claims // of the token; the zero value without one
 	key    [8]byte     // that signed the token
 
@@ -32,46 +33,66 @@ type login struct {
 // that its login is over: that call's answer says so.
 const lastWord = time.Second
 
-// login is who the peer is. A token that is shown decides, on every kind of
-// connection; without one the peer of a Unix socket (whose mode says who may
-// connect) or in memory will do, and nobody else. Errors are Unauthenticated,
-// Expired, or the store's.
-func (s *Server) login(ctx context.Context, peer *mux.Peer) (*login, error) {
+// login is who the peer is that has come in by a door. A token that is shown
+// decides, on every kind of connection; without one the peer of a Unix socket
+// or in memory will do where the host's users have a role, and nobody else.
+// Errors are Unauthenticated, Expired (with the login), Denied, or the store's.
+func (s *Server) login(ctx context.Context, peer *mux.Peer, in door) (*login, error) {
 	text := peer.Hello.Token
 	if text == "" {
 		if !vouched(peer) {
 			return nil, wire.Errorf(wire.Unauthenticated, "no token was shown, and this server asks for one here").
 				WithHint("make one on the server's host (waypoint user token; the first of a fresh server: waypoint server bootstrap), then log in with it here (waypoint login) or set WAYPOINT_SERVER_TOKEN")
 		}
-		return newLogin(peer.UID, wire.Claims{}, [8]byte{}), nil
+		l := newLogin(wire.Claims{}, [8]byte{})
+		l.peer, l.group = peer, in.group
+		_, err := s.caller(ctx, l, time.Now())
+		return l, err
 	}
 	c, err := s.verify(ctx, text, time.Now())
+	var l *login
+	if err == nil || wire.KindOf(err) == wire.Expired {
+		parts, perr := wire.SplitToken(text)
+		if perr != nil {
+			return nil, perr
+		}
+		l = newLogin(c, parts.KeyID)
+		if err == nil && !l.forRunners() {
+			_, err = s.caller(ctx, l, time.Now())
+		}
+	}
 	if err != nil {
 		s.log.Info("login refused", "peer", peer, "error", err)
 		if c.Kind == wire.RunnerToken { // a new one of its kind would not help
 			e := wire.Errorf(wire.KindOf(err), "%s, and a runner token is no login", err)
 			err = e.WithHint("%s", errRunnerToken.Hint)
 		}
-		return nil, err
-	}
-	parts, err := wire.SplitToken(text)
-	if err != nil {
-		return nil, err
-	}
-	return newLogin(-1, c, parts.KeyID), nil
-}
-
-// localLogin is the login of a command line's own runner.
-func (s *Server) localLogin(ctx context.Context, peer *mux.Peer) (*login, error) {
-	l, err := s.login(ctx, peer)
-	if err == nil && l.forRunners() {
-		return nil, errRunnerToken
 	}
 	return l, err
 }
 
-func newLogin(uid int, c wire.Claims, key [8]byte) *login {
-	l := &login{uid: uid, claims: c, key: key, over: make(chan struct{})}
+// localLogin is the login of a command line's own runner: of somebody who may
+// have jobs run. Expired comes with the login.
+func (s *Server) localLogin(ctx context.Context, peer *mux.Peer, in door) (*login, error) {
+	l, err := s.login(ctx, peer, in)
+	if err != nil {
+		return l, err
+	}
+	if l.forRunners() {
+		return nil, errRunnerToken
+	}
+	by, err := s.caller(ctx, l, time.Now())
+	if err == nil {
+		err = method{name: "a runner of one's own", who: operators}.allows(by, s.cfg().Access)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func newLogin(c wire.Claims, key [8]byte) *login {
+	l := &login{claims: c, key: key, over: make(chan struct{})}
 	l.stale = sync.OnceFunc(func() { time.AfterFunc(lastWord, func() { close(l.over) }) })
 	return l
 }
@@ -87,16 +108,24 @@ func (l *login) shown() bool { return l.claims.Kind != "" }
 
 func (l *login) forRunners() bool { return l.claims.Kind == wire.RunnerToken }
 
+// uid is that of a user of the host, else -1.
+func (l *login) uid() int {
+	if l.peer == nil {
+		return -1
+	}
+	return l.peer.UID
+}
+
 // name is the user's: the token's, or that of the user id.
 func (l *login) name() string {
 	if l.shown() {
 		return l.claims.User
 	}
-	id := strconv.Itoa(l.uid)
+	id := strconv.Itoa(l.uid())
 	if u, err := user.LookupId(id); err == nil {
 		return u.Username
 	}
-	return "uid " + id
+	return "uid-" + id
 }
 
 // String says in a log who it was.
@@ -104,7 +133,15 @@ func (l *login) String() string {
 	if l.shown() {
 		return fmt.Sprintf("user %s by token %d", l.claims.User, l.claims.Serial)
 	}
-	return fmt.Sprintf("uid %d", l.uid)
+	return fmt.Sprintf("uid %d", l.uid())
+}
+
+// same reports whether two logins are the same user's.
+func (l *login) same(o *login) bool {
+	if l.shown() != o.shown() {
+		return false
+	}
+	return l.shown() && wire.UserKey(l.claims.User) == wire.UserKey(o.claims.User) || !l.shown() && l.uid() == o.uid()
 }
 
 // loginOf is whose session it is; nil for remote runners.
@@ -117,65 +154,62 @@ func loginOf(p *mux.Peer) *login {
 
 func (l *login) whose() *login { return l }
 
-// loginTable is what a client may call with its login.
-func (s *Server) loginTable(l *login) mux.Table {
-	if l.forRunners() {
-		return s.others
-	}
-	return s.clients
-}
-
-// holds reports whether the login is still good: Expired, Unauthenticated where
-// its key has been revoked, or the store's error. The wall clock decides.
-func (s *Server) holds(ctx context.Context, l *login, now time.Time) error {
+// caller is who a login is at a moment, and what he may do. Errors are Expired,
+// Unauthenticated (its key, its token or its user is gone), Denied (a user of the
+// host who has no role), or the store's; with Expired comes what he could do. The
+// wall clock decides.
+func (s *Server) caller(ctx context.Context, l *login, now time.Time) (caller, error) {
+	c := caller{who: l.String(), login: l}
 	if !l.shown() {
-		return nil
+		role, by := s.host.Load().role(l.peer, l.group)
+		c.name, c.role, c.by = l.name(), role, by
+		if role == "" {
+			return c, errNoRole(c.name, l.group)
+		}
+		return c, nil
 	}
-	if err := token.Expired(l.claims, now); err != nil {
-		return err
+	c.name, c.by = l.claims.User, fmt.Sprintf("token %d", l.claims.Serial)
+	expired := token.Expired(l.claims, now)
+	if _, ok, err := s.keys.find(ctx, l.key, now); err != nil {
+		return c, err
+	} else if !ok {
+		return c, errRevoked
 	}
-	_, ok, err := s.keys.find(ctx, l.key, now)
-	if err == nil && !ok {
-		err = errRevoked
+	if l.forRunners() {
+		return c, expired
 	}
-	return err
+	a, err := s.accounts.find(ctx, l.claims, now)
+	if err != nil {
+		return c, err
+	}
+	c.name = a.Name
+	if l.claims.Kind == wire.UserToken {
+		c.role, c.limits = a.Role, a.Limits
+	}
+	return c, expired
 }
 
 var errRevoked = wire.Errorf(wire.Unauthenticated, "the key that signed the token has been revoked").
 	WithHint("make a new token on the server's host with: waypoint user token")
-
-// whileLoggedIn keeps a method from those whose login is over.
-func (s *Server) whileLoggedIn(h mux.Handler) mux.Handler {
-	return func(ctx context.Context, st *mux.Stream) error {
-		if l := loginOf(st.Peer()); l != nil {
-			if err := s.holds(ctx, l, time.Now()); err != nil {
-				if k := wire.KindOf(err); k == wire.Expired || k == wire.Unauthenticated {
-					l.stale()
-				}
-				return err
-			}
-		}
-		return h(ctx, st)
-	}
-}
 
 // roster is the sessions that are open.
 type roster struct {
 	mu       sync.Mutex
 	sessions map[*mux.Session]struct{} // guarded by mu
 	revoked  time.Time                 // guarded by mu; when keys were last revoked
+	ended    time.Time                 // guarded by mu; when tokens or users last came to an end
 }
 
 // join adds a session whose connection was made at began, and reports whether
-// keys were revoked while it was being admitted.
-func (r *roster) join(s *mux.Session, began time.Time) (late bool) {
+// keys were revoked, or tokens ended, while it was being admitted.
+func (r *roster) join(s *mux.Session, began time.Time) (keys, tokens bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.sessions == nil {
 		r.sessions = map[*mux.Session]struct{}{}
 	}
 	r.sessions[s] = struct{}{}
-	return r.revoked.After(began)
+	return r.revoked.After(began), r.ended.After(began)
 }
 
 func (r *roster) leave(s *mux.Session) {
@@ -192,18 +226,36 @@ func (r *roster) revoke(now time.Time) []*mux.Session {
 	return slices.Collect(maps.Keys(r.sessions))
 }
 
+// end notes that tokens have come to an end and returns who is there.
+func (r *roster) end(now time.Time) []*mux.Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = now
+	return slices.Collect(maps.Keys(r.sessions))
+}
+
+// lastAnswer is how long a session outlives the end of the last job for whose
+// sake it has outlived its login: what is on its way still arrives.
+const lastAnswer = 10 * time.Second
+
 // attend waits until the session, ctx, the server or the session's login is
-// over; began is when its connection was made.
+// over; began is when its connection was made. Where the login has expired and a
+// runner of the command line still has a job, the session waits for its end, and
+// so does that of the command line: nothing new is answered there, what goes on
+// (the job's report, its output) goes on.
 func (s *Server) attend(ctx context.Context, session *mux.Session, began time.Time) {
-	late := s.roster.join(session, began)
+	keys, tokens := s.roster.join(session, began)
 	defer s.roster.leave(session)
-	if late {
+	if keys {
 		s.recheck(ctx, session)
 	}
+	if tokens {
+		s.recheckLogin(ctx, session)
+	}
 	var (
-		expiry <-chan time.Time
-		over   <-chan struct{}
-		timer  *time.Timer
+		expiry     <-chan time.Time
+		over, idle <-chan struct{}
+		timer      *time.Timer
 	)
 	l := loginOf(session.Peer())
 	if l != nil && l.shown() {
@@ -227,6 +279,10 @@ func (s *Server) attend(ctx context.Context, session *mux.Session, began time.Ti
 			session.Abort(v.why)
 		case <-over:
 			session.Abort(errLoginOver)
+		case <-idle:
+			idle = nil
+			timer.Reset(lastAnswer)
+			continue
 		case <-expiry:
 			// The timer does not know that the clock was set.
 			now := time.Now()
@@ -235,10 +291,62 @@ func (s *Server) attend(ctx context.Context, session *mux.Session, began time.Ti
 				timer.Reset(l.claims.Expiry.Sub(now))
 				continue
 			}
+			if idle = s.fleet.working(l); idle != nil {
+				continue
+			}
 			session.Abort(err)
 		}
 		return
 	}
+}
+
+// working is closed when a runner of a login's command line has no attempt any
+// more; nil: none has one.
+func (f *fleet) working(l *login) <-chan struct{} {
+	for _, id := range f.runnersOf(l) {
+		if c := f.idle(id); c != nil {
+			return c
+		}
+	}
+	return nil
+}
+
+// runnersOf are the command lines' own runners that belong to a login.
+func (f *fleet) runnersOf(l *login) (ids []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for id, m := range f.members {
+		if m.login != nil && m.login.claims.Serial == l.claims.Serial && m.login.same(l) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// own notes whose a command line's own runner is, from its hello on.
+func (f *fleet) own(id string, l *login) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.owners[id] = l
+	close(f.owned)
+	f.owned = make(chan struct{})
+}
+
+// disclaim forgets it, unless the runner has come back by another session.
+func (f *fleet) disclaim(id string, l *login) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.owners[id] == l {
+		delete(f.owners, id)
+	}
+}
+
+// owner is whose a command line's own runner is, nil where it has no session;
+// changed is closed when that may be different.
+func (f *fleet) owner(id string) (l *login, changed <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.owners[id], f.owned
 }
 
 var errLoginOver = wire.Errorf(wire.Unauthenticated, "the login is over")
@@ -265,3 +373,28 @@ func (s *Server) recheck(ctx context.Context, session *mux.Session) {
 }
 
 var errKeysRevoked = wire.Errorf(wire.Unavailable, "signing keys have been revoked: the tokens are looked at anew")
+
+// endLogins ends the sessions whose tokens, or the users behind them, are gone.
+// That of who asked for it goes once it is answered.
+func (s *Server) endLogins(ctx context.Context, asked *mux.Peer) {
+	for _, session := range s.roster.end(time.Now()) {
+		if session.Peer() != asked {
+			s.recheckLogin(ctx, session)
+		} else if l := loginOf(asked); l.shown() {
+			if _, err := s.accounts.find(ctx, l.claims, time.Now()); wire.KindOf(err) == wire.Unauthenticated {
+				l.stale()
+			}
+		}
+	}
+}
+
+// recheckLogin ends a session whose token, or whose user, has come to an end.
+func (s *Server) recheckLogin(ctx context.Context, session *mux.Session) {
+	l := loginOf(session.Peer())
+	if l == nil || !l.shown() || l.forRunners() {
+		return
+	}
+	if _, err := s.accounts.find(ctx, l.claims, time.Now()); wire.KindOf(err) == wire.Unauthenticated {
+		session.Abort(err)
+	}
+}

@@ -31,6 +31,12 @@ type site struct {
 
 func newSite(t testing.TB, cfg Config) *site {
 	t.Helper()
+	return newSiteWith(t, cfg, func(net.Listener) {})
+}
+
+// newSiteWith is newSite whose listeners are prepared before they are served.
+func newSiteWith(t testing.TB, cfg Config, prepare func(net.Listener)) *site {
+	t.Helper()
 	if cfg.StateDir == "" {
 		cfg.StateDir = t.TempDir()
 	}
@@ -50,6 +56,9 @@ func newSite(t testing.TB, cfg Config) *site {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, l := range []net.Listener{u, r, l} {
+		prepare(l)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -135,9 +144,21 @@ func remote(id, text string) wire.Hello {
 func (s *site) issueAt(t testing.TB, c wire.Claims, life time.Duration, at time.Time) string {
 	t.Helper()
 	var text string
+	var made wire.Claims
 	if err := s.store.Update(t.Context(), func(tx *store.Tx) (err error) {
-		text, _, err = s.mint(tx, c, life, at)
-		return err
+		if c.User != "" {
+			u, found, err := tx.User(c.User)
+			if err == nil && (!found || !u.DeletedAt.IsZero()) {
+				_, err = fresh(tx, c.User, wire.Admin, wire.Limits{}, -1, "a test", at)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if text, made, err = s.mint(tx, c, life, at); err != nil || c.User == "" {
+			return err
+		}
+		return tx.AddUserToken(store.UserTokenRecord{Serial: made.Serial, Kind: c.Kind, User: c.User, CreatedAt: made.Issued, Expiry: made.Expiry})
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +291,7 @@ func TestLoginHolds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := s.login(t.Context(), &mux.Peer{Network: "tcp", Hello: operator(text)})
+	l, err := s.login(t.Context(), &mux.Peer{Network: "tcp", Hello: operator(text)}, door{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +299,7 @@ func TestLoginHolds(t *testing.T) {
 		c.Issued: "", c.Expiry.Add(-1): "", c.Expiry: wire.Expired, c.Expiry.Add(time.Hour): wire.Expired,
 		c.Issued.Add(-24 * time.Hour): "", // the clock was set back
 	} {
-		if err := s.holds(t.Context(), l, at); wire.KindOf(err) != kind {
+		if _, err := s.caller(t.Context(), l, at); wire.KindOf(err) != kind {
 			t.Errorf("at %s: %v", at, err)
 		}
 	}
@@ -306,98 +327,6 @@ func TestCallFindsLoginOver(t *testing.T) {
 	case <-session.Done():
 	case <-time.After(patience):
 		t.Fatal("the session goes on")
-	}
-}
-
-// mayCall is who may call what. The columns are the callers of TestWhoMayCallWhat.
-var mayCall = map[string]string{
-	//                           unix user runner-token local remote admitted
-	wire.MethodServerStatus:    "yes  yes  no           no    no     no",
-	wire.MethodServerReload:    "yes  yes  no           no    no     no",
-	wire.MethodServerSnapshot:  "yes  no   no           no    no     no",
-	wire.MethodServerBootstrap: "yes  no   no           no    no     no",
-	wire.MethodTokenKeyRotate:  "yes  yes  no           no    no     no",
-	wire.MethodUserToken:       "yes  yes  no           no    no     no",
-	wire.MethodJobSubmit:       "yes  yes  no           no    no     no",
-	wire.MethodJobGet:          "yes  yes  no           no    no     no",
-	wire.MethodJobList:         "yes  yes  no           no    no     no",
-	wire.MethodJobWhy:          "yes  yes  no           no    no     no",
-	wire.MethodJobCancel:       "yes  yes  no           no    no     no",
-	wire.MethodJobRetry:        "yes  yes  no           no    no     no",
-	wire.MethodJobWait:         "yes  yes  no           no    no     no",
-	wire.MethodJobStream:       "yes  yes  no           no    no     no",
-	wire.MethodRecordList:      "yes  yes  no           no    no     no",
-	wire.MethodBlobMissing:     "yes  yes  no           yes   no     yes",
-	wire.MethodBlobPut:         "yes  yes  no           yes   no     yes",
-	wire.MethodBlobGet:         "yes  yes  no           yes   no     yes",
-	wire.MethodRunnerList:      "yes  yes  no           no    no     no",
-	wire.MethodRunnerInspect:   "yes  yes  no           no    no     no",
-	wire.MethodRunnerAdopt:     "yes  yes  no           no    no     no",
-	wire.MethodRunnerReject:    "yes  yes  no           no    no     no",
-	wire.MethodRunnerForget:    "yes  yes  no           no    no     no",
-	wire.MethodRunnerDrain:     "yes  yes  no           no    no     no",
-	wire.MethodRunnerWait:      "yes  yes  no           no    no     no",
-	wire.MethodRunnerToken:     "yes  yes  no           no    no     no",
-	wire.MethodRunnerMatch:     "yes  yes  no           no    no     no",
-	wire.MethodAuthenticate:    "no   no   no           no    yes    yes",
-	wire.MethodWork:            "no   no   no           yes   yes    yes",
-	wire.MethodReport:          "no   no   no           yes   yes    yes", // and is then asked for which job
-}
-
-// TestWhoMayCallWhat walks over the whole API with each kind of caller. Those
-// with an expired token, or none on TCP, get no further than the hello: see
-// TestLogin. So does whoever is no agent where only runners are served, whatever
-// may be called elsewhere; agents may call the same there.
-func TestWhoMayCallWhat(t *testing.T) {
-	s := newSite(t, Config{})
-	callers := []struct {
-		name, network string
-		hello         wire.Hello
-	}{
-		{"unix", "unix", operator("")},
-		{"user", "tcp", operator(s.userToken(t, time.Hour))},
-		{"runner token", "tcp", operator(s.runnerToken(t, time.Hour))},
-		{"local runner", "tcp", local(s.userToken(t, time.Hour))},
-		{"unadopted runner", "tcp", remote("stranger", "")},
-		{"runner with a token", "tcp", remote("guest", s.runnerToken(t, time.Hour))},
-	}
-	for name := range mayCall {
-		if s.clients[name] == nil {
-			t.Errorf("%s: there is no such method", name)
-		}
-	}
-	for _, m := range s.api() {
-		if _, ok := mayCall[m.name]; !ok {
-			t.Errorf("%s: this test does not say who may call it", m.name)
-		}
-	}
-	for i, c := range callers {
-		agent := c.hello.Runner != nil && c.hello.Runner.Kind == wire.KindRemote
-		for _, network := range []string{c.network, "runners"} {
-			if network == "runners" && !agent {
-				_, err := s.hello(t, network, c.hello)
-				is(t, err, wire.Denied, "only runners", "unix://"+s.unix.String())
-				continue
-			}
-			if agent { // a runner of its own: the key of the first belongs to its id
-				c.hello.Runner.ID += network
-			}
-			t.Run(c.name+" by "+network, func(t *testing.T) {
-				session := s.mustHello(t, network, c.hello)
-				if agent {
-					mustWork(t, session)
-				}
-				for _, m := range s.api() {
-					want := strings.Fields(mayCall[m.name])[i]
-					switch err := nonsense(t, session, m.name); {
-					case errors.Is(err, mux.ErrLost):
-						t.Fatalf("%s: %v", m.name, err)
-					case (wire.KindOf(err) != wire.Denied) != (want == "yes"):
-						t.Errorf("%s: %v, but may it be called? %s", m.name, err, want)
-					}
-				}
-			})
-		}
 	}
 }
 
@@ -454,12 +383,13 @@ func TestNameOfLogin(t *testing.T) {
 	}
 	s := newSite(t, Config{})
 	for _, network := range []string{"unix", "memory"} {
-		l, err := s.login(t.Context(), &mux.Peer{Network: network, UID: 0})
+		l, err := s.login(t.Context(), &mux.Peer{Network: network, UID: 0}, door{})
 		if err != nil || network == "unix" && l.name() != "root" {
 			t.Errorf("%s: %q, %v", network, l.name(), err)
 		}
 	}
-	if l := newLogin(123454321, wire.Claims{}, [8]byte{}); l.name() != "uid 123454321" {
+	l := newLogin(wire.Claims{}, [8]byte{})
+	if l.peer = (&mux.Peer{Network: "unix", UID: 123454321}); l.name() != "uid-123454321" {
 		t.Errorf("a user id without a name is %q", l.name())
 	}
 	session := s.mustHello(t, "unix", operator(""))
@@ -529,7 +459,7 @@ func FuzzHello(f *testing.F) {
 		} else {
 			peer.Hello.Runner = nil
 		}
-		a, err := s.admit(t.Context(), peer, false)
+		a, err := s.admit(t.Context(), peer, door{})
 		if err != nil {
 			if k := wire.KindOf(err); k == wire.Internal {
 				t.Fatalf("%s: %v", text, err)

@@ -39,6 +39,7 @@ func (s *Server) Reload(ctx context.Context, cfg Config) (renewed bool, err erro
 	s.config.Store(&cfg)
 	s.certificate = after
 	s.mu.Unlock()
+	s.host.Store(s.hostRoles(cfg.Access))
 	if was != is {
 		warnOfKey(s.log, was, is)
 	}

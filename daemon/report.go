@@ -31,6 +31,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 	if err := st.Body(&req); err != nil {
 		return err
 	}
+	about(ctx, req.Job)
 	m := st.Peer().Data.(*visitor)
 	length, err := s.reported(ctx, req, m)
 	if err != nil {
@@ -46,6 +47,11 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		chunks, result, err := in.take(ctx)
 		if err != nil {
 			return err
+		}
+		if result != nil {
+			if err := s.mayLeave(callOf(ctx), result.Artifact); err != nil {
+				return err
+			}
 		}
 		if req.Late {
 			length, err = s.recordLate(ctx, req.JobRef, m, chunks, result)

@@ -153,7 +153,7 @@ func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerSta
 	if c := s.shown(); c != nil {
 		st.Fingerprint, st.CertExpiry = c.fingerprint(), c.expiry(ctx)
 	}
-	jobs, err := s.store.JobCounts(ctx)
+	jobs, err := s.store.JobCountsWithin(ctx, callOf(ctx).by.limits)
 	if err != nil {
 		return st, err
 	}

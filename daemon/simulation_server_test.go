@@ -112,7 +112,7 @@ func (k *simLink) serve(begin wire.WorkBegin) (then func()) {
 			k.end()
 		}
 	}
-	v, err := s.admitRunner(k.ctx, k.r.peer())
+	v, err := s.admitRunner(k.ctx, k.r.peer(), door{})
 	if err != nil {
 		return refused(err)
 	}

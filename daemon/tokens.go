@@ -16,39 +16,41 @@ import (
 // firstUser is whose the first token of a server is.
 const firstUser = "admin"
 
-// serverBootstrap makes the first operator token of a fresh server, once, for
-// who is on its host.
-func (s *Server) serverBootstrap(_ context.Context, peer *mux.Peer, _ wire.BootstrapRequest) (wire.TokenReply, error) {
+// serverBootstrap makes the first admin of a fresh server and a token of his,
+// once, for who is on its host.
+func (s *Server) serverBootstrap(ctx context.Context, peer *mux.Peer, _ wire.BootstrapRequest) (wire.TokenReply, error) {
 	if !vouched(peer) {
 		return wire.TokenReply{}, wire.Errorf(wire.Denied, "that is done on its host, over its Unix socket").
 			WithHint("run there: waypoint server bootstrap")
 	}
 	const name = "bootstrapped_at"
-	c := wire.Claims{Kind: wire.UserToken, User: firstUser}
-	return s.issue(peer, c, wire.DefaultTokenLife, func(tx *store.Tx, now time.Time) error {
+	by := callOf(ctx).by
+	return s.issueUser(peer, wire.UserToken, 0, wire.DefaultTokenLife, by, func(tx *store.Tx, now time.Time) (u store.UserRecord, err error) {
+		u, found, err := tx.User(firstUser) // which takes the lock
+		if err != nil {
+			return u, err
+		}
 		at, err := tx.Setting(name)
 		if err != nil {
-			return err
+			return u, err
 		}
 		if at != "" {
-			return wire.Errorf(wire.Conflict, "it has been bootstrapped already, at %s", at).
+			return u, wire.Errorf(wire.Conflict, "it has been bootstrapped already, at %s", at).
 				WithHint("make a token of your own on the server's host with: waypoint user token")
 		}
-		return tx.PutSetting(name, now.UTC().Format(time.RFC3339))
+		if err := tx.PutSetting(name, now.UTC().Format(time.RFC3339)); err != nil {
+			return u, err
+		}
+		if !found || !u.DeletedAt.IsZero() {
+			return fresh(tx, firstUser, wire.Admin, wire.Limits{}, -1, by.who, now)
+		}
+		u.Role, u.Limits = wire.Admin, wire.Limits{}
+		return u, tx.PutUser(u)
 	})
 }
 
-// userToken makes a token of the caller's own.
-func (s *Server) userToken(_ context.Context, peer *mux.Peer, req wire.UserTokenRequest) (wire.TokenReply, error) {
-	life := time.Duration(req.ExpiresIn)
-	if life == 0 {
-		life = wire.DefaultTokenLife
-	}
-	return s.issue(peer, wire.Claims{Kind: wire.UserToken, User: loginOf(peer).name()}, life, nil)
-}
-
 // runnerToken makes a token with which a runner is admitted unasked.
-func (s *Server) runnerToken(_ context.Context, peer *mux.Peer, req wire.RunnerTokenRequest) (wire.TokenReply, error) {
+func (s *Server) runnerToken(ctx context.Context, peer *mux.Peer, req wire.RunnerTokenRequest) (wire.TokenReply, error) {
 	c := wire.Claims{Kind: wire.RunnerToken, ID: req.ID}
 	if req.ID != "" {
 		if err := wire.CheckID(req.ID); err != nil {
@@ -73,21 +75,18 @@ func (s *Server) runnerToken(_ context.Context, peer *mux.Peer, req wire.RunnerT
 	if len(req.Labels) > 0 {
 		c.Labels = req.Labels
 	}
-	return s.issue(peer, c, time.Duration(req.ExpiresIn), nil)
+	about(ctx, req.ID)
+	return s.issue(peer, c, time.Duration(req.ExpiresIn))
 }
 
-// issue makes a token for a caller. allow, if any, decides in the same
-// transaction, in which nobody else makes one.
-func (s *Server) issue(peer *mux.Peer, c wire.Claims, life time.Duration, allow func(tx *store.Tx, now time.Time) error) (reply wire.TokenReply, err error) {
+// issue makes a runner token for a caller.
+func (s *Server) issue(peer *mux.Peer, c wire.Claims, life time.Duration) (reply wire.TokenReply, err error) {
 	if err := checkLife(life); err != nil {
 		return reply, err
 	}
 	var made wire.Claims
 	err = s.update(func(tx *store.Tx) (err error) {
-		now := time.Now()
-		if reply.Token, made, err = s.mint(tx, c, life, now); err == nil && allow != nil {
-			err = allow(tx, now) // after mint, which has taken the lock
-		}
+		reply.Token, made, err = s.mint(tx, c, life, time.Now())
 		return err
 	})
 	if err != nil {

@@ -107,6 +107,9 @@ func (v *visitor) runner() adoption.Runner {
 
 // admitted reports whether the runner may have jobs.
 func (v *visitor) admitted(now time.Time) bool {
+	if v.login != nil && v.login.shown() && !now.Before(v.login.claims.Expiry) {
+		return false
+	}
 	return v.standing.Admitted && (v.standing.Expiry.IsZero() || now.Before(v.standing.Expiry))
 }
 

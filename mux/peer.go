@@ -1,12 +1,14 @@
 package mux
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +23,7 @@ type Peer struct {
 	TLS     bool   // the connection is encrypted; on TCP only
 	UID     int    // of the process at the other end of a Unix socket (SO_PEERCRED); -1 where not known
 	GID     int
+	Groups  []int // supplementary ones of that process (SO_PEERGROUPS); none where not known
 	PID     int
 	Hello   wire.Hello        // zero on the dialing side; Runner is set for RoleRunner only
 	Key     ed25519.PublicKey // a runner's, possession proved in the handshake; else nil
@@ -65,11 +68,11 @@ func newPeer(conn net.Conn) (*Peer, error) {
 		if !ok {
 			return nil, wire.Errorf(wire.Internal, "read peer credentials: %T is no Unix socket", conn)
 		}
-		cred, err := peerCredentials(uc)
+		cred, groups, err := peerCredentials(uc)
 		if err != nil {
 			return nil, fmt.Errorf("read peer credentials: %w", err)
 		}
-		p.UID, p.GID, p.PID = int(cred.Uid), int(cred.Gid), int(cred.Pid)
+		p.UID, p.GID, p.PID, p.Groups = int(cred.Uid), int(cred.Gid), int(cred.Pid), groups
 	default:
 		p.Addr = conn.RemoteAddr().String()
 		_, p.TLS = conn.(*tls.Conn)
@@ -77,18 +80,42 @@ func newPeer(conn net.Conn) (*Peer, error) {
 	return p, nil
 }
 
-func peerCredentials(uc *net.UnixConn) (*unix.Ucred, error) {
+// peerCredentials are those that the process at the other end had when it connected.
+func peerCredentials(uc *net.UnixConn) (cred *unix.Ucred, groups []int, err error) {
 	raw, err := uc.SyscallConn()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var cred *unix.Ucred
 	var sockErr error
 	err = raw.Control(func(fd uintptr) {
-		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); sockErr == nil {
+			groups, sockErr = peerGroups(fd)
+		}
 	})
-	if err == nil {
-		err = sockErr
+	return cred, groups, cmp.Or(err, sockErr)
+}
+
+// peerGroups asks for the supplementary groups of a peer, with room for as many
+// as the kernel says that there are. A kernel before 4.13 knows of none.
+func peerGroups(fd uintptr) ([]int, error) {
+	ids := make([]uint32, 64)
+	for {
+		size := uint32(len(ids) * 4)
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&ids[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch {
+		case errno == unix.ERANGE && int(size) > len(ids)*4:
+			ids = make([]uint32, size/4)
+			continue
+		case errno == unix.ENOPROTOOPT:
+			return nil, nil
+		case errno != 0:
+			return nil, errno
+		}
+		groups := make([]int, size/4)
+		for i := range groups {
+			groups[i] = int(ids[i])
+		}
+		return groups, nil
 	}
-	return cred, err
 }

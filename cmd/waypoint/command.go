@@ -109,8 +109,13 @@ func branches() []branch {
 			Delete  contextDelete  `cmd:"" help:"Delete contexts with their tokens."`
 			Verify  contextVerify  `cmd:"" help:"Connect to a context's server and say who it is."`
 		})},
-		{"user", "Make tokens for people.", new(struct {
-			Token userToken `cmd:"" help:"Make a token of your own, to log in with."`
+		{"user", "Who may use the server, and what they may do.", new(struct {
+			Token  userToken  `cmd:"" help:"Make a token of your own, to log in with."`
+			Invite userInvite `cmd:"" help:"Have somebody in: an invite is good for one login."`
+			List   userList   `cmd:"" help:"The users, or with --tokens what they log in with."`
+			Set    userSet    `cmd:"" help:"Change what a user may do."`
+			Revoke userRevoke `cmd:"" help:"End tokens and invites, and the connections made with them."`
+			Delete userDelete `cmd:"" help:"End users, with all their tokens and connections."`
 		})},
 		{"version", "Print the version of this program.", new(version)},
 		{"completion", "Print a script with which a shell completes the words of a command line.", new(completionScript)},
@@ -159,6 +164,8 @@ func (a *app) execute(args []string) (err error) {
 		a.findWith = "waypoint runner list"
 	case "context":
 		a.findWith = "waypoint context list"
+	case "user":
+		a.findWith = "waypoint user list"
 	}
 	return parsed.Run(a)
 }

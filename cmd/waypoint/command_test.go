@@ -19,7 +19,7 @@ func TestCommands(t *testing.T) {
 		"login", "release list", "release release", "run",
 		"runner adopt", "runner agent", "runner drain", "runner forget", "runner inspect", "runner list", "runner reject",
 		"runner resume", "runner status", "runner supervisor", "runner token",
-		"server bootstrap", "server reload", "server restore", "server run", "server snapshot", "server status", "server token-key rotate", "status", "up", "user token", "version",
+		"server bootstrap", "server reload", "server restore", "server run", "server snapshot", "server status", "server token-key rotate", "status", "up", "user delete", "user invite", "user list", "user revoke", "user set", "user token", "version",
 	}
 	var got []string
 	for _, leaf := range model(t).Leaves(false) {

@@ -338,7 +338,10 @@ type verifyAnswer struct {
 	ServerID   string    `json:"server_id"`
 	Version    string    `json:"version"`
 	User       string    `json:"user,omitempty"`
-	Expiry     time.Time `json:"token_expires_at,omitzero"`
+	Role       string    `json:"role,omitempty"`
+	wire.Limits
+	By     string    `json:"by,omitempty"` // how the server knows: token 17…, uid 0, group waypoint
+	Expiry time.Time `json:"token_expires_at,omitzero"`
 }
 
 func (c *contextVerify) Run(a *app) error {
@@ -365,13 +368,16 @@ func (c *contextVerify) Run(a *app) error {
 		f.Add("Server ID", answer.ServerID)
 		f.Add("Version", answer.Version)
 		f.Add("User", answer.User)
+		f.Add("Role", answer.Role)
+		f.Add("Limited to", answer.Limits.String())
+		f.Add("Known by", answer.By)
 		f.Add("Token expires", instant(answer.Expiry))
 		return f.Write(w)
 	})
 }
 
-// tryServer connects to a server and asks it what it is, which it tells only
-// those who may operate it.
+// tryServer connects to a server and asks it what it is and who asks, which it
+// tells only those who may use it.
 func (a *app) tryServer(ch choice) (*verifyAnswer, error) {
 	conn, err := a.connectTo(ch)
 	if err != nil {
@@ -389,12 +395,10 @@ func ask(ctx context.Context, conn *connection, ch choice) (*verifyAnswer, error
 		return nil, fmt.Errorf("ask for status: %w", err)
 	}
 	answer := &verifyAnswer{ServerAddr: ch.addr.String(), ServerID: s.ID, Version: s.Version}
-	if ch.token != "" {
-		claims, err := wire.ReadToken(ch.token)
-		if err != nil {
-			return nil, err
-		}
-		answer.User, answer.Expiry = claims.User, claims.Expiry
+	self, err := conn.Self(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask who this is: %w", err)
 	}
+	answer.User, answer.Role, answer.Limits, answer.By, answer.Expiry = self.User, string(self.Role), self.Limits, self.By, self.Expiry
 	return answer, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -22,7 +23,8 @@ func (*login) Help() string {
 	return `It connects to the server, keeps its address and the token under a name (--context, by default the server's
 host) and makes that the default. The token is that of --token-file, --token or $WAYPOINT_SERVER_TOKEN; at a
 terminal without one it is asked for and not shown. It carries the fingerprint of the server's certificate, so
-nothing more is needed to trust the server.
+nothing more is needed to trust the server. An invite (waypoint user invite) is exchanged for a token, which is
+what is kept.
 
   ssh build.example.org waypoint user token | waypoint login build.example.org --token-file -`
 }
@@ -46,6 +48,9 @@ func (c *login) Run(a *app) error {
 	}
 	text, err := c.token(a, addr)
 	if err != nil {
+		return err
+	}
+	if text, err = c.accept(a, before, addr, text); err != nil {
 		return err
 	}
 	known, err := a.describe(before, addr.String(), text)
@@ -75,11 +80,45 @@ func (c *login) Run(a *app) error {
 	return a.print(answer, func(w io.Writer) error {
 		as := ""
 		if answer.User != "" {
-			as = fmt.Sprintf(" as %s, until %s", output.Cell(answer.User), instant(answer.Expiry))
+			as = " as " + whoIs(answer.User, wire.UserRole(answer.Role), answer.Limits)
+			if !answer.Expiry.IsZero() {
+				as += ", until " + instant(answer.Expiry)
+			}
 		}
 		_, err := fmt.Fprintf(w, "Logged in to %s%s.\n", answer.ServerAddr, as)
 		return err
 	})
+}
+
+// accept exchanges an invite for a token; any other text is one.
+func (c *login) accept(a *app, before contexts.Context, addr mux.Address, text string) (string, error) {
+	if !strings.HasPrefix(text, string(wire.InviteToken)) {
+		return text, nil
+	}
+	known, err := a.describe(before, addr.String(), text)
+	if err != nil {
+		return "", err
+	}
+	claims, err := wire.ReadToken(text)
+	if err != nil {
+		return "", err
+	}
+	ch := choice{addr: addr, known: known, token: text}
+	if ch.trust, err = a.trust(known, claims.Pin); err != nil {
+		return "", err
+	}
+	conn, err := a.connectTo(ch)
+	if err != nil {
+		return "", fmt.Errorf("log in with invite: %w", err)
+	}
+	ctx, cancel := a.ask()
+	defer cancel()
+	reply, err := conn.Accept(ctx)
+	if err = errors.Join(err, conn.close()); err != nil {
+		return "", fmt.Errorf("log in with invite: %w", err)
+	}
+	a.Token, a.TokenFile = reply.Token, "" // the invite is of no more use
+	return reply.Token, nil
 }
 
 // pin keeps the fingerprint that the token carries, because the next token may
@@ -160,6 +199,10 @@ func (c *login) token(a *app, addr mux.Address) (string, error) {
 	}
 	if text == "" {
 		return "", nil
+	}
+	if strings.HasPrefix(text, string(wire.InviteToken)) {
+		_, err := checkToken(text, from)
+		return text, err
 	}
 	return text, checkUserToken(text, from)
 }

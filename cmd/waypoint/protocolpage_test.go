@@ -116,7 +116,7 @@ func access(t *testing.T, p protocol) map[string]string {
 	who := map[string]string{}
 	ast.Inspect(f, func(n ast.Node) bool {
 		row, ok := n.(*ast.CompositeLit)
-		if !ok || len(row.Elts) != 3 {
+		if !ok || len(row.Elts) != 4 {
 			return true
 		}
 		name, ok := row.Elts[0].(*ast.SelectorExpr)
@@ -130,7 +130,7 @@ func access(t *testing.T, p protocol) map[string]string {
 			}
 			return true
 		})
-		who[p.consts[name.Sel.Name]] = strings.Join(roles, " and ")
+		who[p.consts[name.Sel.Name]] = strings.Join(roles, ", ")
 		return true
 	})
 	if len(who) < 20 {
@@ -163,7 +163,7 @@ func TestProtocolMethods(t *testing.T) {
 			want = "host"
 		case want == "":
 			want = "all"
-		case want == "client and runner":
+		case want == "operators, runners":
 			want = "both"
 		}
 		if row[0] != want {

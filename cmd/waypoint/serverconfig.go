@@ -48,6 +48,14 @@ type serverConfig struct {
 		Renew *bool         `toml:"renew"` // nil: they are
 	} `toml:"tokens"`
 
+	// Who may do what.
+	Access struct {
+		Users        map[string]string `toml:"users"`  // of this host: name or number → role
+		Groups       map[string]string `toml:"groups"` // likewise
+		RunnerTokens string            `toml:"runner_tokens"`
+		TokenLife    wire.Duration     `toml:"token_life"`
+	} `toml:"access"`
+
 	TLS      *bool    `toml:"tls" reload:"restart"` // false: plaintext on loopback addresses
 	TLSCert  string   `toml:"tls_cert"`
 	TLSKey   string   `toml:"tls_key"`
@@ -109,6 +117,10 @@ func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 		MaxSessions: cfg.MaxSessions,
 		MaxPending:  cfg.MaxPending, MaxPendingPerPeer: cfg.MaxPendingPerPeer, PendingFor: time.Duration(cfg.PendingFor),
 		GrantLife: time.Duration(cfg.Tokens.Life), NoTokenRenew: cfg.Tokens.Renew != nil && !*cfg.Tokens.Renew,
+		Access: daemon.Access{
+			Users: rolesOf(cfg.Access.Users), Groups: rolesOf(cfg.Access.Groups),
+			RunnerTokens: wire.UserRole(cfg.Access.RunnerTokens), TokenLife: time.Duration(cfg.Access.TokenLife),
+		},
 		TLSCert: cfg.TLSCert, TLSKey: cfg.TLSKey, TLSNames: cfg.TLSNames, Plain: cfg.plain(),
 	}
 }
@@ -122,6 +134,14 @@ func (cfg *serverConfig) reserve() int64 {
 		return -1
 	}
 	return *cfg.Reserve
+}
+
+func rolesOf(names map[string]string) map[string]wire.UserRole {
+	roles := make(map[string]wire.UserRole, len(names))
+	for name, role := range names {
+		roles[name] = wire.UserRole(role)
+	}
+	return roles
 }
 
 // plain reports that TLS was turned off.

@@ -36,6 +36,11 @@ tls_names = ["a"]
 [tokens]
 life = "1s"
 renew = false
+[access]
+users = { ada = "admin" }
+groups = { dev = "viewer" }
+runner_tokens = "operator"
+token_life = "1h"
 `
 	cfg := new(serverConfig)
 	if err := config.Parse("server.toml", text, cfg); err != nil {

@@ -20,7 +20,7 @@ const jobColumns = `id, operation, state, reason, error, exit_code, signal, proj
 	CASE WHEN finished_at > 0 THEN log_bytes ELSE COALESCE((SELECT c.start + length(c.data) FROM log_chunks c
 		WHERE c.job_id = jobs.id AND c.attempt = jobs.attempt ORDER BY c.start DESC LIMIT 1), 0) END,
 	depends_on, singleton, priority, command, outputs, usage, sequence, place, blocked, waiting, allow_failure,
-	idempotency_key, uses, late`
+	idempotency_key, uses, late, queued_by`
 
 const (
 	selectJob  = `SELECT ` + jobColumns + ` FROM jobs WHERE id = $1`
@@ -29,9 +29,9 @@ const (
 	insertJob = `INSERT INTO jobs (id, operation, state, reason, error, exit_code, signal, project, app, workspace,
 	profile, target, runner_id, attempt, retry_of, queued_at, assigned_at, started_at, finished_at, cancel_at,
 	expires_at, log_bytes, depends_on, singleton, priority, command, outputs, usage, sequence, place, blocked,
-	waiting, allow_failure, serial_key, idempotency_key, uses, spec)
+	waiting, allow_failure, serial_key, idempotency_key, uses, queued_by, spec)
 	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-	$23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37)`
+	$23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38)`
 
 	// The last condition is the compare-and-set: nothing may have happened to
 	// the job since it was read.
@@ -62,7 +62,7 @@ func scanJob(rows *sql.Rows, more ...any) (*row, error) {
 		&j.Workspace, &j.Profile, &target, &j.RunnerID, &j.Attempt, &j.RetryOf, &queued, &assigned, &started,
 		&finished, &cancel, &ex, &j.LogBytes, &dependsOn, &j.Singleton, &j.Priority, &command, &outputs, &usage,
 		&j.Sequence, &j.Place, &j.Blocked, &j.Waiting, &j.AllowDependencyFailure, &j.IdempotencyKey, &j.Uses,
-		&late}
+		&late, &j.QueuedBy}
 	err := rows.Scan(append(dest, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("read job: %w", err)
@@ -152,7 +152,7 @@ func (tx *Tx) insert(j *queue.Job, specText string) error {
 		micro(j.FinishedAt), micro(j.CancelRequested), micro(j.ExpiresAt), j.LogBytes,
 		strings.Join(j.DependsOn, " "), j.Singleton, j.Priority, toJSON(j.Command, len(j.Command)),
 		toJSON(j.Outputs, len(j.Outputs)), "", j.Sequence, j.Place, string(j.Blocked), j.Waiting,
-		toInt(j.AllowDependencyFailure), j.SerialKey(), j.IdempotencyKey, j.Uses, specText)
+		toInt(j.AllowDependencyFailure), j.SerialKey(), j.IdempotencyKey, j.Uses, j.QueuedBy, specText)
 	if err != nil {
 		return fmt.Errorf("queue job: %w", err)
 	}

@@ -14,6 +14,11 @@ import (
 // Jobs are the jobs that a filter selects, newest first. An unknown After is
 // NotFound.
 func (s *Store) Jobs(ctx context.Context, f wire.JobFilter) ([]wire.Job, error) {
+	return s.JobsWithin(ctx, f, wire.Limits{})
+}
+
+// JobsWithin is Jobs for whom there are no others than those within limits.
+func (s *Store) JobsWithin(ctx context.Context, f wire.JobFilter, l wire.Limits) ([]wire.Job, error) {
 	limit, err := pageLimit(f.Limit)
 	if err != nil {
 		return nil, err
@@ -21,9 +26,9 @@ func (s *Store) Jobs(ctx context.Context, f wire.JobFilter) ([]wire.Job, error) 
 	q := s.read(ctx)
 	var w where
 	if f.After != "" {
-		var id string
-		switch err := one(q, `SELECT id FROM jobs WHERE id = $1`, []any{f.After}, &id); {
-		case errors.Is(err, errNoRow):
+		var project, workspace string
+		switch err := one(q, `SELECT project, workspace FROM jobs WHERE id = $1`, []any{f.After}, &project, &workspace); {
+		case errors.Is(err, errNoRow), err == nil && !l.Allow(project, workspace):
 			return nil, notFound("job", f.After)
 		case err != nil:
 			return nil, fmt.Errorf("list jobs: %w", err)
@@ -55,6 +60,7 @@ func (s *Store) Jobs(ctx context.Context, f wire.JobFilter) ([]wire.Job, error) 
 	w.addText("operation = ", string(f.Operation))
 	w.addText("app = ", f.App)
 	w.addText("workspace = ", f.Workspace)
+	w.within(l)
 	rows, err := readJobs(q, `SELECT `+jobColumns+` FROM jobs`+w.String()+` ORDER BY id DESC LIMIT `+w.param(limit), w.args...)
 	if err != nil {
 		return nil, fmt.Errorf("list jobs: %w", err)

@@ -85,6 +85,11 @@ func (tx *Tx) putRecord(r *row, artifact *wire.BlobHeader, now time.Time) error 
 // Records are the artifacts, deployments or releases that a filter selects,
 // newest first.
 func (s *Store) Records(ctx context.Context, f wire.RecordFilter) ([]wire.Record, error) {
+	return s.RecordsWithin(ctx, f, wire.Limits{})
+}
+
+// RecordsWithin is Records for whom there are no others than those within limits.
+func (s *Store) RecordsWithin(ctx context.Context, f wire.RecordFilter, l wire.Limits) ([]wire.Record, error) {
 	switch f.Kind {
 	case wire.RecordArtifact, wire.RecordDeployment, wire.RecordRelease:
 	default:
@@ -99,6 +104,7 @@ func (s *Store) Records(ctx context.Context, f wire.RecordFilter) ([]wire.Record
 	w.addText("project = ", f.Project)
 	w.addText("app = ", f.App)
 	w.addText("workspace = ", f.Workspace)
+	w.within(l)
 	out := []wire.Record{}
 	err = each(s.read(ctx), `SELECT `+recordColumns+` FROM records`+w.String()+
 		` ORDER BY created_at DESC, number DESC LIMIT `+w.param(limit), w.args, func(rows *sql.Rows) error {

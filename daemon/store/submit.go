@@ -26,10 +26,21 @@ const (
 // "#N". BadUsage, TooLarge, NotFound (unknown dependency, artifact or
 // deployment), Conflict (cycle).
 func (tx *Tx) Submit(specs []wire.JobSpec, now time.Time) ([]wire.Job, error) {
-	return tx.submit(specs, "", now)
+	return tx.SubmitBy("", specs, now)
 }
 
-func (tx *Tx) submit(specs []wire.JobSpec, retryOf string, now time.Time) ([]wire.Job, error) {
+// SubmitBy is Submit for a user, whose name stays with the jobs.
+func (tx *Tx) SubmitBy(by string, specs []wire.JobSpec, now time.Time) ([]wire.Job, error) {
+	return tx.submit(specs, origin{by: by}, now)
+}
+
+// origin is where a job is from.
+type origin struct {
+	by      string // the user's name
+	retryOf string // the job that it repeats
+}
+
+func (tx *Tx) submit(specs []wire.JobSpec, from origin, now time.Time) ([]wire.Job, error) {
 	if len(specs) == 0 {
 		return nil, wire.Errorf(wire.BadUsage, "no job")
 	}
@@ -81,7 +92,7 @@ func (tx *Tx) submit(specs []wire.JobSpec, retryOf string, now time.Time) ([]wir
 		if err := tx.checkNamed(&spec); err != nil {
 			return nil, err
 		}
-		j, err := tx.enqueue(ids[i], spec, retryOf, now)
+		j, err := tx.enqueue(ids[i], spec, from, now)
 		if err != nil {
 			return nil, err
 		}
@@ -116,7 +127,7 @@ func resolve(deps, ids []string) []string {
 
 // enqueue adds a job whose dependencies are ids. It may end at once, if one
 // of them has already ended badly.
-func (tx *Tx) enqueue(id string, spec wire.JobSpec, retryOf string, now time.Time) (*queue.Job, error) {
+func (tx *Tx) enqueue(id string, spec wire.JobSpec, from origin, now time.Time) (*queue.Job, error) {
 	text, err := json.Marshal(&spec)
 	if err != nil {
 		return nil, fmt.Errorf("write job: %w", err)
@@ -125,7 +136,7 @@ func (tx *Tx) enqueue(id string, spec wire.JobSpec, retryOf string, now time.Tim
 		return nil, wire.Errorf(wire.TooLarge, "a job of %d bytes is over the limit of %d", len(text), maxSpec)
 	}
 	j := queue.New(id, spec, now.Truncate(time.Microsecond))
-	j.RetryOf = retryOf
+	j.RetryOf, j.QueuedBy = from.retryOf, from.by
 	deps, failed, err := tx.dependencies(j)
 	if err != nil {
 		return nil, err
@@ -191,7 +202,10 @@ const selectRetry = `SELECT id FROM jobs WHERE retry_of = $1 AND retry_of <> '' 
 // failed too, it is left out, since the operator asks for this job alone. (A
 // deploy whose build is left out takes the newest artifact.) The idempotency
 // key is not taken over. A job that has not ended is a Conflict.
-func (tx *Tx) Retry(id string, now time.Time) (wire.Job, error) {
+func (tx *Tx) Retry(id string, now time.Time) (wire.Job, error) { return tx.RetryBy("", id, now) }
+
+// RetryBy is Retry for a user, whose name stays with the job.
+func (tx *Tx) RetryBy(by, id string, now time.Time) (wire.Job, error) {
 	if err := tx.lockRules(); err != nil {
 		return wire.Job{}, err
 	}
@@ -218,7 +232,7 @@ func (tx *Tx) Retry(id string, now time.Time) (wire.Job, error) {
 		}
 	}
 	spec.DependsOn = deps
-	jobs, err := tx.submit([]wire.JobSpec{spec}, id, now)
+	jobs, err := tx.submit([]wire.JobSpec{spec}, origin{by: by, retryOf: id}, now)
 	if err != nil {
 		return wire.Job{}, err
 	}

@@ -72,7 +72,7 @@ const header = "v4.public."
 // Mint signs claims, which must be complete. Its errors are Internal.
 func Mint(k Key, c wire.Claims) (string, error) {
 	switch {
-	case c.Kind != wire.RunnerToken && c.Kind != wire.UserToken:
+	case c.Kind != wire.RunnerToken && c.Kind != wire.UserToken && c.Kind != wire.InviteToken:
 		return "", wire.Errorf(wire.Internal, "make token: there is no kind %q", c.Kind)
 	case c.Issued.IsZero() || !c.Issued.Before(c.Expiry):
 		return "", wire.Errorf(wire.Internal, "make token: it would expire before it begins")
@@ -158,8 +158,12 @@ func Expired(c wire.Claims, now time.Time) error {
 		return nil
 	}
 	e := wire.Errorf(wire.Expired, "the token expired at %s", stamp(c.Expiry))
-	if c.Kind == wire.RunnerToken {
+	switch c.Kind {
+	case wire.RunnerToken:
 		return e.WithHint("make a new one with: waypoint runner token")
+	case wire.InviteToken:
+		e = wire.Errorf(wire.Expired, "the invite expired at %s", stamp(c.Expiry))
+		return e.WithHint("ask an admin for another one: waypoint user invite %s", c.User)
 	}
 	return e.WithHint("make a new one with: waypoint user token (on the server's host that needs no token), then log in with it: waypoint login")
 }

@@ -116,6 +116,7 @@ type Job struct {
 	RunnerID        string            `json:"runner_id,omitempty"`
 	Attempt         int               `json:"attempt"` // 0 until assigned, then from 1
 	RetryOf         string            `json:"retry_of,omitempty"`
+	QueuedBy        string            `json:"queued_by,omitempty"` // the user's name
 	QueuedAt        time.Time         `json:"queued_at"`
 	AssignedAt      time.Time         `json:"assigned_at,omitzero"`
 	StartedAt       time.Time         `json:"started_at,omitzero"`

@@ -16,6 +16,7 @@ type TokenKind string
 const (
 	RunnerToken TokenKind = "wprun_"
 	UserToken   TokenKind = "wpusr_"
+	InviteToken TokenKind = "wpinv_" // good for one thing: to be exchanged for a user token
 )
 
 // The bounds of a token's life.
@@ -35,7 +36,7 @@ type Claims struct {
 	ID     string            `json:"id,omitempty"`     // of the runner; "" is any
 	Labels map[string]string `json:"labels,omitzero"`  // exactly these the runner must offer; nil is any
 	Key    string            `json:"key,omitempty"`    // fingerprint of the runner's identity key; "" is any
-	User   string            `json:"user,omitempty"`   // of a user token
+	User   string            `json:"user,omitempty"`   // of a user token or an invite
 	Issued time.Time         `json:"issued_at"`        //
 	Expiry time.Time         `json:"expires_at"`       //
 	Pin    string            `json:"server,omitempty"` // fingerprint of the server's certificate, "SHA256:…": who shows the token can know whom to show it to
@@ -83,6 +84,8 @@ func SplitToken(text string) (p TokenParts, err error) {
 		p.Kind = RunnerToken
 	case strings.HasPrefix(text, string(UserToken)):
 		p.Kind = UserToken
+	case strings.HasPrefix(text, string(InviteToken)):
+		p.Kind = InviteToken
 	default:
 		return bad("it does not begin as a token does")
 	}
@@ -138,16 +141,16 @@ type TokenReply struct {
 	Token       string    `json:"token"`
 	Expiry      time.Time `json:"expires_at"`
 	Fingerprint string    `json:"tls_fingerprint,omitempty"` // of the server's certificate, where it has one
+
+	// Of a token or an invite of a user.
+	ID   string   `json:"token_id,omitempty"`
+	User string   `json:"user,omitempty"`
+	Role UserRole `json:"role,omitempty"`
+	Limits
 }
 
 // BootstrapRequest has no fields.
 type BootstrapRequest struct{}
-
-// UserTokenRequest asks for a token of the caller's own; 0 is
-// DefaultTokenLife.
-type UserTokenRequest struct {
-	ExpiresIn Duration `json:"expires_in,omitempty"`
-}
 
 // RotateRequest makes a new signing key. The ones before it verify until
 // their tokens have expired; with Revoke they verify no more.

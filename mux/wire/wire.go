@@ -73,7 +73,16 @@ const (
 	MethodServerSnapshot  = "server.snapshot"  // SnapshotRequest -> MSG SnapshotHeader, DATA*
 	MethodServerBootstrap = "server.bootstrap" // BootstrapRequest -> TokenReply, once
 	MethodTokenKeyRotate  = "token_key.rotate" // RotateRequest -> RotateReply
-	MethodUserToken       = "user.token"       // UserTokenRequest -> TokenReply
+
+	MethodUserSelf   = "user.self"   // SelfRequest -> Self
+	MethodUserToken  = "user.token"  // UserTokenRequest -> TokenReply
+	MethodUserTokens = "user.tokens" // UserFilter -> UserTokenPage
+	MethodUserRevoke = "user.revoke" // RevokeRequest -> UserTokenPage, of those that are revoked now
+	MethodUserAccept = "user.accept" // AcceptRequest -> TokenReply, for an invite
+	MethodUserInvite = "user.invite" // InviteRequest -> TokenReply
+	MethodUserList   = "user.list"   // UserFilter -> UserPage
+	MethodUserSet    = "user.set"    // UserSetRequest -> User
+	MethodUserDelete = "user.delete" // UserRequest -> User, as it was
 
 	MethodJobSubmit = "job.submit" // SubmitRequest -> SubmitReply
 	MethodJobGet    = "job.get"    // JobRequest -> Job
