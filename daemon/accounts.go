@@ -51,13 +51,22 @@ func newAccounts(read func(context.Context, wire.Claims) (store.UserTokenRecord,
 // Unauthenticated where the token or its user has come to an end; else the error
 // is the store's.
 func (a *accounts) find(ctx context.Context, c wire.Claims, now time.Time) (account, error) {
+	found, err := a.look(ctx, c)
+	if err == nil && c.Kind == wire.UserToken {
+		a.used(c.Serial, now)
+	}
+	return found, err
+}
+
+// look is find for who does not use the token.
+func (a *accounts) look(ctx context.Context, c wire.Claims) (account, error) {
 	for {
 		a.mu.Lock()
 		found, ok := a.known[c.Serial]
 		edits := a.edits
 		a.mu.Unlock()
 		if ok && time.Since(found.at) < accountsFresh {
-			return found, a.judge(found, now)
+			return found, found.judge()
 		}
 		began := time.Now()
 		t, u, err := a.read(ctx, c)
@@ -79,7 +88,7 @@ func (a *accounts) find(ctx context.Context, c wire.Claims, now time.Time) (acco
 		}
 		a.mu.Unlock()
 		if current {
-			return found, a.judge(found, now)
+			return found, found.judge()
 		}
 	}
 }
@@ -87,7 +96,7 @@ func (a *accounts) find(ctx context.Context, c wire.Claims, now time.Time) (acco
 const askForToken = "make a new one on the server's host (waypoint user token), or ask an admin for an invite, then: waypoint login"
 
 // judge reports what has become of a token.
-func (a *accounts) judge(found account, now time.Time) error {
+func (found account) judge() error {
 	t := found.token
 	switch {
 	case !found.DeletedAt.IsZero() || t.Serial < found.Since:
@@ -96,9 +105,6 @@ func (a *accounts) judge(found account, now time.Time) error {
 		return wire.Errorf(wire.Unauthenticated, "the token %d was revoked at %s by %s", t.Serial, stamp(t.RevokedAt), t.RevokedBy).WithHint("%s", askForToken)
 	case t.Kind == wire.InviteToken && !t.UsedAt.IsZero():
 		return wire.Errorf(wire.Unauthenticated, "the invite was used at %s", stamp(t.UsedAt)).WithHint("ask an admin for another one: waypoint user invite %s", found.Name)
-	}
-	if t.Kind == wire.UserToken {
-		a.used(t.Serial, now)
 	}
 	return nil
 }

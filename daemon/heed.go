@@ -101,8 +101,9 @@ func (s *Server) told(n store.Notice) {
 }
 
 // heed brings the runners that are connected here up to date with what has
-// been decided about them on other servers of the store, and the attempts here
-// with what has become of them.
+// been decided about them on other servers of the store, the attempts here with
+// what has become of them, and ends the sessions of people whose tokens have
+// ended there.
 func (s *Server) heed() {
 	tick := time.NewTicker(heedEvery)
 	defer tick.Stop()
@@ -120,6 +121,9 @@ func (s *Server) heed() {
 			if err == nil {
 				seen = n
 			}
+		}
+		for _, session := range s.roster.all() {
+			s.recheckLogin(s.ctx, session) // asks the store for what has been believed for long
 		}
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("decisions of other servers not heeded, trying again", "error", err)

@@ -25,6 +25,9 @@ func steady(was, is time.Time, ran time.Duration) bool {
 	return (is.Sub(was) - ran).Abs() <= clockStep
 }
 
+// keepTokens is how long tokens of users are listed that have expired.
+const keepTokens = 30 * 24 * time.Hour
+
 // janitor removes what need not be kept.
 func (s *Server) janitor() {
 	timer := time.NewTimer(firstPrune)
@@ -56,6 +59,9 @@ func (s *Server) janitor() {
 		}
 		if err := s.dropTokenKeys(s.ctx, time.Now()); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("old token keys could not be removed, trying again later", "error", err)
+		}
+		if err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.PruneUserTokens(time.Now().Add(-keepTokens)) }); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("old tokens of users could not be removed, trying again later", "error", err)
 		}
 		timer.Reset(pruneEvery)
 	}

@@ -130,7 +130,11 @@ func (l *login) name() string {
 
 // String says in a log who it was.
 func (l *login) String() string {
-	if l.shown() {
+	switch l.claims.Kind {
+	case "":
+	case wire.InviteToken:
+		return fmt.Sprintf("user %s by invite %d", l.claims.User, l.claims.Serial)
+	default:
 		return fmt.Sprintf("user %s by token %d", l.claims.User, l.claims.Serial)
 	}
 	return fmt.Sprintf("uid %d", l.uid())
@@ -234,9 +238,16 @@ func (r *roster) end(now time.Time) []*mux.Session {
 	return slices.Collect(maps.Keys(r.sessions))
 }
 
+// all returns who is there.
+func (r *roster) all() []*mux.Session {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.sessions))
+}
+
 // lastAnswer is how long a session outlives the end of the last job for whose
 // sake it has outlived its login: what is on its way still arrives.
-const lastAnswer = 10 * time.Second
+const lastAnswer = 5 * time.Second
 
 // attend waits until the session, ctx, the server or the session's login is
 // over; began is when its connection was made. Where the login has expired and a
@@ -381,7 +392,7 @@ func (s *Server) endLogins(ctx context.Context, asked *mux.Peer) {
 		if session.Peer() != asked {
 			s.recheckLogin(ctx, session)
 		} else if l := loginOf(asked); l.shown() {
-			if _, err := s.accounts.find(ctx, l.claims, time.Now()); wire.KindOf(err) == wire.Unauthenticated {
+			if _, err := s.accounts.look(ctx, l.claims); wire.KindOf(err) == wire.Unauthenticated {
 				l.stale()
 			}
 		}
@@ -394,7 +405,7 @@ func (s *Server) recheckLogin(ctx context.Context, session *mux.Session) {
 	if l == nil || !l.shown() || l.forRunners() {
 		return
 	}
-	if _, err := s.accounts.find(ctx, l.claims, time.Now()); wire.KindOf(err) == wire.Unauthenticated {
+	if _, err := s.accounts.look(ctx, l.claims); wire.KindOf(err) == wire.Unauthenticated {
 		session.Abort(err)
 	}
 }

@@ -429,7 +429,11 @@ func FuzzHello(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, h := range []wire.Hello{operator(""), operator("wpusr_"), operator(forged), local(""), local(forged), {
+	invite, err := token.Mint(other, wire.Claims{Kind: wire.InviteToken, User: "root", Issued: now, Expiry: now.Add(time.Hour)})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, h := range []wire.Hello{operator(""), operator("wpusr_"), operator(forged), operator(invite), local(""), local(forged), local(invite), {
 		Role: wire.RoleRunner, Runner: &wire.RunnerHello{
 			ID: "a", Kind: wire.KindRemote, Labels: map[string]string{"a": "b"},
 			Offers: []wire.TokenOffer{{Source: wire.SourceFile, Token: forged}, {Source: "x", Token: strings.Repeat("y", 100)}},

@@ -91,7 +91,7 @@ func (s *Server) userAccept(ctx context.Context, peer *mux.Peer, _ wire.AcceptRe
 		if err != nil {
 			return u, err
 		}
-		if err := s.accounts.judge(account{UserRecord: u, token: t}, now); err != nil {
+		if err := (account{UserRecord: u, token: t}).judge(); err != nil {
 			return u, err
 		}
 		return u, tx.UseUserToken(invite.Serial, now)
@@ -172,7 +172,7 @@ func (s *Server) userTokens(ctx context.Context, _ *mux.Peer, req wire.UserFilte
 // used is a token with its use that is not in the store yet.
 func used(t store.UserTokenRecord, uses map[int64]time.Time) store.UserTokenRecord {
 	if at := uses[t.Serial]; at.After(t.UsedAt) {
-		t.UsedAt = at.UTC()
+		t.UsedAt = at.UTC().Truncate(time.Microsecond)
 	}
 	return t
 }

@@ -100,7 +100,7 @@ func TestMintRefusesWhatIsIncomplete(t *testing.T) {
 	k := token.NewKey(now)
 	for name, change := range map[string]func(c *wire.Claims){
 		"no kind":      func(c *wire.Claims) { c.Kind = "" },
-		"unknown kind": func(c *wire.Claims) { c.Kind = "wpinv_" },
+		"unknown kind": func(c *wire.Claims) { c.Kind = "wpxyz_" },
 		"no times":     func(c *wire.Claims) { c.Issued, c.Expiry = time.Time{}, time.Time{} },
 		"no life":      func(c *wire.Claims) { c.Expiry = c.Issued },
 		"too long":     func(c *wire.Claims) { c.User = strings.Repeat("x", wire.MaxToken) },
@@ -274,7 +274,7 @@ func TestClock(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	k := token.NewKey(now)
 	minted := map[string]bool{}
-	for _, kind := range []wire.TokenKind{wire.RunnerToken, wire.UserToken} {
+	for _, kind := range []wire.TokenKind{wire.RunnerToken, wire.UserToken, wire.InviteToken} {
 		text := mint(f, k, claims(kind))
 		minted[text] = true
 		p, err := wire.SplitToken(text)
@@ -282,7 +282,7 @@ func FuzzVerify(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(string(p.Kind), p.KeyID[:], p.Claims, p.Signature[:], text)
-		f.Add("wpinv_", p.KeyID[:], []byte(`{"serial":1e999}`), p.Signature[:], text[:40])
+		f.Add("wpinx_", p.KeyID[:], []byte(`{"serial":1e999}`), p.Signature[:], text[:40])
 	}
 	f.Fuzz(func(t *testing.T, kind string, id, body, signature []byte, text string) {
 		p := wire.TokenParts{Kind: wire.TokenKind(kind), Claims: body}

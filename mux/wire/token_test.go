@@ -67,6 +67,7 @@ func TestTokenHasOneSpelling(t *testing.T) {
 func FuzzSplitToken(f *testing.F) {
 	f.Add(testToken().String())
 	f.Add("wpusr_")
+	f.Add(TokenParts{Kind: InviteToken, Claims: []byte(`{"serial":1,"user":"ada"}`)}.String())
 	f.Add("wprun_AAAA000000")
 	f.Fuzz(func(t *testing.T, text string) {
 		p, err := SplitToken(text)

@@ -382,6 +382,37 @@ Somebody has shown a token that is not valid here. Where that is a person with a
 the server's host with waypoint user token.`,
 	},
 	{
+		Text:    "user invited",
+		ID:      "18283e8e41d94e6301382851cda96c43",
+		Subject: "@WAYPOINT_USER@ was invited by @WAYPOINT_BY@",
+		Body: `
+The invite @WAYPOINT_SERIAL@ is good for one login, until @WAYPOINT_EXPIRES_AT@. To withdraw it:
+  waypoint user revoke @WAYPOINT_SERIAL@`,
+	},
+	{
+		Text:    "user changed",
+		ID:      "e7a57bbbd45684fad5665ac628868dd5",
+		Subject: "What @WAYPOINT_USER@ may do was changed by @WAYPOINT_BY@",
+		Body: `
+The role is @WAYPOINT_ROLE@ from the next call on, limited to: @WAYPOINT_LIMITS@ (nothing: everywhere).
+It was: @WAYPOINT_WAS@`,
+	},
+	{
+		Text:    "user deleted",
+		ID:      "69e2e266cb5f2738da7efbb0e05fa83a",
+		Subject: "The user @WAYPOINT_USER@ was deleted by @WAYPOINT_BY@",
+		Body: `
+The user's tokens and connections have come to an end. Jobs that the user has queued go on.`,
+	},
+	{
+		Text:    "user token revoked",
+		ID:      "78fbea419a569d16134f65dc55fcaa18",
+		Subject: "A token of @WAYPOINT_USER@ was revoked by @WAYPOINT_BY@",
+		Body: `
+The token @WAYPOINT_SERIAL@ is good for nothing any more, and the connections that were made with it have ended.
+What is left of the user's: waypoint user list --tokens @WAYPOINT_USER@`,
+	},
+	{
 		Text:    "configuration reloaded",
 		ID:      "6334466428144574adade4841b28eac3",
 		Subject: "The server's configuration was read again",

@@ -1,0 +1,675 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux"
+	dialer "github.com/waypointd/waypoint/mux/client"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// as is a client by TCP that shows a token.
+func (s *site) as(t testing.TB, text string) *dialer.Client {
+	t.Helper()
+	return s.clientBy(t, "tcp", text)
+}
+
+func (s *site) clientBy(t testing.TB, network, text string) *dialer.Client {
+	t.Helper()
+	c, err := dialer.Dial(t.Context(), dialer.Config{
+		Dial:  func(context.Context) (net.Conn, error) { return s.dial(network) },
+		Token: func() string { return text },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func jobOf(project, workspace string) wire.JobSpec {
+	return wire.JobSpec{Operation: wire.OpRun, Command: []string{"true"}, Project: project, Workspace: workspace, Target: wire.Target{Any: true}}
+}
+
+// mustQueue queues jobs that have to be queued.
+func mustQueue(t testing.TB, c *dialer.Client, specs ...wire.JobSpec) []wire.Job {
+	t.Helper()
+	jobs, err := c.Submit(t.Context(), specs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return jobs
+}
+
+// drainStream reads a job's stream to its end, as far as there is one.
+func drainStream(t testing.TB, c *dialer.Client, id string) error {
+	t.Helper()
+	for _, err := range c.Stream(t.Context(), wire.StreamRequest{ID: id}) {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Jobs outside of somebody's limits are not there for him, whatever he asks.
+func TestLimitsHideJobs(t *testing.T) {
+	s := newSite(t, Config{})
+	admin := s.clientBy(t, "memory", "")
+	limited := s.as(t, s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop", "site"}, Workspaces: []string{"default"}}))
+	ours := mustQueue(t, limited, jobOf("shop", ""), jobOf("site", "default"))
+	other := mustQueue(t, admin, jobOf("bank", "default"), jobOf("shop", "staging"), jobOf("", ""))
+	for _, j := range ours {
+		if j.QueuedBy != "olga" {
+			t.Errorf("job queued by %q", j.QueuedBy)
+		}
+		if got, err := limited.Job(t.Context(), j.ID); err != nil || got.ID != j.ID || got.QueuedBy != "olga" {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if _, err := limited.Why(t.Context(), j.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, j := range other {
+		for what, call := range map[string]func() error{
+			"get":    func() error { _, err := limited.Job(t.Context(), j.ID); return err },
+			"why":    func() error { _, err := limited.Why(t.Context(), j.ID); return err },
+			"wait":   func() error { _, err := limited.Wait(t.Context(), j.ID); return err },
+			"cancel": func() error { _, err := limited.Cancel(t.Context(), j.ID, true); return err },
+			"retry":  func() error { _, err := limited.Retry(t.Context(), j.ID); return err },
+			"stream": func() error { return drainStream(t, limited, j.ID) },
+			"page":   func() error { _, err := limited.Jobs(t.Context(), wire.JobFilter{After: j.ID}); return err },
+		} {
+			unknown := strings.Replace(wire.Errorf(wire.NotFound, "job %q not found", j.ID).Message, j.ID, "", 1)
+			err := call()
+			if wire.KindOf(err) != wire.NotFound || strings.Replace(err.Error(), j.ID, "", 1) != unknown {
+				t.Errorf("%s of a job of project %q in %q: %v", what, j.Project, j.Workspace, err)
+			}
+		}
+		if got, err := admin.Job(t.Context(), j.ID); err != nil || got.State != wire.Queued {
+			t.Errorf("it is %+v, %v", got, err)
+		}
+		// Not as something to wait for, either.
+		spec := jobOf("shop", "")
+		spec.DependsOn = []string{j.ID}
+		_, err := limited.Submit(t.Context(), spec)
+		is(t, err, wire.NotFound, "to depend on not found", "")
+	}
+	list, err := limited.Jobs(t.Context(), wire.JobFilter{})
+	if err != nil || len(list) != 2 {
+		t.Errorf("%d jobs are listed, %v", len(list), err)
+	}
+	if list, err = limited.Jobs(t.Context(), wire.JobFilter{Project: "bank"}); err != nil || len(list) != 0 {
+		t.Errorf("%d jobs of another project are listed, %v", len(list), err)
+	}
+	status, err := limited.ServerStatus(t.Context())
+	if err != nil || status.Jobs["queued"] != 2 || status.QueueDepth != 2 {
+		t.Errorf("status counts %v, %v", status.Jobs, err)
+	}
+	if status, err = admin.ServerStatus(t.Context()); err != nil || status.Jobs["queued"] != 5 {
+		t.Errorf("status counts %v, %v", status.Jobs, err)
+	}
+
+	// What is asked for must be inside.
+	for _, c := range []struct {
+		spec       wire.JobSpec
+		says, hint string
+	}{
+		{jobOf("bank", ""), `project "bank"`, "--project"},
+		{jobOf("shop", "staging"), `workspace "staging"`, "--workspace"},
+		{jobOf("", ""), "without a project", "--project"},
+	} {
+		_, err := limited.Submit(t.Context(), jobOf("shop", ""), c.spec)
+		is(t, err, wire.Denied, c.says, c.hint)
+	}
+	if list, err := admin.Jobs(t.Context(), wire.JobFilter{}); err != nil || len(list) != 5 {
+		t.Errorf("%d jobs, %v", len(list), err)
+	}
+}
+
+// A singleton's name and an idempotency key are everybody's: they must not be a
+// way into other projects.
+func TestLimitsAndSharedNames(t *testing.T) {
+	s := newSite(t, Config{})
+	admin := s.clientBy(t, "memory", "")
+	limited := s.as(t, s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop"}}))
+	theirs := jobOf("bank", "")
+	theirs.Singleton, theirs.IdempotencyKey = "nightly", "key"
+	job := mustQueue(t, admin, theirs)[0]
+	mine := jobOf("shop", "")
+	mine.Singleton = "nightly"
+	_, err := limited.Submit(t.Context(), mine)
+	is(t, err, wire.Denied, `singleton "nightly" is in use`, "another name")
+	if got, err := admin.Job(t.Context(), job.ID); err != nil || got.State != wire.Queued {
+		t.Errorf("%+v, %v", got, err)
+	}
+	mine = jobOf("shop", "")
+	mine.IdempotencyKey = "key"
+	_, err = limited.Submit(t.Context(), mine)
+	is(t, err, wire.Denied, "idempotency key is in use", "another key")
+	mine.Singleton, mine.IdempotencyKey = "hourly", "other"
+	first := mustQueue(t, limited, mine)[0]
+	if again := mustQueue(t, limited, mine)[0]; again.ID != first.ID {
+		t.Errorf("queued again as %s", again.ID)
+	}
+}
+
+func blob(text string) dialer.Blob {
+	return dialer.Blob{
+		BlobHeader: wire.BlobHeader{Digest: fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(text))), Size: int64(len(text))},
+		Open:       func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil },
+	}
+}
+
+// Who is limited uses a blob only where he has its content: to know a digest is
+// not enough, be it asked for, named as a source, or named by one.
+func TestLimitsAndBlobs(t *testing.T) {
+	s := newSite(t, Config{})
+	admin := s.clientBy(t, "memory", "")
+	token := s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop"}})
+	limited := s.as(t, token)
+	session := s.mustHello(t, "tcp", operator(token))
+	missing := func(digests ...string) []string {
+		t.Helper()
+		var reply wire.BlobDigests
+		if err := session.Call(t.Context(), wire.MethodBlobMissing, wire.BlobDigests{Digests: digests}, &reply); err != nil {
+			t.Fatal(err)
+		}
+		return reply.Digests
+	}
+	get := func(digest string) (string, error) {
+		var text bytes.Buffer
+		err := limited.GetBlobs(t.Context(), []string{digest}, func(_ wire.BlobHeader, r io.Reader) error {
+			_, err := io.Copy(&text, r)
+			return err
+		})
+		return text.String(), err
+	}
+	secret, own := blob("the bank's secret"), blob("the shop's own")
+	tree := func(files ...dialer.Blob) dialer.Blob {
+		var entries []string
+		for i, f := range files {
+			entries = append(entries, fmt.Sprintf(`{"path":"f%d","type":"file","size":%d,"digest":"%s"}`, i, f.Size, f.Digest))
+		}
+		return blob(`{"version":1,"entries":[` + strings.Join(entries, ",") + `]}`)
+	}
+	theirs, ours, mixed := tree(secret), tree(own), tree(own, secret)
+	if err := admin.PutBlobs(t.Context(), []dialer.Blob{secret, theirs}); err != nil {
+		t.Fatal(err)
+	}
+	if got := missing(secret.Digest, theirs.Digest, own.Digest); len(got) != 3 {
+		t.Errorf("missing are %v: he learns what others have", got)
+	}
+	_, err := get(secret.Digest)
+	is(t, err, wire.NotFound, "not found", "")
+	if err := limited.PutBlobs(t.Context(), []dialer.Blob{own, ours, mixed}); err != nil {
+		t.Fatal(err)
+	}
+	if got := missing(own.Digest, ours.Digest, secret.Digest); !slices.Equal(got, []string{secret.Digest}) {
+		t.Errorf("missing are %v", got)
+	}
+	if text, err := get(own.Digest); err != nil || text != "the shop's own" {
+		t.Errorf("%q, %v", text, err)
+	}
+	with := func(source, stdin string) wire.JobSpec {
+		spec := jobOf("shop", "")
+		spec.Stdin = stdin
+		if source != "" {
+			spec.Source = &wire.Source{Tree: source}
+		}
+		return spec
+	}
+	mustQueue(t, limited, with(ours.Digest, own.Digest))
+	for what, spec := range map[string]wire.JobSpec{
+		"source": with(theirs.Digest, ""), "a source that names it": with(mixed.Digest, ""), "input": with("", secret.Digest),
+	} {
+		_, err := limited.Submit(t.Context(), spec)
+		if wire.KindOf(err) != wire.Denied || !strings.Contains(err.Error(), "is not what olga has sent") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	bad := blob(`[]`)
+	if err := limited.PutBlobs(t.Context(), []dialer.Blob{bad}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := limited.Submit(t.Context(), with(bad.Digest, "")); wire.KindOf(err) != wire.BadUsage {
+		t.Errorf("a source that is none: %v", err)
+	}
+	// Who has its content may use it, and who is not limited anything.
+	if err := limited.PutBlobs(t.Context(), []dialer.Blob{secret}); err != nil {
+		t.Fatal(err)
+	}
+	mustQueue(t, limited, with(mixed.Digest, secret.Digest))
+	mustQueue(t, s.as(t, s.account(t, "otto", wire.Operator, wire.Limits{})), with(theirs.Digest, ""))
+}
+
+// A command line's own runner runs jobs as its user, with his environment: nobody
+// else may give it any.
+func TestOwnRunnerIsItsOwnersAlone(t *testing.T) {
+	s := newSite(t, Config{})
+	ada, otto := s.account(t, "ada", wire.Admin, wire.Limits{}), s.account(t, "otto", wire.Operator, wire.Limits{})
+	session := s.mustHello(t, "tcp", local(ada))
+	mustWork(t, session)
+	list, err := s.as(t, otto).Runners(t.Context(), wire.RunnerFilter{})
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	spec := jobOf("", "")
+	spec.Target = wire.Target{ID: list[0].ID}
+	for _, c := range []*dialer.Client{s.as(t, otto), s.clientBy(t, "memory", "")} {
+		_, err = c.Submit(t.Context(), spec)
+		is(t, err, wire.Denied, "is of the command line of ada", "")
+	}
+	if _, err := s.as(t, ada).Submit(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+}
+
+// A change of what a user may do counts from the next call of a living session on.
+func TestRightsAreThoseOfNow(t *testing.T) {
+	s := newSite(t, Config{})
+	token := s.account(t, "otto", wire.Operator, wire.Limits{})
+	living, admin := s.mustHello(t, "tcp", operator(token)), s.clientBy(t, "memory", "")
+	submit := func() error {
+		return living.Call(t.Context(), wire.MethodJobSubmit, wire.SubmitRequest{Jobs: []wire.JobSpec{jobOf("bank", "")}}, nil)
+	}
+	if err := submit(); err != nil {
+		t.Fatal(err)
+	}
+	set := func(req wire.UserSetRequest) {
+		t.Helper()
+		req.User = "OTTO"
+		if _, err := admin.SetUser(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(wire.UserSetRequest{Role: wire.Viewer})
+	is(t, submit(), wire.Denied, "job.submit is for the role operator, and otto is a viewer", "waypoint user set otto --role operator")
+	set(wire.UserSetRequest{Role: wire.Operator, Limits: &wire.Limits{Projects: []string{"shop"}}})
+	is(t, submit(), wire.Denied, "limited to project shop", "--project")
+	set(wire.UserSetRequest{Role: wire.Admin, Limits: &wire.Limits{}})
+	if err := submit(); err != nil {
+		t.Error(err)
+	}
+	if err := living.Call(t.Context(), wire.MethodUserList, wire.UserFilter{}, nil); err != nil {
+		t.Error(err)
+	}
+	var self wire.Self
+	if err := living.Call(t.Context(), wire.MethodUserSelf, wire.SelfRequest{}, &self); err != nil || self.User != "otto" || self.Role != wire.Admin || self.TokenID == "" || self.Expiry.IsZero() {
+		t.Errorf("%+v, %v", self, err)
+	}
+}
+
+// ends fails unless a session ends with what it waits for.
+func ends(t *testing.T, session *mux.Session) {
+	t.Helper()
+	select {
+	case <-session.Done():
+	case <-time.After(patience):
+		t.Fatal("the session goes on")
+	}
+}
+
+// A login that expires ends the session of the command line, but not before the
+// job that its own runner has: the job is reported, its output still arrives, and
+// nothing new is answered or given.
+func TestJobOutlivesLogin(t *testing.T) {
+	s := newSite(t, Config{})
+	text := s.issueAt(t, wire.Claims{Kind: wire.UserToken, User: "ada"}, 3*time.Second, time.Now())
+	claims, err := wire.ReadToken(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	own, err := s.helloAs(t, "tcp", local(text), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	work, err := own.Open(ctx, wire.MethodWork, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer work.Close()
+	await := func(want func(o wire.WorkOrder) bool) (o wire.WorkOrder) {
+		t.Helper()
+		for {
+			o = wire.WorkOrder{}
+			if err := work.RecvMsg(&o); err != nil {
+				t.Fatal(err)
+			}
+			if want(o) {
+				return o
+			}
+		}
+	}
+	if err := work.Send(wire.WorkEvent{Begin: &wire.WorkBegin{Concurrency: 2}}); err != nil {
+		t.Fatal(err)
+	}
+	await(func(o wire.WorkOrder) bool { return o.Begun != nil })
+	session := s.mustHello(t, "tcp", operator(text))
+	spec := jobOf("", "")
+	spec.Target = wire.Target{ID: localID(key.Public().(ed25519.PublicKey))}
+	var queued wire.SubmitReply
+	if err := session.Call(ctx, wire.MethodJobSubmit, wire.SubmitRequest{Jobs: []wire.JobSpec{spec}}, &queued); err != nil {
+		t.Fatal(err)
+	}
+	id := queued.Jobs[0].ID
+	ref := await(func(o wire.WorkOrder) bool { return o.Assign != nil }).Assign.JobRef
+	if err := work.Send(wire.WorkEvent{Ack: &ref}); err != nil {
+		t.Fatal(err)
+	}
+	await(func(o wire.WorkOrder) bool { return o.Start != nil })
+	waited := make(chan error, 1)
+	var ended wire.Job
+	go func() { waited <- session.Call(ctx, wire.MethodJobWait, wire.JobRequest{ID: id}, &ended) }()
+
+	expired := time.NewTimer(time.Until(claims.Expiry))
+	<-expired.C
+	for session.Err() == nil {
+		err := session.Call(ctx, wire.MethodJobGet, wire.JobRequest{ID: id}, nil)
+		if err != nil {
+			is(t, err, wire.Expired, "expired at", "waypoint login")
+			break
+		}
+	}
+	if _, err := s.hello(t, "tcp", operator(text)); wire.KindOf(err) != wire.Expired {
+		t.Errorf("another session: %v", err)
+	}
+	if n := len(s.fleet.candidates(map[string]int{}, time.Now())); n != 0 {
+		t.Error("the runner would be given another job")
+	}
+	report, err := own.Open(ctx, wire.MethodReport, wire.ReportRequest{JobRef: ref})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer report.Close()
+	if err := report.SendData(wire.Data{Stream: wire.Stdout, Bytes: []byte("made it\n")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := report.Send(wire.Result{State: wire.Success, ExitCode: new(0)}); err != nil {
+		t.Fatal(err)
+	}
+	for done := false; !done; {
+		var o wire.ReportOrder
+		if err := report.RecvMsg(&o); err != nil {
+			t.Fatal(err)
+		}
+		done = o.Ended
+	}
+	if err := <-waited; err != nil || ended.State != wire.Success || ended.LogBytes != 8 {
+		t.Errorf("%+v, %v", ended, err)
+	}
+	for _, over := range []*mux.Session{session, own} {
+		ends(t, over)
+	}
+}
+
+// The sessions of a token, or a user, that has come to an end do so at once, those
+// of others go on. Who ends his own is answered first.
+func TestEndOfTokens(t *testing.T) {
+	s := newSite(t, Config{})
+	one := s.account(t, "otto", wire.Operator, wire.Limits{})
+	claims, err := wire.ReadToken(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := s.account(t, "otto", "", wire.Limits{})
+	admin := s.account(t, "ada", wire.Admin, wire.Limits{})
+	first, own := s.mustHello(t, "tcp", operator(one)), s.mustHello(t, "tcp", local(one))
+	second := s.mustHello(t, "tcp", operator(two))
+	job := mustQueue(t, s.as(t, two), jobOf("", ""))[0]
+	waiting := make(chan error, 1)
+	go func() {
+		waiting <- first.Call(t.Context(), wire.MethodJobWait, wire.JobRequest{ID: job.ID}, nil)
+	}()
+	var page wire.UserTokenPage
+	if err := second.Call(t.Context(), wire.MethodUserRevoke, wire.RevokeRequest{ID: fmt.Sprint(claims.Serial)}, &page); err != nil || len(page.Tokens) != 1 || page.Tokens[0].Revoked.IsZero() {
+		t.Fatalf("%+v, %v", page, err)
+	}
+	ends(t, first)
+	ends(t, own)
+	if err := <-waiting; err == nil {
+		t.Error("the wait has an answer")
+	}
+	if err := second.Call(t.Context(), wire.MethodUserSelf, wire.SelfRequest{}, nil); err != nil {
+		t.Errorf("the other token: %v", err)
+	}
+	// Others' are not his to see or to end.
+	adminClaims, err := wire.ReadToken(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = second.Call(t.Context(), wire.MethodUserRevoke, wire.RevokeRequest{ID: fmt.Sprint(adminClaims.Serial)}, nil)
+	is(t, err, wire.NotFound, "not found", "")
+	err = second.Call(t.Context(), wire.MethodUserRevoke, wire.RevokeRequest{User: "ada"}, nil)
+	is(t, err, wire.Denied, "for an admin to revoke", "")
+	err = second.Call(t.Context(), wire.MethodUserTokens, wire.UserFilter{User: "ada"}, nil)
+	is(t, err, wire.Denied, "for an admin to see", "")
+	if tokens, err := s.as(t, two).UserTokens(t.Context(), ""); err != nil || len(tokens) != 2 {
+		t.Errorf("%+v, %v", tokens, err)
+	}
+	boss := s.mustHello(t, "tcp", operator(admin))
+	if err := boss.Call(t.Context(), wire.MethodUserDelete, wire.UserRequest{User: "otto"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, second)
+	err = boss.Call(t.Context(), wire.MethodUserDelete, wire.UserRequest{User: "ada"}, nil)
+	is(t, err, wire.Conflict, "ada is the last admin", "waypoint user invite")
+	err = boss.Call(t.Context(), wire.MethodUserSet, wire.UserSetRequest{User: "ada", Role: wire.Viewer}, nil)
+	is(t, err, wire.Conflict, "ada is the last admin", "waypoint user invite")
+	s.account(t, "bob", wire.Admin, wire.Limits{})
+	if err := boss.Call(t.Context(), wire.MethodUserDelete, wire.UserRequest{User: "ADA"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	ends(t, boss)
+	// A name that comes again is somebody else's.
+	s.account(t, "otto", wire.Viewer, wire.Limits{})
+	_, err = s.hello(t, "tcp", operator(two))
+	is(t, err, wire.Unauthenticated, "has been deleted", "waypoint user invite otto")
+	if err := queueState(t, s, job.ID); err != wire.Queued {
+		t.Errorf("the deleted user's job is %s", err)
+	}
+}
+
+func queueState(t *testing.T, s *site, id string) wire.State {
+	t.Helper()
+	j, err := s.store.Job(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j.State
+}
+
+// An invite is good for one token, of the user that it was made for.
+func TestInvite(t *testing.T) {
+	s := newSite(t, Config{})
+	text := s.invite(t, "Ina", wire.Operator)
+	if c, err := wire.ReadToken(text); err != nil || c.Kind != wire.InviteToken || c.User != "Ina" || c.Expiry.Sub(c.Issued) != wire.DefaultInviteLife {
+		t.Errorf("%+v, %v", c, err)
+	}
+	made, refused := make(chan wire.TokenReply, 8), make(chan error, 8)
+	var sessions []*mux.Session
+	for range 8 {
+		sessions = append(sessions, s.mustHello(t, "tcp", operator(text)))
+	}
+	for _, session := range sessions {
+		go func() {
+			var reply wire.TokenReply
+			if err := session.Call(t.Context(), wire.MethodUserAccept, wire.AcceptRequest{}, &reply); err != nil {
+				refused <- err
+				return
+			}
+			made <- reply
+		}()
+	}
+	for range 7 {
+		is(t, <-refused, wire.Unauthenticated, "the invite was used at", "waypoint user invite Ina")
+	}
+	reply := <-made
+	if reply.User != "Ina" || reply.Role != wire.Operator {
+		t.Errorf("%+v", reply)
+	}
+	if err := s.mustHello(t, "tcp", operator(reply.Token)).Call(t.Context(), wire.MethodJobList, wire.JobFilter{}, nil); err != nil {
+		t.Error(err)
+	}
+	// For one who is there: as he is, or not at all.
+	root := s.root(t)
+	if err := root.Call(t.Context(), wire.MethodUserInvite, wire.InviteRequest{User: "ina"}, &reply); err != nil || reply.Role != wire.Operator {
+		t.Errorf("%+v, %v", reply, err)
+	}
+	is(t, root.Call(t.Context(), wire.MethodUserInvite, wire.InviteRequest{User: "ina", Role: wire.Admin}, nil), wire.Conflict, "a user Ina already, an operator", "waypoint user set Ina")
+	for name, req := range map[string]wire.InviteRequest{
+		"no name": {}, "a name": {User: "../x"}, "a role": {User: "x", Role: "king"}, "a project": {User: "x", Limits: wire.Limits{Projects: []string{"a b"}}},
+		"an admin with limits": {User: "x", Role: wire.Admin, Limits: wire.Limits{Projects: []string{"a"}}},
+		"a life":               {User: "x", ExpiresIn: -1},
+	} {
+		if err := root.Call(t.Context(), wire.MethodUserInvite, req, nil); wire.KindOf(err) != wire.BadUsage {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Nobody gets more than he has, for longer than the configuration says.
+func TestTokensOfUsersAreBounded(t *testing.T) {
+	s := newSiteWith(t, Config{Access: Access{TokenLife: 2 * time.Hour}}, reachable(t))
+	olga := s.mustHello(t, "tcp", operator(s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop"}})))
+	var reply wire.TokenReply
+	if err := olga.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{}, &reply); err != nil || reply.Role != wire.Operator || len(reply.Projects) != 1 {
+		t.Errorf("%+v, %v", reply, err)
+	}
+	if c, err := wire.ReadToken(reply.Token); err != nil || c.Expiry.Sub(c.Issued) != 2*time.Hour {
+		t.Errorf("%+v, %v", c, err)
+	}
+	err := olga.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{ExpiresIn: wire.Duration(3 * time.Hour)}, nil)
+	is(t, err, wire.BadUsage, "2h0m0s at most", "access.token_life")
+	err = olga.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{User: "bob"}, nil)
+	is(t, err, wire.Denied, "for an admin to make", "--user")
+	err = olga.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{Role: wire.Admin}, nil)
+	is(t, err, wire.Denied, "for an admin to say", "--role")
+	err = s.root(t).Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{User: "nobody"}, nil)
+	is(t, err, wire.NotFound, "not found", "waypoint user invite nobody")
+
+	t.Run("users of the host", func(t *testing.T) {
+		member, err := over(t, as(t, s.unix, uidOfSomebody, groupOfOperators), operator(""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// His account is of his name there, with the role that he has there.
+		name := fmt.Sprintf("uid-%d", uidOfSomebody)
+		if err := member.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{}, &reply); err != nil || reply.User != name || reply.Role != wire.Operator {
+			t.Fatalf("%+v, %v", reply, err)
+		}
+		if err := member.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{}, &reply); err != nil {
+			t.Error(err)
+		}
+		if err := s.root(t).Call(t.Context(), wire.MethodUserSet, wire.UserSetRequest{User: name, Role: wire.Admin}, nil); err != nil {
+			t.Fatal(err)
+		}
+		err = member.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{}, nil)
+		is(t, err, wire.Denied, "nobody gets more than he has", "--user "+name)
+		// An account of his name that somebody else has is not his.
+		other := fmt.Sprintf("uid-%d", uidOfSomebody+2)
+		s.account(t, other, wire.Viewer, wire.Limits{})
+		member, err = over(t, as(t, s.unix, uidOfSomebody+2, groupOfOperators), operator(""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = member.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{}, nil)
+		is(t, err, wire.Denied, "is not uid", "--user "+other)
+	})
+}
+
+// Tokens that were made before there were accounts are good as what they were:
+// admins. What has a name of theirs since is somebody else.
+func TestTokensOfBefore(t *testing.T) {
+	s := newSite(t, Config{})
+	before := func(user string) (text string) {
+		if err := s.store.Update(t.Context(), func(tx *store.Tx) (err error) {
+			text, _, err = s.mint(tx, wire.Claims{Kind: wire.UserToken, User: user}, time.Hour, time.Now())
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	ada, bob, again := before("ada"), before("bob"), before("ada")
+	// As the migration does.
+	if err := s.store.Update(t.Context(), func(tx *store.Tx) error {
+		last, err := tx.Setting("token_serial")
+		if err != nil {
+			return err
+		}
+		return tx.PutSetting("claimed_serial", last)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	unknown := before("ada") // in fact made after that
+	_, err := s.hello(t, "tcp", operator(unknown))
+	is(t, err, wire.Unauthenticated, "not, or no longer, known", "waypoint login")
+	s.account(t, "Bob", wire.Viewer, wire.Limits{})
+	_, err = s.hello(t, "tcp", operator(bob))
+	is(t, err, wire.Unauthenticated, "has been deleted", "waypoint user invite")
+	for _, text := range []string{ada, again, ada} {
+		if err := s.mustHello(t, "tcp", operator(text)).Call(t.Context(), wire.MethodUserList, wire.UserFilter{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.account(t, "root2", wire.Admin, wire.Limits{})
+	users, err := s.clientBy(t, "memory", "").Users(t.Context(), "ada")
+	if err != nil || len(users) != 1 || users[0].Role != wire.Admin || users[0].Tokens != 2 || users[0].LastUsed.IsZero() {
+		t.Errorf("%+v, %v", users, err)
+	}
+	if _, err := s.clientBy(t, "memory", "").DeleteUser(t.Context(), "ada"); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{ada, again} {
+		_, err = s.hello(t, "tcp", operator(text))
+		is(t, err, wire.Unauthenticated, "has been deleted", "waypoint user invite ada")
+	}
+}
+
+// When tokens were used last costs no commit for each call.
+func TestLastUse(t *testing.T) {
+	s := newSite(t, Config{})
+	token := s.account(t, "otto", wire.Operator, wire.Limits{})
+	session := s.mustHello(t, "tcp", operator(token))
+	for range 10 {
+		if err := session.Call(t.Context(), wire.MethodJobList, wire.JobFilter{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stored := func() time.Time {
+		tokens, err := s.store.UserTokens(t.Context(), "otto")
+		if err != nil || len(tokens) != 1 {
+			t.Fatalf("%+v, %v", tokens, err)
+		}
+		return tokens[0].UsedAt
+	}
+	if at := stored(); !at.IsZero() {
+		t.Errorf("written at once: %s", at)
+	}
+	shown, err := s.as(t, token).UserTokens(t.Context(), "")
+	if err != nil || len(shown) != 1 || shown[0].LastUsed.IsZero() {
+		t.Errorf("%+v, %v", shown, err)
+	}
+	s.accounts.flush()
+	if stored().IsZero() {
+		t.Error("not kept")
+	}
+}
