@@ -122,9 +122,6 @@ func (s *Server) heed() {
 				seen = n
 			}
 		}
-		for _, session := range s.roster.all() {
-			s.recheckLogin(s.ctx, session) // asks the store for what has been believed for long
-		}
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("decisions of other servers not heeded, trying again", "error", err)
 		}
@@ -147,6 +144,9 @@ func (s *Server) heed() {
 			return
 		case <-s.gossip.more:
 		case <-tick.C:
+			for _, session := range s.roster.all() {
+				s.recheckLogin(s.ctx, session) // asks the store for what has been believed for long
+			}
 		}
 	}
 }

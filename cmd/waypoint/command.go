@@ -54,7 +54,7 @@ func branches() []branch {
 			Run       serverRun       `cmd:"" help:"Run the server."`
 			Status    serverStatus    `cmd:"" help:"What the server is and what it has to do."`
 			Reload    serverReload    `cmd:"" help:"Have the server read its configuration again, and wait until it has."`
-			Bootstrap serverBootstrap `cmd:"" help:"The first operator's token of a fresh server."`
+			Bootstrap serverBootstrap `cmd:"" help:"The first admin's token of a fresh server."`
 			Snapshot  serverSnapshot  `cmd:"" help:"A copy of all that the server keeps, while it runs."`
 			Restore   serverRestore   `cmd:"" help:"Put a snapshot in the place of a stopped server's store."`
 			TokenKey  struct {

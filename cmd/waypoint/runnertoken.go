@@ -20,7 +20,7 @@ type runnerToken struct {
 func (*runnerToken) Help() string {
 	return `The token is all that stdout says; when it expires goes to stderr. Put it into the file "token" in the runner's state
 directory, or give it to the agent as $WAYPOINT_SERVER_TOKEN: a runner that starts with it is not asked for, it gets
-jobs at once. It cannot be revoked; waypoint runner reject keeps its runner from jobs. Nobody renews it.`
+jobs at once. It is for admins to make. It cannot be revoked; waypoint runner reject keeps its runner from jobs. Nobody renews it.`
 }
 
 func (c *runnerToken) Run(a *app) error {

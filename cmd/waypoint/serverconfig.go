@@ -187,7 +187,8 @@ func (cfg *serverConfig) listenOnSystem() error {
 }
 
 // socketMode is who may open the Unix sockets: this user, and the group too
-// where this is root, whose group is nobody else's.
+// where this is root, whose group is nobody else's. Members of a group that may
+// are operators.
 func (cfg *serverConfig) socketMode() (uint32, error) {
 	if cfg.SocketMode == "" {
 		if os.Getuid() == 0 {

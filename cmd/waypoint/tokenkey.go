@@ -10,8 +10,9 @@ import (
 type serverBootstrap struct{}
 
 func (serverBootstrap) Help() string {
-	return `The first operator's token of a fresh server, for those who will connect over TCP. It is all that stdout says, and
-said once: a second time is exit code 6. It is asked for on the server's Unix socket, where nobody needs a token.`
+	return `The first admin of a fresh server, and a token of his, for those who will connect over TCP. It is all that stdout
+says, and said once: a second time is exit code 6. It is asked for on the server's Unix socket, by root or the
+server's own user.`
 }
 
 func (serverBootstrap) Run(a *app) error {

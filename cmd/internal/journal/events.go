@@ -25,7 +25,7 @@ server is back. The cause: @WAYPOINT_CAUSE@`,
 		ID:      "02370f40ab394b00a6f6d1e27067f1b7",
 		Subject: "Waypoint's server listens on @WAYPOINT_ADDRESS@",
 		Body: `
-Whoever can open that socket, or connect and show a token, is answered there.`,
+Who connects there is asked for a token, or on a Unix socket known by user and groups.`,
 	},
 	{
 		Text:    "runner connected",

@@ -1,0 +1,273 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+
+	dialer "github.com/waypointd/waypoint/mux/client"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// as is a client by TCP that shows a token.
+func (s *site) as(t testing.TB, text string) *dialer.Client {
+	t.Helper()
+	return s.clientBy(t, "tcp", text)
+}
+
+func (s *site) clientBy(t testing.TB, network, text string) *dialer.Client {
+	t.Helper()
+	c, err := dialer.Dial(t.Context(), dialer.Config{
+		Dial:  func(context.Context) (net.Conn, error) { return s.dial(network) },
+		Token: func() string { return text },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func jobOf(project, workspace string) wire.JobSpec {
+	return wire.JobSpec{Operation: wire.OpRun, Command: []string{"true"}, Project: project, Workspace: workspace, Target: wire.Target{Any: true}}
+}
+
+// mustQueue queues jobs that have to be queued.
+func mustQueue(t testing.TB, c *dialer.Client, specs ...wire.JobSpec) []wire.Job {
+	t.Helper()
+	jobs, err := c.Submit(t.Context(), specs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return jobs
+}
+
+// drainStream reads a job's stream to its end, as far as there is one.
+func drainStream(t testing.TB, c *dialer.Client, id string) error {
+	t.Helper()
+	for _, err := range c.Stream(t.Context(), wire.StreamRequest{ID: id}) {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Jobs outside of somebody's limits are not there for him, whatever he asks.
+func TestLimitsHideJobs(t *testing.T) {
+	s := newSite(t, Config{})
+	admin := s.clientBy(t, "memory", "")
+	limited := s.as(t, s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop", "site"}, Workspaces: []string{"default"}}))
+	ours := mustQueue(t, limited, jobOf("shop", ""), jobOf("site", "default"))
+	other := mustQueue(t, admin, jobOf("bank", "default"), jobOf("shop", "staging"), jobOf("", ""))
+	for _, j := range ours {
+		if j.QueuedBy != "olga" {
+			t.Errorf("job queued by %q", j.QueuedBy)
+		}
+		if got, err := limited.Job(t.Context(), j.ID); err != nil || got.ID != j.ID || got.QueuedBy != "olga" {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if _, err := limited.Why(t.Context(), j.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, j := range other {
+		for what, call := range map[string]func() error{
+			"get":    func() error { _, err := limited.Job(t.Context(), j.ID); return err },
+			"why":    func() error { _, err := limited.Why(t.Context(), j.ID); return err },
+			"wait":   func() error { _, err := limited.Wait(t.Context(), j.ID); return err },
+			"cancel": func() error { _, err := limited.Cancel(t.Context(), j.ID, true); return err },
+			"retry":  func() error { _, err := limited.Retry(t.Context(), j.ID); return err },
+			"stream": func() error { return drainStream(t, limited, j.ID) },
+			"page":   func() error { _, err := limited.Jobs(t.Context(), wire.JobFilter{After: j.ID}); return err },
+		} {
+			unknown := strings.Replace(wire.Errorf(wire.NotFound, "job %q not found", j.ID).Message, j.ID, "", 1)
+			err := call()
+			if wire.KindOf(err) != wire.NotFound || strings.Replace(err.Error(), j.ID, "", 1) != unknown {
+				t.Errorf("%s of a job of project %q in %q: %v", what, j.Project, j.Workspace, err)
+			}
+		}
+		if got, err := admin.Job(t.Context(), j.ID); err != nil || got.State != wire.Queued {
+			t.Errorf("it is %+v, %v", got, err)
+		}
+		// Not as something to wait for, either.
+		spec := jobOf("shop", "")
+		spec.DependsOn = []string{j.ID}
+		_, err := limited.Submit(t.Context(), spec)
+		is(t, err, wire.NotFound, "to depend on not found", "")
+	}
+	list, err := limited.Jobs(t.Context(), wire.JobFilter{})
+	if err != nil || len(list) != 2 {
+		t.Errorf("%d jobs are listed, %v", len(list), err)
+	}
+	if list, err = limited.Jobs(t.Context(), wire.JobFilter{Project: "bank"}); err != nil || len(list) != 0 {
+		t.Errorf("%d jobs of another project are listed, %v", len(list), err)
+	}
+	status, err := limited.ServerStatus(t.Context())
+	if err != nil || status.Jobs["queued"] != 2 || status.QueueDepth != 2 {
+		t.Errorf("status counts %v, %v", status.Jobs, err)
+	}
+	if status, err = admin.ServerStatus(t.Context()); err != nil || status.Jobs["queued"] != 5 {
+		t.Errorf("status counts %v, %v", status.Jobs, err)
+	}
+
+	// What is asked for must be inside.
+	for _, c := range []struct {
+		spec       wire.JobSpec
+		says, hint string
+	}{
+		{jobOf("bank", ""), `project "bank"`, "--project"},
+		{jobOf("shop", "staging"), `workspace "staging"`, "--workspace"},
+		{jobOf("", ""), "without a project", "--project"},
+	} {
+		_, err := limited.Submit(t.Context(), jobOf("shop", ""), c.spec)
+		is(t, err, wire.Denied, c.says, c.hint)
+	}
+	if list, err := admin.Jobs(t.Context(), wire.JobFilter{}); err != nil || len(list) != 5 {
+		t.Errorf("%d jobs, %v", len(list), err)
+	}
+}
+
+// A singleton's name and an idempotency key are everybody's: they must not be a
+// way into other projects.
+func TestLimitsAndSharedNames(t *testing.T) {
+	s := newSite(t, Config{})
+	admin := s.clientBy(t, "memory", "")
+	limited := s.as(t, s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop"}}))
+	theirs := jobOf("bank", "")
+	theirs.Singleton, theirs.IdempotencyKey = "nightly", "key"
+	job := mustQueue(t, admin, theirs)[0]
+	mine := jobOf("shop", "")
+	mine.Singleton = "nightly"
+	_, err := limited.Submit(t.Context(), mine)
+	is(t, err, wire.Denied, `singleton "nightly" is in use`, "another name")
+	if got, err := admin.Job(t.Context(), job.ID); err != nil || got.State != wire.Queued {
+		t.Errorf("%+v, %v", got, err)
+	}
+	mine = jobOf("shop", "")
+	mine.IdempotencyKey = "key"
+	_, err = limited.Submit(t.Context(), mine)
+	is(t, err, wire.Denied, "idempotency key is in use", "another key")
+	mine.Singleton, mine.IdempotencyKey = "hourly", "other"
+	first := mustQueue(t, limited, mine)[0]
+	if again := mustQueue(t, limited, mine)[0]; again.ID != first.ID {
+		t.Errorf("queued again as %s", again.ID)
+	}
+}
+
+func blob(text string) dialer.Blob {
+	return dialer.Blob{
+		BlobHeader: wire.BlobHeader{Digest: fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(text))), Size: int64(len(text))},
+		Open:       func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil },
+	}
+}
+
+// Who is limited uses a blob only where he has its content: to know a digest is
+// not enough, be it asked for, named as a source, or named by one.
+func TestLimitsAndBlobs(t *testing.T) {
+	s := newSite(t, Config{})
+	admin := s.clientBy(t, "memory", "")
+	token := s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop"}})
+	limited := s.as(t, token)
+	session := s.mustHello(t, "tcp", operator(token))
+	missing := func(digests ...string) []string {
+		t.Helper()
+		var reply wire.BlobDigests
+		if err := session.Call(t.Context(), wire.MethodBlobMissing, wire.BlobDigests{Digests: digests}, &reply); err != nil {
+			t.Fatal(err)
+		}
+		return reply.Digests
+	}
+	get := func(digest string) (string, error) {
+		var text bytes.Buffer
+		err := limited.GetBlobs(t.Context(), []string{digest}, func(_ wire.BlobHeader, r io.Reader) error {
+			_, err := io.Copy(&text, r)
+			return err
+		})
+		return text.String(), err
+	}
+	secret, own := blob("the bank's secret"), blob("the shop's own")
+	tree := func(files ...dialer.Blob) dialer.Blob {
+		var entries []string
+		for i, f := range files {
+			entries = append(entries, fmt.Sprintf(`{"path":"f%d","type":"file","size":%d,"digest":"%s"}`, i, f.Size, f.Digest))
+		}
+		return blob(`{"version":1,"entries":[` + strings.Join(entries, ",") + `]}`)
+	}
+	theirs, ours, mixed := tree(secret), tree(own), tree(own, secret)
+	if err := admin.PutBlobs(t.Context(), []dialer.Blob{secret, theirs}); err != nil {
+		t.Fatal(err)
+	}
+	if got := missing(secret.Digest, theirs.Digest, own.Digest); len(got) != 3 {
+		t.Errorf("missing are %v: he learns what others have", got)
+	}
+	_, err := get(secret.Digest)
+	is(t, err, wire.NotFound, "not found", "")
+	if err := limited.PutBlobs(t.Context(), []dialer.Blob{own, ours, mixed}); err != nil {
+		t.Fatal(err)
+	}
+	if got := missing(own.Digest, ours.Digest, secret.Digest); !slices.Equal(got, []string{secret.Digest}) {
+		t.Errorf("missing are %v", got)
+	}
+	if text, err := get(own.Digest); err != nil || text != "the shop's own" {
+		t.Errorf("%q, %v", text, err)
+	}
+	with := func(source, stdin string) wire.JobSpec {
+		spec := jobOf("shop", "")
+		spec.Stdin = stdin
+		if source != "" {
+			spec.Source = &wire.Source{Tree: source}
+		}
+		return spec
+	}
+	mustQueue(t, limited, with(ours.Digest, own.Digest))
+	for what, spec := range map[string]wire.JobSpec{
+		"source": with(theirs.Digest, ""), "a source that names it": with(mixed.Digest, ""), "input": with("", secret.Digest),
+	} {
+		_, err := limited.Submit(t.Context(), spec)
+		if wire.KindOf(err) != wire.Denied || !strings.Contains(err.Error(), "is not what olga has sent") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	bad := blob(`[]`)
+	if err := limited.PutBlobs(t.Context(), []dialer.Blob{bad}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := limited.Submit(t.Context(), with(bad.Digest, "")); wire.KindOf(err) != wire.BadUsage {
+		t.Errorf("a source that is none: %v", err)
+	}
+	// Who has its content may use it, and who is not limited anything.
+	if err := limited.PutBlobs(t.Context(), []dialer.Blob{secret}); err != nil {
+		t.Fatal(err)
+	}
+	mustQueue(t, limited, with(mixed.Digest, secret.Digest))
+	mustQueue(t, s.as(t, s.account(t, "otto", wire.Operator, wire.Limits{})), with(theirs.Digest, ""))
+}
+
+// A command line's own runner runs jobs as its user, with his environment: nobody
+// else may give it any.
+func TestOwnRunnerIsItsOwnersAlone(t *testing.T) {
+	s := newSite(t, Config{})
+	ada, otto := s.account(t, "ada", wire.Admin, wire.Limits{}), s.account(t, "otto", wire.Operator, wire.Limits{})
+	session := s.mustHello(t, "tcp", local(ada))
+	mustWork(t, session)
+	list, err := s.as(t, otto).Runners(t.Context(), wire.RunnerFilter{})
+	if err != nil || len(list) != 1 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	spec := jobOf("", "")
+	spec.Target = wire.Target{ID: list[0].ID}
+	for _, c := range []*dialer.Client{s.as(t, otto), s.clientBy(t, "memory", "")} {
+		_, err = c.Submit(t.Context(), spec)
+		is(t, err, wire.Denied, "is of the command line of ada", "")
+	}
+	if _, err := s.as(t, ada).Submit(t.Context(), spec); err != nil {
+		t.Error(err)
+	}
+}
