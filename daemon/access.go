@@ -376,16 +376,22 @@ func (s *Server) mayTarget(ctx context.Context, c *call, t wire.Target) error {
 	}
 	deadline := time.NewTimer(beginWithin)
 	defer deadline.Stop()
+	elsewhere := time.NewTicker(beginWithin / 20) // of what another server has written
+	defer elsewhere.Stop()
 	for {
-		owner, changed := s.fleet.owner(t.ID)
-		if owner != nil {
-			if c.by.login != nil && c.by.login.same(owner) {
+		owner, changed, err := s.ownerOf(ctx, t.ID)
+		if err != nil {
+			return err
+		}
+		if owner != "" {
+			if c.by.login != nil && c.by.login.owner() == owner {
 				return nil
 			}
-			return wire.Errorf(wire.Denied, "runner %q is of the command line of %s, and takes jobs from nobody else", t.ID, owner.name())
+			return wire.Errorf(wire.Denied, "runner %q is of the command line of %s, and takes jobs from nobody else", t.ID, owner)
 		}
 		select {
 		case <-changed:
+		case <-elsewhere.C:
 		case <-deadline.C:
 			return wire.Errorf(wire.Unavailable, "runner %q, which is of a command line, is not connected", t.ID).
 				WithHint("run the command again")

@@ -471,7 +471,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, in door, greeted 
 	case runner.kind == wire.KindRemote:
 		defer s.fleet.parted(runner)
 	default:
-		defer s.fleet.disclaim(runner.id, runner.login)
+		defer s.fleet.unowned(runner.id, runner.login)
 	}
 	if err != nil {
 		s.log.Debug("session refused", "error", err)

@@ -140,12 +140,12 @@ func (l *login) String() string {
 	return fmt.Sprintf("uid %d", l.uid())
 }
 
-// same reports whether two logins are the same user's.
-func (l *login) same(o *login) bool {
-	if l.shown() != o.shown() {
-		return false
+// owner is the same of two logins that are the same user's.
+func (l *login) owner() string {
+	if l.shown() {
+		return "user " + wire.UserKey(l.claims.User)
 	}
-	return l.shown() && wire.UserKey(l.claims.User) == wire.UserKey(o.claims.User) || !l.shown() && l.uid() == o.uid()
+	return fmt.Sprintf("uid %d", l.uid())
 }
 
 // loginOf is whose session it is; nil for remote runners.
@@ -327,7 +327,7 @@ func (f *fleet) runnersOf(l *login) (ids []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, m := range f.members {
-		if m.login != nil && m.login.claims.Serial == l.claims.Serial && m.login.same(l) {
+		if m.login != nil && m.login.claims.Serial == l.claims.Serial && m.login.owner() == l.owner() {
 			ids = append(ids, id)
 		}
 	}
@@ -343,8 +343,8 @@ func (f *fleet) own(id string, l *login) {
 	f.owned = make(chan struct{})
 }
 
-// disclaim forgets it, unless the runner has come back by another session.
-func (f *fleet) disclaim(id string, l *login) {
+// unowned forgets it, unless the runner has come back by another session.
+func (f *fleet) unowned(id string, l *login) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.owners[id] == l {
@@ -352,12 +352,29 @@ func (f *fleet) disclaim(id string, l *login) {
 	}
 }
 
-// owner is whose a command line's own runner is, nil where it has no session;
+// owner is whose a command line's own runner is, "" where it has no session;
 // changed is closed when that may be different.
-func (f *fleet) owner(id string) (l *login, changed <-chan struct{}) {
+func (f *fleet) owner(id string) (owner string, changed <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.owners[id], f.owned
+	if l := f.owners[id]; l != nil {
+		owner = l.owner()
+	}
+	return owner, f.owned
+}
+
+// ownerOf is fleet.owner, of a runner that is connected to any server of the store.
+func (s *Server) ownerOf(ctx context.Context, id string) (owner string, changed <-chan struct{}, err error) {
+	owner, changed = s.fleet.owner(id)
+	if owner != "" || !s.store.Shared() {
+		return owner, changed, nil
+	}
+	at, err := s.store.Session(ctx, id)
+	if err != nil || !s.presence.there(at.Server, time.Now()) {
+		return "", changed, err
+	}
+	v, _ := readView(id, at.View, 0, time.Now())
+	return v.owner, changed, nil
 }
 
 var errLoginOver = wire.Errorf(wire.Unauthenticated, "the login is over")

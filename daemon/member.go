@@ -128,12 +128,18 @@ type memberView struct {
 	onHost      bool // on its host
 	concurrency int
 	held        int
+	owner       string // see login.owner; of a command line's own
 }
 
 func (f *fleet) view(m *member) memberView {
 	now := time.Now()
+	owner := ""
+	if m.login != nil {
+		owner = m.login.owner()
+	}
 	return memberView{
-		id: m.id, kind: m.kind, standing: m.standing, admitted: m.admitted(now), available: m.takes(now),
+		owner: owner,
+		id:    m.id, kind: m.kind, standing: m.standing, admitted: m.admitted(now), available: m.takes(now),
 		problem: m.problem, detail: m.detail, labels: m.labels, hello: m.hello, version: m.version, peer: m.peerName,
 		draining: m.draining || m.standing.Draining, onHost: m.draining, concurrency: m.concurrency, held: len(f.held[m.id]),
 	}

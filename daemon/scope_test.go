@@ -265,7 +265,7 @@ func TestOwnRunnerIsItsOwnersAlone(t *testing.T) {
 	spec.Target = wire.Target{ID: list[0].ID}
 	for _, c := range []*dialer.Client{s.as(t, otto), s.clientBy(t, "memory", "")} {
 		_, err = c.Submit(t.Context(), spec)
-		is(t, err, wire.Denied, "is of the command line of ada", "")
+		is(t, err, wire.Denied, "is of the command line of user ada", "")
 	}
 	if _, err := s.as(t, ada).Submit(t.Context(), spec); err != nil {
 		t.Error(err)
