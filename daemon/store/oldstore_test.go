@@ -384,6 +384,9 @@ func oldStore(t *testing.T, dsn, text string) {
 				return !slices.ContainsFunc(was, func(w []string) bool { return slices.Equal(w, row) })
 			})
 		}
+		if table == "settings" { // what a migration has added: TestTokensBeforeUsersAreRemembered
+			now = slices.DeleteFunc(now, func(row []string) bool { return slices.Contains(row, "'"+claimedSetting+"'") })
+		}
 		if !reflect.DeepEqual(was, now) {
 			t.Errorf("%s had\n%v\nand has\n%v", table, was, now)
 		}
