@@ -333,12 +333,12 @@ type contextVerify struct {
 
 // verifyAnswer is what a server says to a context's user.
 type verifyAnswer struct {
-	Name       string    `json:"name"`
-	ServerAddr string    `json:"server_addr"`
-	ServerID   string    `json:"server_id"`
-	Version    string    `json:"version"`
-	User       string    `json:"user,omitempty"`
-	Role       string    `json:"role,omitempty"`
+	Name       string `json:"name"`
+	ServerAddr string `json:"server_addr"`
+	ServerID   string `json:"server_id"`
+	Version    string `json:"version"`
+	User       string `json:"user,omitempty"`
+	Role       string `json:"role,omitempty"`
 	wire.Limits
 	By     string    `json:"by,omitempty"` // how the server knows: token 17…, uid 0, group waypoint
 	Expiry time.Time `json:"token_expires_at,omitzero"`
