@@ -63,10 +63,23 @@ func (s *Server) queued(j wire.Job, peer *mux.Peer) {
 }
 
 // update is store.Update for what has consequences outside of the store: it
-// does not leave when its caller does, so that they follow.
+// does not leave when its caller does, so that they follow. Where nobody knows
+// whether it was committed no answer is right: the caller hears of the end of this
+// process, which is about to come, and asks the next one.
 func (s *Server) update(f func(*store.Tx) error) error {
-	return s.store.Update(context.Background(), f)
+	err := s.store.Update(context.Background(), f)
+	if err == nil || s.store.Trusted() {
+		return err
+	}
+	select {
+	case <-s.ctx.Done():
+	case <-time.After(endWithin):
+	}
+	return wire.Errorf(wire.Unavailable, "the server begins anew: %v", err)
 }
+
+// endWithin is how long an answer waits for a process that ends at once.
+const endWithin = 5 * time.Second
 
 func (s *Server) jobGet(ctx context.Context, _ *mux.Peer, req wire.JobRequest) (wire.Job, error) {
 	return s.store.Job(ctx, req.ID)

@@ -435,6 +435,9 @@ func (s *Store) fail(cause error) error {
 	return s.deadErr()
 }
 
+// Trusted reports whether nothing fatal has happened.
+func (s *Store) Trusted() bool { return s.deadErr() == nil }
+
 func (s *Store) deadErr() error {
 	if p := s.dead.Load(); p != nil {
 		return *p
