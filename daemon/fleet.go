@@ -23,6 +23,7 @@ type fleet struct {
 	owners   map[string]*login              // by runner id; of command lines' own, while they have a session
 	owned    chan struct{}                  // closed, and made anew, when owners has changed
 	away     map[string]time.Time           // runner id -> since when, for runners with active attempts or kind local
+	restored time.Time                      // when this process took up what was going on before it
 }
 
 // attempt is one assignment alive.
@@ -65,6 +66,7 @@ func newFleet(timing func() (ackTimeout, lease time.Duration)) *fleet {
 func (f *fleet) restore(active []store.Active, awaited []string, orphaned map[string]string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.restored = now
 	for _, id := range awaited {
 		if strings.HasPrefix(id, localPrefix) {
 			f.away[id] = now

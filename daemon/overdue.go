@@ -71,6 +71,29 @@ func (f *fleet) due(now time.Time) (d overdue) {
 	return d
 }
 
+// awaiting is how long the runner of an attempt is waited for.
+type awaiting struct {
+	since, until time.Time
+	restored     bool // it has not been here since this process began
+	orphan       bool // it has been forgotten
+}
+
+// awaited is that of a live attempt whose runner this server waits for.
+func (f *fleet) awaited(ref wire.JobRef) (w awaiting, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := f.active[ref.Job]
+	if a == nil || a.Attempt != ref.Attempt {
+		return w, false
+	}
+	since, ok := f.away[a.runner]
+	if !ok {
+		return w, false
+	}
+	_, lease := f.timing()
+	return awaiting{since: since, until: since.Add(lease), restored: since.Equal(f.restored), orphan: a.orphan}, true
+}
+
 // waits reports whether a runner is away that may come back.
 func (f *fleet) waits() bool {
 	f.mu.Lock()

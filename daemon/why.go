@@ -45,13 +45,20 @@ func (s *Server) why(ctx context.Context, f store.QueueFacts) (code, sentence st
 	case queue.BySingleton:
 		return "singleton", fmt.Sprintf("singleton %q runs one at a time: it waits for %s", j.Singleton, jobNames(f.By))
 	}
-	switch s.storeProblem() {
+	code, sentence = s.whyNoRunner(ctx, f)
+	problem, room := s.storeProblem(), ""
+	switch problem {
 	case wire.StoreFull:
-		return "store_full", "the server's store has no room, so no job is handed out until there is some: see waypoint server status"
+		room = "the server's store has no room, so no job is handed out until there is some: see waypoint server status"
 	case wire.StoreReserve:
-		return "store_reserve", "the server's store has only its reserve left, which is kept for jobs that run, so no job is handed out until there is more room: see waypoint server status"
+		room = "the server's store has only its reserve left, which is kept for jobs that run, so no job is handed out until there is more room: see waypoint server status"
+	default:
+		return code, sentence
 	}
-	return s.whyNoRunner(ctx, f)
+	if code != "next" {
+		room += "; besides, " + sentence
+	}
+	return "store_" + string(problem), room
 }
 
 // whyNoRunner is for a job that could be handed out now.
@@ -139,11 +146,26 @@ func (s *Server) whyOffline(ctx context.Context, f store.QueueFacts, wants strin
 	return "no_runner_matches", fmt.Sprintf("it wants %s, and no such runner is known", wants)
 }
 
-// whyActive names runner and time, and says if the runner is out of contact.
+// whyActive names runner and time, and says what is wrong: with its runner, with
+// the store, that its end was asked for.
 func (s *Server) whyActive(ctx context.Context, j wire.Job, format string, at time.Time) string {
 	text := fmt.Sprintf(format, j.RunnerID, stamp(at))
-	if _, ok := s.connected(ctx, j.RunnerID); !ok {
+	_, online := s.connected(ctx, j.RunnerID)
+	switch a, known := s.fleet.awaited(wire.JobRef{Job: j.ID, Attempt: j.Attempt}); {
+	case known && a.orphan:
+		text += fmt.Sprintf("; the runner was forgotten, and the job ends as %s at %s unless it is admitted again by then", wire.ReasonRunnerLost, stamp(a.until))
+	case online:
+	case known && a.restored:
+		text += fmt.Sprintf("; the server was started at %s and the runner has not come back since: the job ends as %s at %s unless it does by then",
+			stamp(a.since), wire.ReasonRunnerLost, stamp(a.until))
+	case known:
+		text += fmt.Sprintf("; the runner is out of contact since %s, and the job ends as %s at %s unless it is back by then",
+			stamp(a.since), wire.ReasonRunnerLost, stamp(a.until))
+	default: // another server waits for it, or it has just left
 		text += fmt.Sprintf("; the runner is out of contact, and the job ends as %s when that has lasted %s", wire.ReasonRunnerLost, s.cfg().Lease)
+	}
+	if s.storeProblem() == wire.StoreFull {
+		text += "; the server's store has no room, so its output and its end wait at the runner until there is some"
 	}
 	if !j.CancelRequested.IsZero() {
 		text += "; its cancel was requested at " + stamp(j.CancelRequested)

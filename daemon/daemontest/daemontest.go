@@ -64,6 +64,17 @@ func (s *Server) Restart() {
 	s.server = d
 }
 
+// Reload changes the configuration of the server that runs, and of those after it.
+func (s *Server) Reload(change func(*daemon.Config)) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.cfg)
+	if _, err := s.server.Reload(context.Background(), s.cfg); err != nil {
+		s.t.Fatalf("reload server: %v", err)
+	}
+}
+
 // Stop ends the server with all its sessions.
 func (s *Server) Stop() {
 	s.mu.Lock()

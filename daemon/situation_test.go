@@ -1,0 +1,237 @@
+package daemon_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon"
+	"github.com/waypointd/waypoint/daemon/daemontest"
+	"github.com/waypointd/waypoint/mux/client"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// situation is a server, a runner r1 and a job in some trouble.
+type situation struct {
+	t   *testing.T
+	s   *daemontest.Server
+	c   *client.Client
+	r   *daemontest.Runner
+	job string
+	ref wire.JobRef
+}
+
+// runs gives the job to the runner, which starts it.
+func (x *situation) runs() {
+	x.t.Helper()
+	x.job = submit(x.t, x.c, run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: "r1"} }))[0].ID
+	x.ref = x.r.MustStart().JobRef
+	x.s.AwaitJob(x.t, x.job, running)
+}
+
+// away ends the runner's session, and waits until the server has noticed.
+func (x *situation) away() {
+	x.t.Helper()
+	x.r.Disconnect()
+	for end := time.Now().Add(daemontest.Patience); inspect(x.t, x.c, "r1").Online; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			x.t.Fatal("the runner stays online")
+		}
+	}
+}
+
+func (x *situation) back() {
+	x.t.Helper()
+	x.r.MustConnect()
+	x.r.MustBegin(wire.Held{JobRef: x.ref, Started: true})
+}
+
+func (x *situation) restart() {
+	x.t.Helper()
+	x.s.Restart()
+	x.c = x.s.Client(x.t)
+}
+
+// reserve makes everything the disk has the server's reserve.
+func (x *situation) reserve(bytes int64) {
+	x.t.Helper()
+	x.s.Reload(func(c *daemon.Config) { c.StoreReserve = bytes })
+}
+
+// What `job why`, `runner inspect` and `server status` say in each trouble, and in
+// several at once, is what is so.
+func TestSituations(t *testing.T) {
+	const all = 1 << 60 // bytes, more than any disk has free
+	for _, tt := range []struct {
+		name    string
+		cfg     daemon.Config
+		arrange func(x *situation)
+		code    string
+		says    []string
+		not     []string
+		runner  func(r wire.Runner) bool
+		store   wire.StoreProblem
+	}{
+		{
+			name: "runs", arrange: func(x *situation) { x.runs() },
+			code: "running", says: []string{`on runner "r1"`}, not: []string{"contact", "back", ";"},
+			runner: func(r wire.Runner) bool { return r.Online && r.Admitted && r.RunningJobs == 1 },
+		},
+		{
+			name: "its runner is away", arrange: func(x *situation) { x.runs(); x.away() },
+			code: "running", says: []string{"out of contact since 20", "ends as runner_lost at 20", "unless it is back by then"},
+			runner: func(r wire.Runner) bool { return !r.Online && r.RunningJobs == 1 && !r.LastSeen.IsZero() },
+		},
+		{
+			name: "the server was restarted, and its runner is not back", arrange: func(x *situation) { x.runs(); x.restart() },
+			code: "running", says: []string{"the server was started at 20", "has not come back since", "ends as runner_lost at 20"}, not: []string{"out of contact"},
+			runner: func(r wire.Runner) bool { return !r.Online && r.RunningJobs == 1 },
+		},
+		{
+			name: "and back", arrange: func(x *situation) { x.runs(); x.restart(); x.back() },
+			code: "running", not: []string{"contact", "back", ";"},
+			runner: func(r wire.Runner) bool { return r.Online && r.RunningJobs == 1 },
+		},
+		{
+			name: "away, canceled, and no room for new work", arrange: func(x *situation) {
+				x.runs()
+				x.away()
+				if _, err := x.c.Cancel(x.t.Context(), x.job, false); err != nil {
+					x.t.Fatal(err)
+				}
+				x.reserve(all)
+			},
+			code: "running", says: []string{"out of contact since 20", "its cancel was requested at 20"}, not: []string{"no room"},
+			store: wire.StoreReserve,
+		},
+		{
+			name: "its runner was forgotten, and a stranger has its id", arrange: func(x *situation) {
+				x.runs()
+				forget(x.t, x.c, "r1")
+				other := x.s.Runner(x.t, "r1", nil)
+				other.MustConnect()
+				other.MustBegin()
+			},
+			code: "running", says: []string{"the runner was forgotten", "ends as runner_lost at 20", "unless it is admitted again"},
+			runner: func(r wire.Runner) bool { return r.Online && r.State == wire.Pending && !r.Admitted },
+		},
+		{
+			name: "lost", cfg: briefly, arrange: func(x *situation) {
+				x.job = loseJob(x.t, x.s, x.r, "on\n").Job
+			},
+			code: "ended", says: []string{"as error (runner_lost)", "out of contact for longer than"}, not: []string{"later"},
+		},
+		{
+			name: "lost, and it had failed", cfg: briefly, arrange: func(x *situation) {
+				a := loseJob(x.t, x.s, x.r, "on\n")
+				x.job = a.Job
+				x.r.MustBegin(wire.Held{JobRef: a.JobRef, Started: true})
+				if err := x.r.FinishLate(a.JobRef, "on\noff\n", daemontest.FailedWith(3)); err != nil {
+					x.t.Fatal(err)
+				}
+			},
+			code: "ended", says: []string{"(runner_lost)", "its runner said later, at 20", "it had ended by itself with exit code 3"},
+		},
+		{
+			name: "lost, and it was stopped", cfg: briefly, arrange: func(x *situation) {
+				a := loseJob(x.t, x.s, x.r, "on\n")
+				x.job = a.Job
+				x.r.MustBegin(wire.Held{JobRef: a.JobRef, Started: true})
+				res := wire.Result{State: wire.Canceled, Reason: wire.ReasonCanceled, Signal: "SIGTERM"}
+				if err := x.r.FinishLate(a.JobRef, "on\n", res); err != nil {
+					x.t.Fatal(err)
+				}
+			},
+			code: "ended", says: []string{"(runner_lost)", "it had been stopped by SIGTERM"},
+		},
+		{
+			name: "its supervisor is gone", arrange: func(x *situation) {
+				x.runs()
+				x.r.MustFinish(x.ref, "", wire.Result{State: wire.Failed, Reason: wire.ReasonRunnerLost, Error: "the supervisor of the job is gone"})
+			},
+			code: "ended", says: []string{"(runner_lost): the supervisor of the job is gone"}, not: []string{"contact"},
+		},
+		{
+			name: "its runner was never there", arrange: func(x *situation) {
+				x.job = submit(x.t, x.c, run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: "r9"} }))[0].ID
+			},
+			code: "no_runner_matches", says: []string{`runner "r9"`},
+		},
+		{
+			name: "queued, and its runner's agent was stopped", arrange: func(x *situation) {
+				x.away()
+				x.job = submit(x.t, x.c, run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: "r1"} }))[0].ID
+			},
+			code: "runners_offline", says: []string{"r1 (last seen 20"}, runner: func(r wire.Runner) bool { return !r.Online && r.RunningJobs == 0 },
+		},
+		{
+			name: "queued, and its runner drains on its host", arrange: func(x *situation) {
+				x.r.Say(wire.WorkEvent{Drain: new(true)})
+				for end := time.Now().Add(daemontest.Patience); !inspect(x.t, x.c, "r1").Draining; time.Sleep(time.Millisecond) {
+					if time.Now().After(end) {
+						x.t.Fatal("no drain")
+					}
+				}
+				x.job = submit(x.t, x.c, run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: "r1"} }))[0].ID
+			},
+			code: "runners_draining", says: []string{"draining: r1"}, runner: func(r wire.Runner) bool { return r.Online && r.Draining },
+		},
+		{
+			name: "queued, the store has its reserve left, and no runner is there", arrange: func(x *situation) {
+				x.away()
+				x.job = submit(x.t, x.c, run())[0].ID
+				x.reserve(all)
+			},
+			code: "store_reserve", says: []string{"only its reserve left", "waypoint server status", "besides, it wants any runner, and all that match are offline"}, store: wire.StoreReserve,
+		},
+		{
+			name: "queued, and there is room again", arrange: func(x *situation) {
+				x.away()
+				x.job = submit(x.t, x.c, run())[0].ID
+				x.reserve(all)
+				x.reserve(-1)
+			},
+			code: "runners_offline", not: []string{"reserve"},
+		},
+		{
+			name: "waits for a job whose runner is away", arrange: func(x *situation) {
+				x.runs()
+				before := x.job
+				x.away()
+				x.job = submit(x.t, x.c, run(func(j *wire.JobSpec) { j.DependsOn = []string{before} }))[0].ID
+			},
+			code: "dependency", says: []string{"(run, running)"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := tt.cfg
+			if cfg.Lease == 0 {
+				cfg = slowly
+			}
+			s := daemontest.Start(t, cfg)
+			x := &situation{t: t, s: s, c: s.Client(t), r: s.Adopted(t, "r1", nil)}
+			tt.arrange(x)
+			w, err := x.c.Why(t.Context(), x.job)
+			if err != nil || w.Code != tt.code {
+				t.Fatalf("why: %q %q, %v; want %s", w.Code, w.Sentence, err, tt.code)
+			}
+			t.Log(w.Sentence)
+			for _, text := range tt.says {
+				if !strings.Contains(w.Sentence, text) {
+					t.Errorf("why does not say %q: %s", text, w.Sentence)
+				}
+			}
+			for _, text := range tt.not {
+				if strings.Contains(w.Sentence, text) {
+					t.Errorf("why says %q: %s", text, w.Sentence)
+				}
+			}
+			if r := inspect(t, x.c, "r1"); tt.runner != nil && !tt.runner(r) {
+				t.Errorf("runner %+v", r)
+			}
+			if st, err := x.c.ServerStatus(t.Context()); err != nil || st.StoreProblem != tt.store {
+				t.Errorf("status %+v, %v", st, err)
+			}
+		})
+	}
+}
