@@ -88,10 +88,7 @@ func simTime(t *testing.T) time.Duration {
 		}
 		return d
 	}
-	if testing.Short() {
-		return 4 * time.Second
-	}
-	return 20 * time.Second
+	return 4 * time.Second // make torture is for more
 }
 
 func TestSimulation(t *testing.T) {

@@ -60,7 +60,7 @@ func longScript(r *rand.Rand, tag string) script {
 	case 1, 2:
 		s.burst = 20 + r.IntN(80)
 	}
-	steps := int(time.Duration(3+r.IntN(12)) * time.Second / s.pause)
+	steps := int(time.Duration(5+r.IntN(16)) * time.Second / s.pause)
 	s.lines, s.errs = steps*s.burst, r.IntN(steps)
 	s.daemon = r.IntN(10) == 0
 	s.drawEnd(r)
