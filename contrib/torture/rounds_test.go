@@ -1,10 +1,13 @@
 package torture
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/waypointd/waypoint/mux/client"
 )
 
 // Of TestRounds: there are always more jobs than can run, and so many of them
@@ -37,19 +40,14 @@ func TestRounds(t *testing.T) {
 	l := newLoad(ctx, s.site, roundsUnderWay, longScript, a)
 	l.launch = func(start func() error) error { return s.inside(atClient, start) }
 	stop := l.start(ctx, seed)
-	await(ctx, t, "enough jobs to run", func() error {
-		r, err := s.operator.Runner(ctx, runnerID)
-		if err == nil && r.RunningJobs < roundsRunning {
-			err = fmt.Errorf("%d jobs run", r.RunningJobs)
-		}
-		return err
-	})
+	l.awaitRunning(ctx, s.operator, roundsRunning)
 	begin := time.Now()
 	a.run(ctx, a.faults(), rounds, during, func(round int) {
 		l.checkOverdue(ctx, s.operator)
 		if round%10 == 0 { // let it come to itself: progress is promised too
 			s.awaitServer(ctx)
 			s.awaitRunner(ctx, s.operator)
+			l.awaitRunning(ctx, s.operator, roundsRunning)
 		}
 		if round%50 == 0 {
 			l.progress(a, time.Since(begin))
@@ -67,6 +65,23 @@ func TestRounds(t *testing.T) {
 	slices.Sort(a.running)
 	t.Logf("%s; in %s, with %d jobs running, at the least %d (TORTURE_SEED=%d)", a.figures(), took.Round(time.Second), a.running[len(a.running)/2], a.running[0], seed)
 	s.checkNothingLeft(ctx)
+}
+
+// awaitRunning waits until so many jobs run.
+func (l *load) awaitRunning(ctx context.Context, c *client.Client, n int) {
+	t := l.s.t
+	t.Helper()
+	bound, cancel := context.WithTimeout(ctx, slack(t))
+	defer cancel()
+	if err := poll(bound, func() error {
+		r, err := c.Runner(ctx, runnerID)
+		if err == nil && r.RunningJobs < n {
+			err = fmt.Errorf("%d jobs run", r.RunningJobs)
+		}
+		return err
+	}); err != nil {
+		t.Fatalf("await %d jobs to run: %v", n, err)
+	}
 }
 
 // progress is a line for who watches.
