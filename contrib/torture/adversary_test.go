@@ -167,9 +167,7 @@ func (a *adversary) round(ctx context.Context, all []fault) {
 		}
 		taken = append(taken, f.on...)
 		a.made[f.name]++
-		a.mu.Lock()
-		a.times = append(a.times, time.Now())
-		a.mu.Unlock()
+		a.note()
 		mends = append(mends, f.strike(ctx))
 		pause(ctx, a.s.t, a.r, 0, 60)
 	}
@@ -212,6 +210,13 @@ func pause(ctx context.Context, t testing.TB, r *rand.Rand, least, most int) {
 	case <-ctx.Done():
 		t.Fatal(context.Cause(ctx))
 	}
+}
+
+// note keeps that something breaks now.
+func (a *adversary) note() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.times = append(a.times, time.Now())
 }
 
 // suffered reports whether something broke between two moments.

@@ -38,6 +38,11 @@
 // TestBadLink resets on links that delay. Where namespaces cannot be had the
 // network stays whole, and the test says so.
 //
+// TestSeveralServers is the same of servers over one PostgreSQL, behind one
+// socket, whichever of them dies or is stopped and wherever everybody moves;
+// TestDatabaseRestarts ends the database under them. Without PostgreSQL's
+// programs on the machine they are skipped.
+//
 // # Knobs
 //
 //	TORTURE_ROUNDS    rounds of faults, default 10 in TestRounds, 6 in TestHistory, 8 in TestBadLink

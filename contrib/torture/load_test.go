@@ -29,7 +29,10 @@ type load struct {
 	launch   func(start func() error) error        // calls start where commands are run
 	suffered func(from, to time.Time) bool         // whether something broke meanwhile
 	before   int                                   // jobs that the server had before
-	drained  sync.WaitGroup
+	// refusable: a call may be refused as unavailable, has changed nothing then, and
+	// is made again.
+	refusable bool
+	drained   sync.WaitGroup
 
 	mu      sync.Mutex
 	open    map[*promise]bool // guarded by mu
@@ -127,7 +130,11 @@ func (l *load) submit(ctx context.Context, c *client.Client, r *rand.Rand, tag s
 	if how == 0 {
 		watchers.Go(func() { l.run(ctx, c, p) })
 	} else {
-		jobs, err := c.Submit(ctx, p.spec(l.tr))
+		var jobs []wire.Job
+		err := l.repeat(ctx, func() (err error) {
+			jobs, err = c.Submit(ctx, p.spec(l.tr))
+			return err
+		})
 		if err != nil || len(jobs) != 1 {
 			l.complain(ctx, p, "submit", fmt.Errorf("%d jobs, %w", len(jobs), err))
 			l.closed(p)
@@ -148,7 +155,11 @@ func (l *load) submit(ctx context.Context, c *client.Client, r *rand.Rand, tag s
 		p.called = true
 		watchers.Go(func() {
 			pass(ctx, time.Duration(after))
-			if j, err := c.Cancel(ctx, p.id, force); err != nil || j.CancelRequested.IsZero() && !j.State.Ended() {
+			var j wire.Job
+			if err := l.repeat(ctx, func() (err error) {
+				j, err = c.Cancel(ctx, p.id, force)
+				return err
+			}); err != nil || j.CancelRequested.IsZero() && !j.State.Ended() {
 				l.complain(ctx, p, "cancel", fmt.Errorf("%s, asked for at %s, %w", j.State, j.CancelRequested, err))
 			}
 		})
@@ -158,6 +169,17 @@ func (l *load) submit(ctx context.Context, c *client.Client, r *rand.Rand, tag s
 		l.check(ctx, c, p)
 		l.closed(p)
 	})
+}
+
+// repeat makes a call again as long as it may be refused.
+func (l *load) repeat(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		if !l.refusable || wire.KindOf(err) != wire.Unavailable || ctx.Err() != nil {
+			return err
+		}
+		pass(ctx, 50*time.Millisecond)
+	}
 }
 
 // complain says what is wrong with a job; after the end of the test everything is.
@@ -251,8 +273,11 @@ func (l *load) check(ctx context.Context, c *client.Client, p *promise) {
 		wrong("wait", p.waitErr)
 		return
 	}
-	now, err := c.Job(ctx, p.id)
-	if err != nil {
+	var now wire.Job
+	if err := l.repeat(ctx, func() (err error) {
+		now, err = c.Job(ctx, p.id)
+		return err
+	}); err != nil {
 		wrong("look up", err)
 		return
 	}
