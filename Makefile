@@ -9,6 +9,7 @@ DURATION ?= 5s
 VERSION  ?=
 RUN      ?= .
 LONG     ?=
+VULNDB   ?= https://vuln.go.dev
 
 # The commit is stamped in where git knows it; a checkout that git does not
 # trust, or a tarball, builds all the same.
@@ -17,7 +18,7 @@ LDFLAGS  := -s -w $(if $(VERSION),-X main.number=$(VERSION))
 
 STATICCHECK := $(GO) tool -modfile=contrib/tools.mod staticcheck
 
-.PHONY: all build demo test race check fmt vet fix staticcheck example bench fuzz torture packages install man clean
+.PHONY: all build demo test race check fmt vet fix staticcheck example bench fuzz torture vuln packages install man clean
 
 all: build
 
@@ -44,6 +45,9 @@ fmt:
 vet:
 	@echo "== go vet"
 	@$(GO) vet ./...
+	@if $(GO) mod download -modfile=packaging/tools.mod github.com/CycloneDX/cyclonedx-go >/dev/null 2>&1; then \
+		$(GO) vet -modfile=packaging/tools.mod -tags sbom ./packaging/sbom; \
+	else echo "SKIPPED for packaging/sbom: its modules are not here and cannot be fetched"; fi
 
 fix:
 	@echo "== go fix -diff"
@@ -55,6 +59,22 @@ staticcheck:
 	@echo "== staticcheck"
 	@if $(GO) tool -modfile=contrib/tools.mod -n staticcheck >/dev/null 2>&1; then $(STATICCHECK) ./...; \
 	else echo "SKIPPED: staticcheck is not here and cannot be fetched"; fi
+
+# What is known of vulnerabilities in what this program calls, on both
+# architectures. It is no part of check: it asks a database on the network, or
+# VULNDB, and what that says changes without a change here.
+vuln:
+	@echo "== govulncheck"
+	@tool=$$($(GO) tool -modfile=contrib/tools.mod -n govulncheck 2>/dev/null) || \
+		{ echo "SKIPPED: govulncheck is not here and cannot be fetched"; exit 0; }; \
+	log=$$(mktemp); trap 'rm -f $$log' EXIT; \
+	for arch in amd64 arm64; do \
+		code=0; GOOS=linux GOARCH=$$arch CGO_ENABLED=0 timeout 280 $$tool -db '$(VULNDB)' ./cmd/waypoint >$$log 2>&1 || code=$$?; \
+		if [ $$code -eq 124 ]; then echo "SKIPPED: no end in 280 s, mostly for want of an answer of $(VULNDB)"; exit 0; fi; \
+		if [ $$code -ne 0 ] && grep -q '^govulncheck: fetching vulnerabilities: ' $$log; then \
+			echo "SKIPPED: $$(sed -n 's/^govulncheck: //p' $$log)"; exit 0; fi; \
+		sed "s/^/$$arch: /" $$log; [ $$code -eq 0 ] || exit $$code; \
+	done
 
 # The pages of the commands, made of the command line and of man/prose.
 man:

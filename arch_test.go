@@ -316,3 +316,101 @@ func uses(file *ast.File) []use {
 	})
 	return all
 }
+
+// TestDependencies: every direct dependency, and every tool that is built here,
+// has its reason in ARCHITECTURE.md, and nothing has one that is not there.
+func TestDependencies(t *testing.T) {
+	page, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(page), "\n## Dependencies and why\n")
+	if !ok {
+		t.Fatal("ARCHITECTURE.md has no section of dependencies")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	shipped, tools, ok := strings.Cut(section, "| tool |")
+	if !ok {
+		t.Fatal("ARCHITECTURE.md has no table of tools")
+	}
+
+	direct, _ := requirements(t, "go.mod")
+	sameModules(t, "go.mod", direct, reasons(shipped))
+	var used []string
+	for _, file := range []string{"contrib/tools.mod", "packaging/tools.mod"} {
+		direct, tools := requirements(t, file)
+		used = append(append(used, direct...), tools...)
+	}
+	sameModules(t, "contrib/tools.mod or packaging/tools.mod", used, reasons(tools))
+}
+
+// requirements are the modules that a file requires for packages of ours, and
+// those that its tools are of.
+func requirements(t *testing.T, file string) (direct, tools []string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "mod", "edit", "-json", file).Output()
+	if err != nil {
+		t.Fatalf("go mod edit -json %s: %v", file, err)
+	}
+	var mod struct {
+		Require []struct {
+			Path     string
+			Indirect bool
+		}
+		Tool []struct{ Path string }
+	}
+	if err := json.Unmarshal(out, &mod); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range mod.Require {
+		if !r.Indirect {
+			direct = append(direct, r.Path)
+		}
+		for _, tool := range mod.Tool {
+			if strings.HasPrefix(tool.Path, r.Path+"/") {
+				tools = append(tools, r.Path)
+			}
+		}
+	}
+	if len(direct)+len(tools) == 0 {
+		t.Fatalf("%s requires nothing", file)
+	}
+	return direct, tools
+}
+
+// reasons are the modules in the first column of a table: "github.com/" is
+// left away there, and "golang.org/" behind the first of several.
+func reasons(table string) []string {
+	var all []string
+	for line := range strings.Lines(table) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 4 || strings.HasPrefix(cells[1], "---") || strings.TrimSpace(cells[2]) == "for" || strings.TrimSpace(cells[2]) == "" {
+			continue
+		}
+		for name := range strings.SplitSeq(cells[1], ",") {
+			name = strings.TrimSpace(name)
+			switch first, _, _ := strings.Cut(name, "/"); {
+			case first == "x":
+				name = "golang.org/" + name
+			case !strings.Contains(first, "."):
+				name = "github.com/" + name
+			}
+			all = append(all, name)
+		}
+	}
+	return all
+}
+
+func sameModules(t *testing.T, file string, required, explained []string) {
+	t.Helper()
+	for _, m := range required {
+		if !slices.Contains(explained, m) {
+			t.Errorf("%s has %s, and ARCHITECTURE.md no reason for it: a dependency that nobody can explain is one too many", file, m)
+		}
+	}
+	for _, m := range explained {
+		if !slices.Contains(required, m) {
+			t.Errorf("ARCHITECTURE.md has a reason for %s, which %s does not require", m, file)
+		}
+	}
+}

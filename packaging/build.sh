@@ -27,6 +27,12 @@ for arch in $ARCHS; do binary "$arch"; done
 host=$stage/$(go env GOHOSTARCH)/waypoint
 [ -x "$host" ] || binary "$(go env GOHOSTARCH)"
 
+# What is in each binary, as the binary itself says.
+go build -modfile=packaging/tools.mod -tags sbom -trimpath -buildvcs=false -o "$stage/sbom" ./packaging/sbom
+for arch in $ARCHS; do
+	"$stage/sbom" "$stage/$arch/waypoint" packaging/copyright >"$stage/$arch/waypoint.cdx.json"
+done
+
 for shell in bash zsh fish; do
 	"$host" completion "$shell" >"$stage/waypoint.$shell"
 done
