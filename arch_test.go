@@ -122,6 +122,9 @@ func TestImports(t *testing.T) {
 			if path == "github.com/hashicorp/yamux" && !exactly(p.ImportPath, "mux") {
 				t.Errorf("%s imports yamux: its hazards are closed off in one place, package mux", p.ImportPath)
 			}
+			if strings.HasPrefix(path, "github.com/prometheus/") && !exactly(p.ImportPath, "daemon/metrics") {
+				t.Errorf("%s imports %s: what is counted is plain calls, so that Prometheus' library can be left out or replaced in one place, package daemon/metrics", p.ImportPath, path)
+			}
 			if path == "testing" && !within(p.ImportPath, "contrib") && !strings.HasSuffix(p.ImportPath, "test") {
 				t.Errorf("%s imports testing: what ships does not", p.ImportPath)
 			}

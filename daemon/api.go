@@ -92,5 +92,5 @@ func (s *Server) table() mux.Table {
 	for _, m := range s.api() {
 		t[m.name] = s.guard(m)
 	}
-	return t
+	return s.counted(t)
 }

@@ -25,6 +25,7 @@
 // # Goroutines
 //
 //	Serve      one for each listener (accept), one for each session (mux)
+//	ServeMetrics  one, and one for each connection that asks (net/http)
 //	           one for each call in progress (mux), see api.go
 //	clock      one: deadlines of queued jobs, acknowledgements and leases
 //	janitor    one: retention
@@ -61,6 +62,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/metrics"
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/daemon/token"
 	"github.com/waypointd/waypoint/mux"
@@ -97,7 +99,8 @@ type Config struct {
 	GrantLife         time.Duration // of the tokens of adopted runners; 30 days
 	NoTokenRenew      bool          // tokens of adopted runners are not renewed
 
-	Access Access // who may do what
+	Access  Access // who may do what
+	Metrics bool   // it is counted what happens: see ServeMetrics
 
 	// Reload has the configuration read again, for by, and calls Server.Reload.
 	// It is called for server.reload; nil where there is nothing to read.
@@ -173,7 +176,8 @@ type Server struct {
 	proofs   proofs
 	host     atomic.Pointer[hostRoles] // of the configuration
 	roster   roster
-	readers  atomic.Int64 // of output, being sent something; see streamBatch
+	metrics  *metrics.Metrics // nil where nothing is counted
+	readers  atomic.Int64     // of output, being sent something; see streamBatch
 	fatal    chan error
 	calls    mux.Table          // of every session
 	alarm    chan struct{}      // to clock: a deadline has come nearer
@@ -229,7 +233,11 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		news:     make(chan struct{}, 1),
 	}
 	s.config.Store(&cfg)
+	if cfg.Metrics {
+		s.metrics = metrics.New(cfg.Software)
+	}
 	s.fleet = newFleet(func() (ackTimeout, lease time.Duration) { c := s.cfg(); return c.AckTimeout, c.Lease })
+	s.fleet.metrics = s.metrics
 	s.keys = newKeyring(func(ctx context.Context) ([]token.Key, error) { return s.store.TokenKeys(ctx) },
 		func() { s.work.Go(func() { s.endRevoked(s.ctx, nil) }) })
 	s.accounts = newAccounts(s.bearer, s.keepUses)
@@ -272,6 +280,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 		Reserve:  s.cfg().StoreReserve,
 		Free:     s.cfg().free,
 		Fatal:    s.fail,
+		Counted:  s.countCommits(),
 		Faults:   s.cfg().faults,
 	})
 	if err != nil {
@@ -420,6 +429,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.Wait
 			s.accepted.Add(-1)
 			greeted()
 			s.log.Warn("connection refused: too many sessions", "max", most)
+			s.metrics.Refused(metrics.TooMany)
 			conn.Close()
 			continue
 		}
@@ -475,6 +485,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, in door, greeted 
 	}
 	if err != nil {
 		s.log.Debug("session refused", "error", err)
+		s.metrics.Refused(string(wire.KindOf(err)))
 		return
 	}
 	defer session.Close()

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/metrics"
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -12,7 +13,8 @@ import (
 // fleet is who is connected and which attempts are alive: the server's memory
 // of what the store and the runners know. See daemon's package comment for its lock.
 type fleet struct {
-	timing func() (ackTimeout, lease time.Duration) // as configured now
+	timing  func() (ackTimeout, lease time.Duration) // as configured now
+	metrics *metrics.Metrics                         // nil where nothing is counted
 
 	mu       sync.Mutex
 	members  map[string]*member             // by runner id; those with a session
@@ -33,6 +35,7 @@ type attempt struct {
 	running    bool      // its start has been confirmed; else assigned
 	durable    bool      // the store knows that it is running
 	sure       bool      // assigned by this process: not running unless acknowledged here
+	assignedAt time.Time // where sure
 	ackBy      time.Time // while assigned, sure and its runner is connected
 	startedAt  time.Time
 	cancelSent bool
@@ -152,7 +155,7 @@ func (f *fleet) assign(made []store.Assigned, now time.Time) {
 	defer f.mu.Unlock()
 	ackTimeout, _ := f.timing()
 	for _, as := range made {
-		a := &attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, ackBy: now.Add(ackTimeout)}
+		a := &attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, assignedAt: now, ackBy: now.Add(ackTimeout)}
 		f.put(a)
 		if m := f.members[as.RunnerID]; m == nil || !m.admitted(now) {
 			a.recalled = true // decided while this was being committed
@@ -178,6 +181,9 @@ func (f *fleet) ack(m *member, ref wire.JobRef, now time.Time) (start, drop, dur
 	}
 	if !a.running {
 		a.running, a.startedAt = true, now
+		if a.sure {
+			f.metrics.Started(now.Sub(a.assignedAt))
+		}
 	}
 	m.refusals = 0
 	return true, false, a.durable

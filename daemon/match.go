@@ -39,6 +39,7 @@ func (s *Server) match(tx *store.Tx) (func(committed bool), error) {
 		s.fleet.assign(made, now)
 		for _, a := range made {
 			s.log.Info("job assigned", "job", a.Job, "attempt", a.Attempt, "runner", a.RunnerID)
+			s.metrics.Assigned(now.Sub(a.QueuedAt))
 		}
 		s.wakeClock()
 		if len(made) == matchBatch {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,6 +16,14 @@ import (
 // answered: a new process would be refused as well. One that is not trusted any
 // more, or does not answer, has not.
 func (s *Server) Probe(ctx context.Context) error {
+	err := s.probe(ctx)
+	if !errors.Is(ctx.Err(), context.Canceled) { // who asked is gone
+		s.metrics.Probed(err)
+	}
+	return err
+}
+
+func (s *Server) probe(ctx context.Context) error {
 	err := s.store.Update(ctx, func(tx *store.Tx) error {
 		if !s.store.Full() {
 			return nil // it begins and commits, and writes nothing
@@ -76,6 +85,7 @@ func (s *Server) tell() {
 // changed is called by the committer after each commit.
 func (s *Server) changed(c store.Changes) {
 	s.watchers.changed(c)
+	s.countEnded(c.Ended)
 	if len(c.Jobs) > 0 {
 		s.tell()
 	}

@@ -8,7 +8,7 @@ import (
 )
 
 // Reload makes cfg the server's configuration, as far as it can change while
-// the server runs; StateDir, StoreDSN, Software, Logger, Plain and Reload stay as
+// the server runs; StateDir, StoreDSN, Software, Logger, Plain, Metrics and Reload stay as
 // they are. An error changes nothing; without one all of it holds when Reload
 // returns, a heartbeat for the sessions that begin from now on, an
 // acknowledgement for the jobs that are handed out from now on. The files of a
@@ -18,6 +18,7 @@ func (s *Server) Reload(ctx context.Context, cfg Config) (renewed bool, err erro
 	defer s.reloading.Unlock()
 	old := s.cfg()
 	cfg.StateDir, cfg.StoreDSN, cfg.Software = old.StateDir, old.StoreDSN, old.Software
+	cfg.Metrics = old.Metrics
 	cfg.Logger, cfg.Plain, cfg.Reload = old.Logger, old.Plain, old.Reload
 	cfg.faults, cfg.free = old.faults, old.free
 	cfg, err = cfg.withDefaults()

@@ -19,7 +19,7 @@ import (
 )
 
 // fixed are the fields that Reload leaves as they are.
-var fixedFields = []string{"StateDir", "StoreDSN", "Software", "Logger", "Plain", "Reload"}
+var fixedFields = []string{"StateDir", "StoreDSN", "Software", "Logger", "Plain", "Reload", "Metrics"}
 
 // All fields are either taken over or left, and an error leaves all of them.
 func TestReloadTakesAll(t *testing.T) {
@@ -35,8 +35,8 @@ func TestReloadTakesAll(t *testing.T) {
 		Reload:     func(context.Context, string) (wire.Reloaded, error) { return wire.Reloaded{}, nil },
 		AckTimeout: 1, Lease: 2, Heartbeat: 3, LogLimit: 4, RetainFor: 5, RetainJobs: 6, TLSCert: cert, TLSKey: key, TLSNames: []string{"a"},
 		MaxSessions: 7, MaxPending: 8, MaxPendingPerPeer: 9, PendingFor: 10, GrantLife: 11, NoTokenRenew: true,
-		StoreReserve: 12,
-		Access:       Access{Users: map[string]wire.UserRole{"0": wire.Admin}, Groups: map[string]wire.UserRole{"0": wire.Admin}, RunnerTokens: wire.Operator, TokenLife: time.Hour},
+		StoreReserve: 12, Metrics: true,
+		Access: Access{Users: map[string]wire.UserRole{"0": wire.Admin}, Groups: map[string]wire.UserRole{"0": wire.Admin}, RunnerTokens: wire.Operator, TokenLife: time.Hour},
 	}
 	for f, v := range reflect.ValueOf(other).Fields() {
 		if v.IsZero() && f.Name != "Plain" && f.IsExported() {

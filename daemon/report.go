@@ -53,6 +53,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 				return err
 			}
 		}
+		was, began := length, time.Now()
 		if req.Late {
 			length, err = s.recordLate(ctx, req.JobRef, m, chunks, result)
 		} else {
@@ -61,7 +62,9 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		if err != nil {
 			return err
 		}
+		s.metrics.Appended(length-was, time.Since(began))
 		if result != nil && req.Late {
+			s.metrics.Late()
 			s.log.Info("late result of a lost job recorded", "job", req.Job, "attempt", req.Attempt, "runner", m.id,
 				"state", result.State, "reason", result.Reason)
 			return st.Send(wire.ReportOrder{Offset: length, Ended: true})

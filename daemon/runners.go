@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/queue"
@@ -144,6 +145,11 @@ func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerSta
 		Store:         s.store.Describe(), StateDir: s.dir.Path(),
 		Runners: map[string]int{}, Jobs: map[string]int{},
 		ProtocolMin: wire.VersionMin, ProtocolMax: wire.VersionMax,
+	}
+	probing, cancel := context.WithTimeoutCause(ctx, healthWithin, errors.New("no answer within "+healthWithin.String()))
+	defer cancel()
+	if err := s.Probe(probing); err != nil {
+		st.Problem = err.Error()
 	}
 	st.StoreReserve, st.StoreFree, _ = s.store.Reserved()
 	st.StoreProblem = s.storeProblem()

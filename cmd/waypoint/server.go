@@ -26,6 +26,7 @@ func (serverStatus) Run(a *app) error {
 			f.Add("ID", s.ID)
 			f.Add("Version", s.Version)
 			f.Add("Up for", (time.Duration(s.UptimeSeconds) * time.Second).String())
+			f.Add("Problem", s.Problem)
 			f.Add("Store", s.Store)
 			f.Add("Room", roomOf(s))
 			f.Add("State directory", s.StateDir)

@@ -26,6 +26,7 @@ type serverConfig struct {
 	Listen      []string      `toml:"listen" reload:"restart"`
 	SocketMode  string        `toml:"socket_mode" reload:"restart"` // of Unix sockets, octal
 	Store       string        `toml:"store" reload:"restart"`
+	Metrics     string        `toml:"metrics_listen" reload:"restart"`
 	Reserve     *int64        `toml:"store_reserve"` // bytes; 0: none, nil: the default
 	LogLevel    string        `toml:"log_level"`
 	LogFormat   string        `toml:"log_format" reload:"restart"`
@@ -78,6 +79,7 @@ func (c *serverRun) config(a *app) (*serverConfig, error) {
 	}
 	override(&cfg.StateDir, c.StateDir)
 	override(&cfg.Store, c.Store)
+	override(&cfg.Metrics, c.Metrics)
 	if c.StoreReserve != nil {
 		cfg.Reserve = c.StoreReserve
 	}
@@ -121,7 +123,7 @@ func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 			Users: rolesOf(cfg.Access.Users), Groups: rolesOf(cfg.Access.Groups),
 			RunnerTokens: wire.UserRole(cfg.Access.RunnerTokens), TokenLife: time.Duration(cfg.Access.TokenLife),
 		},
-		TLSCert: cfg.TLSCert, TLSKey: cfg.TLSKey, TLSNames: cfg.TLSNames, Plain: cfg.plain(),
+		TLSCert: cfg.TLSCert, TLSKey: cfg.TLSKey, TLSNames: cfg.TLSNames, Plain: cfg.plain(), Metrics: cfg.Metrics != "",
 	}
 }
 
@@ -152,6 +154,11 @@ func (cfg *serverConfig) plain() bool { return cfg.TLS != nil && !*cfg.TLS }
 func (cfg *serverConfig) check() error {
 	for _, text := range cfg.Listen {
 		if _, err := parseAddress(text, "listen"); err != nil {
+			return err
+		}
+	}
+	if cfg.Metrics != "" {
+		if _, err := metricsAddress(cfg.Metrics); err != nil {
 			return err
 		}
 	}

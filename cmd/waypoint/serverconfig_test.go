@@ -18,6 +18,7 @@ func TestEveryLimitHasAKey(t *testing.T) {
 	const text = `
 state_dir = "/s"
 store = "/s/db"
+metrics_listen = "127.0.0.1:9702"
 ack_timeout = "1s"
 lease = "1s"
 heartbeat = "1s"

@@ -29,6 +29,7 @@ type serverRun struct {
 	Listen       []string `sep:"none" placeholder:"ADDR" help:"Where to listen, unix:///path or tcp://host:port; repeatable ($$WAYPOINT_SERVER_LISTEN). Not needed with sockets from systemd."`
 	Store        string   `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory)."`
 	StoreReserve *int64   `placeholder:"BYTES" from:"WAYPOINT_SERVER_STORE_RESERVE" help:"Room on the store's file system that new work leaves for what is under way; 0 is none (default 64 MiB or a hundredth of it, whichever is less)."`
+	Metrics      string   `name:"metrics-listen" placeholder:"ADDR" from:"WAYPOINT_SERVER_METRICS_LISTEN" help:"Where to tell Prometheus, over plain HTTP, what the server does: unix:///path or host:port. Nobody is asked for a token there."`
 	TLSCert      string   `name:"tls-cert" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_CERT" help:"The certificate for TCP in PEM, with what lies between it and its root. Without one the server makes its own."`
 	TLSKey       string   `name:"tls-key" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_KEY" help:"The certificate's key in PEM."`
 	TLSName      []string `name:"tls-name" sep:"none" placeholder:"NAME" help:"A further host name or address for the server's own certificate; repeatable ($$WAYPOINT_SERVER_TLS_NAMES, separated by commas)."`
@@ -106,9 +107,17 @@ func (c *serverRun) Run(a *app) error {
 		return fmt.Errorf("start server: %w", err)
 	}
 	listeners, err := cfg.listen(ctx, handed)
+	var scraped net.Listener
+	if err == nil {
+		if scraped, err = cfg.listenMetrics(ctx); err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+		}
+	}
 	switch {
 	case err == nil:
-		err = serve(ctx, stop, live, listeners, hangups)
+		err = serve(ctx, stop, live, listeners, scraped, hangups)
 	case askedToEnd(ctx):
 		err = nil
 		log.Info("server stopped", "cause", fmt.Sprint(context.Cause(ctx)))
@@ -126,8 +135,9 @@ const (
 	closeTime = 2 * time.Minute
 )
 
-// serve runs the server until ctx ends or its store cannot be trusted.
-func serve(ctx context.Context, stop context.CancelCauseFunc, live *liveConfig, listeners []net.Listener, hangups <-chan os.Signal) error {
+// serve runs the server until ctx ends or its store cannot be trusted. scraped is
+// where metrics are told, nil for nowhere.
+func serve(ctx context.Context, stop context.CancelCauseFunc, live *liveConfig, listeners []net.Listener, scraped net.Listener, hangups <-chan os.Signal) error {
 	srv, log := live.server, live.log
 	var watch sync.WaitGroup
 	var broken error
@@ -144,6 +154,9 @@ func serve(ctx context.Context, stop context.CancelCauseFunc, live *liveConfig, 
 		for _, l := range listeners {
 			l.Close()
 		}
+		if scraped != nil {
+			scraped.Close()
+		}
 	} else {
 		if err := systemd.Ready(); err != nil {
 			log.Warn("service manager does not listen", "error", err)
@@ -152,6 +165,13 @@ func serve(ctx context.Context, stop context.CancelCauseFunc, live *liveConfig, 
 		watch.Go(func() { live.says.run(ctx, srv) })
 		watch.Go(func() { systemd.Watchdog(ctx, srv.Probe, log) })
 		watch.Go(func() { live.hear(ctx, hangups) })
+		if scraped != nil {
+			watch.Go(func() {
+				if err := srv.ServeMetrics(ctx, scraped); err != nil {
+					log.Error("metrics are not told any more", "error", err)
+				}
+			})
+		}
 		err = srv.Serve(ctx, listeners...)
 	}
 	cause := context.Cause(ctx)
@@ -253,4 +273,33 @@ func listenOn(ctx context.Context, text string, mode uint32) (net.Listener, erro
 		l = daemon.Listener{Listener: l, Runners: true}
 	}
 	return l, err
+}
+
+// listenMetrics opens the socket for Prometheus, nil where none is configured.
+func (cfg *serverConfig) listenMetrics(ctx context.Context) (net.Listener, error) {
+	if cfg.Metrics == "" {
+		return nil, nil
+	}
+	addr, err := metricsAddress(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
+	mode, err := cfg.socketMode()
+	if err != nil {
+		return nil, err
+	}
+	return mux.Listen(ctx, addr, mode)
+}
+
+// metricsAddress reads unix:///path or host:port. A port has to be named: the
+// usual one is that of sessions.
+func metricsAddress(text string) (mux.Address, error) {
+	addr, err := parseAddress(text, "metrics_listen")
+	if err == nil && addr.Network == "tcp" {
+		if _, _, err := net.SplitHostPort(strings.TrimPrefix(text, "tcp://")); err != nil {
+			return addr, wire.Errorf(wire.BadUsage, "read metrics_listen: %q has no port", text).
+				WithHint("for example 127.0.0.1:9702")
+		}
+	}
+	return addr, err
 }

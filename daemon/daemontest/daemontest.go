@@ -119,6 +119,23 @@ func (s *Server) Serve(l net.Listener) (end func()) {
 	}
 }
 
+// ServeMetrics has the running server tell its metrics; the returned function
+// ends that.
+func (s *Server) ServeMetrics(l net.Listener) (end func()) {
+	s.mu.Lock()
+	d := s.server
+	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(context.Background())
+	over := make(chan error, 1)
+	go func() { over <- d.ServeMetrics(ctx, l) }()
+	return func() {
+		cancel()
+		if err := <-over; err != nil {
+			s.t.Errorf("serve metrics: %v", err)
+		}
+	}
+}
+
 // Client is a new client of the server.
 func (s *Server) Client(t testing.TB) *client.Client {
 	t.Helper()

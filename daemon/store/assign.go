@@ -34,6 +34,7 @@ const (
 // Assigned is one assignment made by AssignReady.
 type Assigned struct {
 	RunnerID string
+	QueuedAt time.Time // of the job
 	wire.Assignment
 }
 
@@ -206,7 +207,7 @@ func (tx *Tx) assign(h *head, runner *queue.Runner, now time.Time) (*Assigned, e
 	if err := tx.update(r); err != nil {
 		return nil, err
 	}
-	return &Assigned{RunnerID: runner.ID, Assignment: assignment(r, h.spec, used)}, nil
+	return &Assigned{RunnerID: runner.ID, QueuedAt: r.QueuedAt, Assignment: assignment(r, h.spec, used)}, nil
 }
 
 func assignment(r *row, spec wire.JobSpec, used *wire.Record) wire.Assignment {

@@ -207,6 +207,7 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 			return noSpace, err, false
 		}
 	}
+	began := time.Now()
 	if err := c.c.command(s.engine.begin()); err != nil {
 		return s.engine.judge(err), err, false
 	}
@@ -319,6 +320,9 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 		}
 		if matching {
 			s.matchMu.Unlock()
+		}
+		if s.cfg.Counted != nil {
+			s.cfg.Counted(len(ops), time.Since(began))
 		}
 		changed.Jobs, changed.Logs = jobs.list, logs.list
 		if s.cfg.Changed != nil && (len(changed.Jobs) > 0 || len(changed.Logs) > 0) {

@@ -115,6 +115,48 @@ func count[K ~string](q querier, text string, counts map[K]int) error {
 	})
 }
 
+// Waiting are queued jobs that wait for the same.
+type Waiting struct {
+	Blocked queue.Blocked
+	Target  wire.Target // of ready ones
+	Jobs    int
+	Oldest  time.Time // when the first of them was queued
+}
+
+const (
+	countReady   = `SELECT target, COUNT(*), MIN(queued_at) FROM jobs WHERE state = 'queued' AND blocked = '' GROUP BY target`
+	countBlocked = `SELECT blocked, COUNT(*), MIN(queued_at) FROM jobs WHERE state = 'queued' AND blocked <> '' GROUP BY blocked`
+)
+
+// Waiting counts all queued jobs. It takes longer the more there are.
+func (s *Store) Waiting(ctx context.Context) (list []Waiting, err error) {
+	q := s.read(ctx)
+	for _, text := range []string{countReady, countBlocked} {
+		err := each(q, text, nil, func(rows *sql.Rows) (err error) {
+			var (
+				key    string
+				w      Waiting
+				oldest int64
+			)
+			if err := rows.Scan(&key, &w.Jobs, &oldest); err != nil {
+				return err
+			}
+			w.Oldest = fromMicro(oldest)
+			if text == countBlocked {
+				w.Blocked = queue.Blocked(key)
+			} else if w.Target, err = queue.ParseTarget(key); err != nil {
+				return err
+			}
+			list = append(list, w)
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("count queued jobs: %w", err)
+		}
+	}
+	return list, nil
+}
+
 const selectNextExpiry = `SELECT expires_at FROM jobs WHERE state = 'queued' AND expires_at > 0 ORDER BY expires_at LIMIT 1`
 
 // NextExpiry is when the next queued job expires; zero: none.

@@ -37,6 +37,11 @@ func (e *postgres) describe() string {
 	return fmt.Sprintf("postgres %s:%d/%s", e.config.Host, e.config.Port, e.config.Database)
 }
 
+func (e *postgres) size(ctx context.Context, read *sql.DB) (bytes int64, err error) {
+	err = read.QueryRowContext(ctx, "SELECT pg_database_size(current_database())").Scan(&bytes)
+	return bytes, err
+}
+
 func (e *postgres) committers() int { return 3 }
 
 // Each statement sees what others have committed before it; whatever needs

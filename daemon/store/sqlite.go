@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -25,6 +26,20 @@ func (e *sqlite) committers() int        { return 1 }
 func (e *sqlite) begin() string          { return "BEGIN IMMEDIATE" }
 func (e *sqlite) lockRules() string      { return "" } // there is one writer
 func (e *sqlite) lockMigrations() string { return "" } // BEGIN IMMEDIATE is the lock
+
+// size is that of the file and of what is written ahead of it.
+func (e *sqlite) size(context.Context, *sql.DB) (bytes int64, err error) {
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		fi, err := os.Stat(e.path + suffix)
+		switch {
+		case err == nil:
+			bytes += fi.Size()
+		case suffix == "" || !errors.Is(err, fs.ErrNotExist):
+			return 0, err
+		}
+	}
+	return bytes, nil
+}
 
 // listen hears nothing: there is no other server.
 func (e *sqlite) listen(ctx context.Context, ready func(), _ func(string)) error {

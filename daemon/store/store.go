@@ -90,6 +90,11 @@ type Config struct {
 	// error, an unknown outcome of a commit. A full disk is not fatal.
 	Fatal func(error)
 
+	// Counted, if set, is called after each commit with how many callers shared
+	// it and what it took from its begin on. It must not block; several
+	// committers may call it at once.
+	Counted func(callers int, took time.Duration)
+
 	Faults *Faults // of a simulation; else nil
 }
 
@@ -138,6 +143,7 @@ type Store struct {
 // engine is what differs between the databases.
 type engine interface {
 	describe() string
+	size(ctx context.Context, read *sql.DB) (bytes int64, err error)
 	open(ctx context.Context) (writer, reader *sql.DB, err error)
 	committers() int
 	begin() string
@@ -266,6 +272,15 @@ func (s *Store) Shared() bool {
 
 // Describe names engine and place, never a password: "sqlite /var/lib/waypoint/waypoint.db".
 func (s *Store) Describe() string { return s.engine.describe() }
+
+// Size is what the store takes, in bytes: its files, or its database.
+func (s *Store) Size(ctx context.Context) (int64, error) {
+	n, err := s.engine.size(ctx, s.reader)
+	if err != nil {
+		return 0, fmt.Errorf("size of the store: %w", s.refused(err))
+	}
+	return n, nil
+}
 
 // Matched returns when done has been called for every assignment that a
 // transaction of the caller's can have seen. Where there are several committers

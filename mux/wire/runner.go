@@ -111,7 +111,8 @@ type ServerStatus struct {
 	Version       string         `json:"version"`
 	StartedAt     time.Time      `json:"started_at"`
 	UptimeSeconds int64          `json:"uptime_seconds"`
-	Store         string         `json:"store"` // "sqlite /var/lib/waypoint/waypoint.db", never a password
+	Store         string         `json:"store"`             // "sqlite /var/lib/waypoint/waypoint.db", never a password
+	Problem       string         `json:"problem,omitempty"` // why the server does not do what it is for, as its watchdog sees it
 	StoreProblem  StoreProblem   `json:"store_problem,omitempty"`
 	StoreReserve  int64          `json:"store_reserve,omitempty"` // bytes that new work leaves free; none as 0
 	StoreFree     int64          `json:"store_free,omitempty"`    // bytes that are free for the store, where there is a reserve

@@ -1,0 +1,323 @@
+package daemon_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/waypointd/waypoint/daemon"
+	"github.com/waypointd/waypoint/daemon/daemontest"
+	"github.com/waypointd/waypoint/mux/wire"
+)
+
+// scraped is where a server tells its metrics.
+type scraped struct {
+	t   *testing.T
+	url string
+}
+
+func metricsOf(t *testing.T, s *daemontest.Server) scraped {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.ServeMetrics(l))
+	return scraped{t, "http://" + l.Addr().String()}
+}
+
+func (o scraped) get(method, path string) (int, string) {
+	o.t.Helper()
+	req, err := http.NewRequestWithContext(o.t.Context(), method, o.url+path, nil)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	return res.StatusCode, string(body)
+}
+
+// scrape reads the metrics as Prometheus does.
+func (o scraped) scrape() map[string]*dto.MetricFamily {
+	o.t.Helper()
+	code, body := o.get(http.MethodGet, "/metrics")
+	if code != http.StatusOK {
+		o.t.Fatalf("metrics: %d %s", code, body)
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(body))
+	if err != nil {
+		o.t.Fatalf("metrics are no valid text: %v", err)
+	}
+	return families
+}
+
+// value is that of the series of a family with these labels, a histogram's its
+// count; false: there is none.
+func value(families map[string]*dto.MetricFamily, name string, labels ...string) (float64, bool) {
+	for _, m := range families[name].GetMetric() {
+		var have []string
+		for _, l := range m.GetLabel() {
+			have = append(have, l.GetName()+"="+l.GetValue())
+		}
+		if !slices.Equal(have, labels) {
+			continue
+		}
+		switch {
+		case m.Histogram != nil:
+			return float64(m.Histogram.GetSampleCount()), true
+		case m.Counter != nil:
+			return m.Counter.GetValue(), true
+		default:
+			return m.Gauge.GetValue(), true
+		}
+	}
+	return 0, false
+}
+
+// await scrapes until a series has a value: an answer is a second old at most.
+func (o scraped) await(want float64, name string, labels ...string) map[string]*dto.MetricFamily {
+	o.t.Helper()
+	for end := time.Now().Add(daemontest.Patience); ; time.Sleep(50 * time.Millisecond) {
+		families := o.scrape()
+		is, ok := value(families, name, labels...)
+		if ok && is == want {
+			return families
+		}
+		if time.Now().After(end) {
+			o.t.Fatalf("%s %v is %v (%v), want %v", name, labels, is, ok, want)
+		}
+	}
+}
+
+// What has happened is counted, what is is told, and nothing names anybody.
+func TestMetrics(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Metrics: true})
+	at := metricsOf(t, s)
+	c := s.Client(t)
+	r := s.Adopted(t, "one-of-a-kind", nil)
+	submit := func(spec wire.JobSpec) wire.Job {
+		t.Helper()
+		jobs, err := c.Submit(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return jobs[0]
+	}
+	job := submit(run())
+	r.MustFinish(r.MustStart().JobRef, "twelve bytes", daemontest.Succeeded())
+	if _, err := c.Wait(t.Context(), job.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Job(t.Context(), "no-such-job"); wire.KindOf(err) != wire.NotFound {
+		t.Fatalf("get what is not there: %v", err)
+	}
+	nobodys := run()
+	nobodys.Project = "a-project-with-a-name"
+	nobodys.Target = wire.Target{Labels: map[string]string{"zone": "nowhere"}}
+	submit(nobodys)
+
+	families := at.await(1, "waypoint_queue_jobs", "why=no_runner")
+	for _, want := range []struct {
+		is     float64
+		name   string
+		labels []string
+	}{
+		{1, "waypoint_jobs_ended_total", []string{"operation=run", "reason=", "state=success"}},
+		{0, "waypoint_jobs_ended_total", []string{"operation=deploy", "reason=runner_lost", "state=error"}},
+		{0, "waypoint_jobs_lost_total", []string{"kind=remote"}},
+		{1, "waypoint_job_assign_wait_seconds", nil},
+		{1, "waypoint_job_start_wait_seconds", nil},
+		{1, "waypoint_job_run_seconds", []string{"operation=run"}},
+		{12, "waypoint_log_stored_bytes_total", nil},
+		{1, "waypoint_calls_failed_total", []string{"kind=not_found"}},
+		{0, "waypoint_queue_jobs", []string{"why=no_place"}},
+		{0, "waypoint_jobs_active", []string{"state=running"}},
+		{1, "waypoint_runners", []string{"state=adopted"}},
+		{1, "waypoint_runners_online", []string{"state=adopted"}},
+		{1, "waypoint_runners_admitted", nil},
+		{1, "waypoint_runners_taking", nil},
+		{0, "waypoint_runner_tokens_low", []string{"life_left=0.25"}},
+		{1, "waypoint_read_success", nil},
+		{1, "waypoint_build_info", []string{"version=waypoint test"}},
+	} {
+		if is, ok := value(families, want.name, want.labels...); !ok || is != want.is {
+			t.Errorf("%s %v is %v (%v), want %v", want.name, want.labels, is, ok, want.is)
+		}
+	}
+	for _, name := range []string{
+		"waypoint_store_commit_seconds", "waypoint_store_commit_callers", "waypoint_report_append_seconds",
+		"waypoint_store_size_bytes", "waypoint_runner_token_expiry_timestamp_seconds", "go_goroutines", "process_open_fds",
+	} {
+		if is, _ := value(families, name); is <= 0 {
+			t.Errorf("%s is %v", name, is)
+		}
+	}
+	_, text := at.get(http.MethodGet, "/metrics")
+	for _, secret := range []string{"one-of-a-kind", "a-project-with-a-name", "nowhere", job.ID} {
+		if strings.Contains(text, secret) {
+			t.Errorf("the metrics name %q", secret)
+		}
+	}
+}
+
+// A job whose runner has lost it is counted, and so is what comes of it late.
+func TestMetricsOfLostJob(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Metrics: true})
+	at := metricsOf(t, s)
+	c := s.Client(t)
+	r := s.Adopted(t, "one", nil)
+	jobs, err := c.Submit(t.Context(), run())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := r.MustStart().JobRef
+	r.Disconnect()
+	r.MustConnect()
+	r.MustBegin() // and has nothing
+	if _, err := c.Wait(t.Context(), jobs[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.FinishLate(ref, "", daemontest.Succeeded()); err != nil {
+		t.Fatal(err)
+	}
+	families := at.await(1, "waypoint_late_results_total")
+	if lost, _ := value(families, "waypoint_jobs_lost_total", "kind=remote"); lost != 1 {
+		t.Errorf("%v jobs are counted as lost", lost)
+	}
+}
+
+// There are two pages, for who reads them, and nothing else.
+func TestMetricsPages(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Metrics: true})
+	at := metricsOf(t, s)
+	if code, body := at.get(http.MethodGet, "/healthz"); code != http.StatusOK || body != "ok\n" {
+		t.Errorf("healthz: %d %q", code, body)
+	}
+	for _, c := range []struct {
+		method, path string
+		code         int
+	}{
+		{http.MethodPost, "/metrics", http.StatusMethodNotAllowed},
+		{http.MethodDelete, "/healthz", http.StatusMethodNotAllowed},
+		{http.MethodGet, "/", http.StatusNotFound},
+		{http.MethodGet, "/debug/pprof/", http.StatusNotFound},
+		{http.MethodHead, "/metrics", http.StatusOK},
+	} {
+		if code, _ := at.get(c.method, c.path); code != c.code {
+			t.Errorf("%s %s: %d, want %d", c.method, c.path, code, c.code)
+		}
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, at.url+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Long", strings.Repeat("x", 64<<10))
+	if res, err := http.DefaultClient.Do(req); err == nil {
+		res.Body.Close()
+		if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+			t.Errorf("a header of 64 KiB: %s", res.Status)
+		}
+	}
+}
+
+const contributed = "../contrib/prometheus"
+
+// TestMetricsOfRules: whatever the alerts and the dashboard ask for is there,
+// with the labels and the values that they ask for.
+func TestMetricsOfRules(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Metrics: true})
+	at := metricsOf(t, s)
+	s.Adopted(t, "one", nil)
+	families := at.await(1, "waypoint_runners_admitted")
+
+	var panels struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(contributed, "grafana.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &panels); err != nil {
+		t.Fatalf("grafana.json: %v", err)
+	}
+	expressions := map[string]string{}
+	for _, p := range panels.Panels {
+		for i, target := range p.Targets {
+			expressions[fmt.Sprintf("panel %q, %d", p.Title, i)] = target.Expr
+		}
+	}
+	data, err = os.ReadFile(filepath.Join(contributed, "waypoint.rules.yml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := regexp.MustCompile(`(?m)^      - alert: (\w+)\n        expr: (.*)$`).FindAllStringSubmatch(string(data), -1)
+	if n := strings.Count(string(data), "alert:"); n != len(rules) || n < 5 {
+		t.Fatalf("%d alerts, %d of them read", n, len(rules))
+	}
+	for _, rule := range rules {
+		expressions["alert "+rule[1]] = rule[2]
+	}
+
+	selector := regexp.MustCompile(`\b((?:waypoint|process|go)_\w+)(?:\{([^}]*)\})?`)
+	matcher := regexp.MustCompile(`(\w+)(=~|=)"([^"]*)"`)
+	asked := 0
+	for where, expr := range expressions {
+		if strings.Count(expr, "(") != strings.Count(expr, ")") {
+			t.Errorf("%s: brackets do not match: %s", where, expr)
+		}
+		for _, m := range selector.FindAllStringSubmatch(expr, -1) {
+			asked++
+			name := m[1]
+			family := families[name]
+			for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+				base, cut := strings.CutSuffix(name, suffix)
+				if family == nil && cut && families[base].GetType() == dto.MetricType_HISTOGRAM {
+					family = families[base]
+				}
+			}
+			if family == nil {
+				t.Errorf("%s asks for %s, which there is not", where, name)
+				continue
+			}
+			for _, l := range matcher.FindAllStringSubmatch(m[2], -1) {
+				if l[1] == "instance" || l[1] == "job" { // Prometheus' own
+					continue
+				}
+				if !slices.ContainsFunc(family.GetMetric(), func(m *dto.Metric) bool {
+					return slices.ContainsFunc(m.GetLabel(), func(have *dto.LabelPair) bool {
+						return have.GetName() == l[1] && have.GetValue() == l[3]
+					})
+				}) {
+					t.Errorf("%s asks for %s with %s=%q, which there never is", where, name, l[1], l[3])
+				}
+			}
+		}
+	}
+	if asked < 30 {
+		t.Errorf("only %d metrics were found in the expressions", asked)
+	}
+}
