@@ -287,3 +287,32 @@ func TestServerComesBack(t *testing.T) {
 		t.Errorf("ended as %+v", j)
 	}
 }
+
+// What a runner has given back at a server that hangs is not that server's to give
+// to others any more once the runner is at another one, and holds it there.
+func TestGivenBackAtAServerThatHangs(t *testing.T) {
+	s, db := servers(t, 2, daemon.Config{Heartbeat: 500 * time.Millisecond, Lease: time.Hour})
+	a, b := s[0], s[1]
+	r := a.Adopted(t, "r1", nil)
+	c := b.Client(t)
+	job := submit(t, c, run())[0]
+	ref := r.MustAssign().JobRef
+	kept := keeper(t, db, job.ID)
+	a.way.Hold(true)
+	r.Say(wire.WorkEvent{Nack: &wire.Nack{JobRef: ref, Error: "it is about to end"}})
+	again := b.Runner(t, "r1", nil)
+	again.Key, again.Offers = r.Key, r.Offers
+	again.MustConnect()
+	if begun := again.MustBegin(wire.Held{JobRef: ref}); len(begun.Keep) != 1 { // A does not answer
+		t.Fatalf("%+v", begun)
+	}
+	awaitKeeper(t, db, job.ID, func(k string) bool { return k != kept })
+	a.way.Hold(false)
+	submit(t, a.Client(t), run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: "nobody"} })) // it goes on
+	again.Say(wire.WorkEvent{Ack: &ref})
+	again.AwaitOrder(func(o wire.WorkOrder) bool { return o.Start != nil && *o.Start == ref })
+	again.MustFinish(ref, "x", daemontest.Succeeded())
+	if j := b.AwaitJob(t, job.ID, ended); j.State != wire.Success || j.Attempt != 1 {
+		t.Errorf("ended as %+v", j)
+	}
+}

@@ -307,7 +307,12 @@ func (s *Server) refused(m *member, n wire.Nack) {
 	}
 	s.log.Warn("job refused", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "why", n.Error)
 	s.fleet.rest(m, time.Now())
-	err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.Requeue(n.JobRef, m.id, time.Now()) })
+	err := s.store.Update(s.ctx, func(tx *store.Tx) error {
+		if err := tx.Keeps(n.Job); err != nil { // the runner may have said to another server that it has it
+			return err
+		}
+		return tx.Requeue(n.JobRef, m.id, time.Now())
+	})
 	if k := wire.KindOf(err); k != "" && k != wire.NotFound {
 		s.fleet.kept(n.JobRef)
 		s.log.Warn("job not given back yet", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "error", err)
