@@ -71,8 +71,7 @@ func (a *accounts) look(ctx context.Context, c wire.Claims) (account, error) {
 		began := time.Now()
 		t, u, err := a.read(ctx, c)
 		if wire.KindOf(err) == wire.NotFound {
-			return account{}, wire.Errorf(wire.Unauthenticated, "the token %d is not, or no longer, known here", c.Serial).
-				WithHint("%s", askForToken)
+			return account{}, unknownToken(c)
 		}
 		if err != nil {
 			return account{}, err
@@ -99,8 +98,11 @@ const askForToken = "make a new one on the server's host (waypoint user token), 
 func (found account) judge() error {
 	t := found.token
 	switch {
-	case !found.DeletedAt.IsZero() || t.Serial < found.Since:
+	case !found.DeletedAt.IsZero(), t.Serial < found.Since && !t.RevokedAt.IsZero() && t.RevokedAt.Before(found.CreatedAt):
 		return wire.Errorf(wire.Unauthenticated, "the user %s has been deleted", found.Name).WithHint("ask an admin for an invite: waypoint user invite %s", found.Name)
+	case t.Serial < found.Since && t.RevokedAt.IsZero():
+		return wire.Errorf(wire.Unauthenticated, "the token %d is from before there was this user %s, or from before all of his were revoked", t.Serial, found.Name).
+			WithHint("%s", askForToken)
 	case !t.RevokedAt.IsZero():
 		return wire.Errorf(wire.Unauthenticated, "the token %d was revoked at %s by %s", t.Serial, stamp(t.RevokedAt), t.RevokedBy).WithHint("%s", askForToken)
 	case t.Kind == wire.InviteToken && !t.UsedAt.IsZero():
@@ -162,6 +164,38 @@ func (s *Server) keepUses(uses map[int64]time.Time) {
 	}); err != nil && s.ctx.Err() == nil {
 		s.log.Warn("last use of tokens not recorded", "error", err)
 	}
+}
+
+// confirm asks the store, in the transaction that changes what outlasts the call
+// (a token, a user), for its caller: what is believed of him may be some seconds old
+// where another server has ended his token or taken his role.
+func (s *Server) confirm(tx *store.Tx, by caller) error {
+	if by.login == nil || by.login.claims.Kind != wire.UserToken {
+		return nil
+	}
+	c := by.login.claims
+	t, u, err := tx.Bearer(c.Serial, c.User)
+	if wire.KindOf(err) == wire.NotFound {
+		return unknownToken(c)
+	}
+	if err != nil {
+		return err
+	}
+	if err := (account{UserRecord: u, token: t}).judge(); err != nil {
+		return err
+	}
+	if u.Role != by.role || u.Limits.String() != by.limits.String() {
+		s.accounts.changed()
+		return wire.Errorf(wire.Denied, "what %s may do was changed a moment ago: %s is %s now%s", u.Name, u.Name, article(u.Role), limitWords(u.Limits)).
+			WithHint("where that is enough, run the command again")
+	}
+	return nil
+}
+
+// unknownToken is what a token is told of which the store knows nothing.
+func unknownToken(c wire.Claims) error {
+	return wire.Errorf(wire.Unauthenticated, "the token %d is not, or no longer, known here", c.Serial).
+		WithHint("%s", askForToken)
 }
 
 // bearer is what the store has of a token, whose claims have been proved. Tokens

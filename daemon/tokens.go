@@ -76,16 +76,19 @@ func (s *Server) runnerToken(ctx context.Context, peer *mux.Peer, req wire.Runne
 		c.Labels = req.Labels
 	}
 	about(ctx, req.ID)
-	return s.issue(peer, c, time.Duration(req.ExpiresIn))
+	return s.issue(peer, c, time.Duration(req.ExpiresIn), callOf(ctx).by)
 }
 
 // issue makes a runner token for a caller.
-func (s *Server) issue(peer *mux.Peer, c wire.Claims, life time.Duration) (reply wire.TokenReply, err error) {
+func (s *Server) issue(peer *mux.Peer, c wire.Claims, life time.Duration, by caller) (reply wire.TokenReply, err error) {
 	if err := checkLife(life); err != nil {
 		return reply, err
 	}
 	var made wire.Claims
 	err = s.update(func(tx *store.Tx) (err error) {
+		if err := s.confirm(tx, by); err != nil {
+			return err
+		}
 		reply.Token, made, err = s.mint(tx, c, life, time.Now())
 		return err
 	})

@@ -120,6 +120,9 @@ func (s *Server) issueUser(peer *mux.Peer, kind wire.TokenKind, life, usual time
 		u    store.UserRecord
 	)
 	err = s.update(func(tx *store.Tx) (err error) {
+		if err := s.confirm(tx, by); err != nil {
+			return err
+		}
 		now := time.Now()
 		if u, err = whose(tx, now); err != nil {
 			return err
@@ -220,8 +223,12 @@ func userOf(r store.UserRecord, tokens []store.UserTokenRecord, uses map[int64]t
 // userSet changes what a user may do.
 func (s *Server) userSet(ctx context.Context, peer *mux.Peer, req wire.UserSetRequest) (reply wire.User, err error) {
 	about(ctx, req.User)
+	by := callOf(ctx).by
 	var before, u store.UserRecord
 	err = s.update(func(tx *store.Tx) (err error) {
+		if err := s.confirm(tx, by); err != nil {
+			return err
+		}
 		if u, err = existing(tx, req.User); err != nil {
 			return err
 		}
@@ -279,6 +286,9 @@ func (s *Server) userDelete(ctx context.Context, peer *mux.Peer, req wire.UserRe
 	about(ctx, req.User)
 	by := callOf(ctx).by
 	err = s.update(func(tx *store.Tx) error {
+		if err := s.confirm(tx, by); err != nil {
+			return err
+		}
 		u, err := existing(tx, req.User)
 		if err != nil {
 			return err
@@ -328,6 +338,9 @@ func (s *Server) userRevoke(ctx context.Context, peer *mux.Peer, req wire.Revoke
 		return by.role == wire.Admin || by.login.shown() && wire.UserKey(user) == wire.UserKey(by.name)
 	}
 	err = s.update(func(tx *store.Tx) error {
+		if err := s.confirm(tx, by); err != nil {
+			return err
+		}
 		page.Tokens = []wire.UserTokenInfo{}
 		var tokens []store.UserTokenRecord
 		if req.User != "" {
@@ -340,6 +353,17 @@ func (s *Server) userRevoke(ctx context.Context, peer *mux.Peer, req wire.Revoke
 			}
 			if tokens, err = tx.UserTokens(u.Name); err != nil {
 				return err
+			}
+			// Those of before tokens had rows, which nobody can name, are among all.
+			last, err := tx.ClaimedSerial()
+			if err != nil {
+				return err
+			}
+			if u.Since <= last {
+				u.Since = last + 1
+				if err := tx.PutUser(u); err != nil {
+					return err
+				}
 			}
 		} else {
 			t, err := tx.UserToken(serial)

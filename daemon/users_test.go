@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -223,6 +224,53 @@ func TestEndOfTokens(t *testing.T) {
 	}
 }
 
+// What another server has decided a moment ago is not known to this one yet: it makes
+// nothing that would outlast that.
+func TestNothingOutlastsAnEndElsewhere(t *testing.T) {
+	for what, c := range map[string]struct {
+		end  func(tx *store.Tx, ada int64) error
+		kind wire.Kind
+		says string
+	}{
+		"revoked": {func(tx *store.Tx, ada int64) error { return tx.RevokeUserToken(ada, "another", time.Now()) }, wire.Unauthenticated, "was revoked at"},
+		"demoted": {func(tx *store.Tx, _ int64) error {
+			u, _, err := tx.User("ada")
+			if err != nil {
+				return err
+			}
+			u.Role = wire.Viewer
+			return tx.PutUser(u)
+		}, wire.Denied, "ada is a viewer"},
+	} {
+		for method, req := range map[string]any{
+			wire.MethodUserToken:   wire.UserTokenRequest{},
+			wire.MethodUserInvite:  wire.InviteRequest{User: "mallory", Role: wire.Admin},
+			wire.MethodUserSet:     wire.UserSetRequest{User: "otto", Role: wire.Admin},
+			wire.MethodUserDelete:  wire.UserRequest{User: "otto"},
+			wire.MethodUserRevoke:  wire.RevokeRequest{User: "otto"},
+			wire.MethodRunnerToken: wire.RunnerTokenRequest{ExpiresIn: wire.Duration(time.Hour)},
+		} {
+			t.Run(what+" "+method, func(t *testing.T) {
+				s := newSite(t, Config{})
+				s.account(t, "otto", wire.Operator, wire.Limits{})
+				text := s.account(t, "ada", wire.Admin, wire.Limits{})
+				claims, err := wire.ReadToken(text)
+				if err != nil {
+					t.Fatal(err)
+				}
+				session := s.mustHello(t, "tcp", operator(text))
+				if err := s.store.Update(t.Context(), func(tx *store.Tx) error { return c.end(tx, claims.Serial) }); err != nil {
+					t.Fatal(err)
+				}
+				err = session.Call(t.Context(), method, req, nil)
+				if wire.KindOf(err) != c.kind || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+	}
+}
+
 func queueState(t *testing.T, s *site, id string) wire.State {
 	t.Helper()
 	j, err := s.store.Job(t.Context(), id)
@@ -345,6 +393,7 @@ func TestTokensOfBefore(t *testing.T) {
 		return text
 	}
 	ada, bob, again := before("ada"), before("bob"), before("ada")
+	eve, leaked := before("eve"), before("eve")
 	// As the migration does.
 	if err := s.store.Update(t.Context(), func(tx *store.Tx) error {
 		last, err := tx.Setting("token_serial")
@@ -360,13 +409,23 @@ func TestTokensOfBefore(t *testing.T) {
 	is(t, err, wire.Unauthenticated, "not, or no longer, known", "waypoint login")
 	s.account(t, "Bob", wire.Viewer, wire.Limits{})
 	_, err = s.hello(t, "tcp", operator(bob))
-	is(t, err, wire.Unauthenticated, "has been deleted", "waypoint user invite")
+	is(t, err, wire.Unauthenticated, "from before there was this user Bob", "waypoint login")
 	for _, text := range []string{ada, again, ada} {
 		if err := s.mustHello(t, "tcp", operator(text)).Call(t.Context(), wire.MethodUserList, wire.UserFilter{}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
 	s.account(t, "root2", wire.Admin, wire.Limits{})
+	// All of a user's tokens are also those that have not been seen yet.
+	s.mustHello(t, "tcp", operator(eve))
+	if tokens, err := s.clientBy(t, "memory", "").RevokeTokens(t.Context(), wire.RevokeRequest{User: "eve"}); err != nil || len(tokens) != 1 {
+		t.Errorf("%+v, %v", tokens, err)
+	}
+	for text, says := range map[string]string{eve: "was revoked at", leaked: "from before all of his were revoked"} {
+		_, err = s.hello(t, "tcp", operator(text))
+		is(t, err, wire.Unauthenticated, says, "waypoint login")
+	}
+	s.mustHello(t, "tcp", operator(s.account(t, "eve", "", wire.Limits{})))
 	users, err := s.clientBy(t, "memory", "").Users(t.Context(), "ada")
 	if err != nil || len(users) != 1 || users[0].Role != wire.Admin || users[0].Tokens != 2 || users[0].LastUsed.IsZero() {
 		t.Errorf("%+v, %v", users, err)
