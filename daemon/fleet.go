@@ -36,6 +36,7 @@ type attempt struct {
 	durable    bool      // the store knows that it is running
 	sure       bool      // assigned by this process: not running unless acknowledged here
 	assignedAt time.Time // where sure
+	spool      string    // of its runner when it was assigned, where not sure; "" is not known
 	ackBy      time.Time // while assigned, sure and its runner is connected
 	startedAt  time.Time
 	cancelSent bool

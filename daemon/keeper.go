@@ -47,7 +47,7 @@ func known(a store.Active, orphaned map[string]string) *attempt {
 	owner, orphan := orphaned[a.RunnerID]
 	return &attempt{
 		JobRef: a.JobRef, runner: a.RunnerID,
-		running: a.State == wire.Running, durable: a.State == wire.Running,
+		running: a.State == wire.Running, durable: a.State == wire.Running, spool: a.Spool,
 		cancelSent: a.CancelRequested, orphan: orphan, owner: owner,
 	}
 }

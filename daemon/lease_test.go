@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -194,6 +195,88 @@ func TestServerRestartWhileAssigned(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A runner that has lost its records does not know whether it had started what
+// the server before gave it: that is not started again. One that has them, and
+// does not have the job, was never given it; of one of a release that does not say, nobody knows better.
+func TestServerRestartWhileAssignedAndRecordsLost(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		before, now string
+		kind        wire.RunnerKind
+		lost        bool
+	}{
+		{"same records", "a", "a", wire.KindRemote, false},
+		{"other records", "a", "b", wire.KindRemote, true},
+		{"not said before", "", "b", wire.KindRemote, false},
+		{"not said now", "a", "", wire.KindRemote, false},
+		{"a command line's own", "", "", wire.KindLocal, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := daemontest.Start(t, slowly)
+			r := s.Runner(t, "r1", nil)
+			r.Spool, r.Hello.Kind = tt.before, tt.kind
+			if tt.kind == wire.KindRemote {
+				r.Show(s.Token(t, wire.RunnerTokenRequest{}))
+			} else {
+				r.Hello.ID = ""
+			}
+			r.MustConnect()
+			r.MustBegin()
+			job := submit(t, s.Client(t), run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: r.Session.Welcome().RunnerID} }))[0]
+			r.MustAssign()
+			s.Restart()
+			r.Spool = tt.now
+			r.MustConnect()
+			r.MustBegin()
+			if !tt.lost {
+				a := r.MustStart()
+				if a.Job != job.ID || a.Attempt != 2 {
+					t.Fatalf("assigned %+v, want attempt 2", a)
+				}
+				r.MustFinish(a.JobRef, "", daemontest.Succeeded())
+			}
+			j := s.AwaitJob(t, job.ID, ended)
+			if tt.lost && (j.Reason != wire.ReasonRunnerLost || j.Attempt != 1 || !strings.Contains(j.Error, "lost its records")) {
+				t.Errorf("job ended as %+v, want it lost with the records", j)
+			}
+			if !tt.lost && j.State != wire.Success {
+				t.Errorf("job ended as %+v", j)
+			}
+			// What this server has not confirmed was not started, whatever the runner has lost since.
+			r.Spool = ""
+			r.Disconnect()
+			r.MustConnect()
+			r.MustBegin()
+			r.Spool = "c"
+			r.Disconnect()
+			r.MustConnect()
+			r.MustBegin()
+			next := submit(t, s.Client(t), run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: r.Session.Welcome().RunnerID} }))[0]
+			r.MustAssign()
+			r.Spool = "d"
+			r.Disconnect()
+			r.MustConnect()
+			r.MustBegin()
+			if a := r.MustStart(); a.Job != next.ID || a.Attempt != 2 {
+				t.Fatalf("assigned %+v, want attempt 2 of the next job", a)
+			}
+		})
+	}
+}
+
+// A name without end is not kept with each job.
+func TestSpoolNameTooLong(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	r := s.Runner(t, "r1", nil)
+	r.Spool = strings.Repeat("x", wire.MaxSpool+1)
+	r.MustConnect()
+	_, err := r.Begin()
+	wantKind(t, err, wire.BadUsage)
+	r.Spool = r.Spool[1:]
+	r.MustConnect()
+	r.MustBegin()
 }
 
 // A job that may be running is never given to a second runner.

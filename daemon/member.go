@@ -21,7 +21,8 @@ type member struct {
 
 	working     bool // its work stream has begun: it can be given jobs
 	concurrency int
-	draining    bool // on its host; see standing for the operator's
+	spool       string // see wire.WorkBegin
+	draining    bool   // on its host; see standing for the operator's
 	orders      *orders
 	refusals    int       // in a row
 	restUntil   time.Time // after a refusal
@@ -69,7 +70,7 @@ func (f *fleet) candidates(held map[string]int, now time.Time) []queue.Runner {
 		if m.takes(now) && !now.Before(m.restUntil) {
 			rs = append(rs, queue.Runner{
 				ID: m.id, Labels: m.labels, ByIDOnly: m.kind == wire.KindLocal,
-				Free: m.concurrency - held[m.id],
+				Free: m.concurrency - held[m.id], Spool: m.spool,
 			})
 		}
 	}

@@ -51,12 +51,15 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 		case a.running && a.recalled: // given back before: whoever hears that deals with it
 		case a.running:
 			d.lost = append(d.lost, a.JobRef)
+		case !a.sure && a.spool != "" && b.Spool != "" && a.spool != b.Spool:
+			// The process before this one may have confirmed it, and the runner would not know.
+			d.forgotten = append(d.forgotten, a.JobRef)
 		default:
 			a.recalled = true
 			d.requeue = append(d.requeue, a.JobRef)
 		}
 	}
-	m.concurrency, m.draining = min(max(b.Concurrency, 0), maxConcurrency), b.Draining
+	m.concurrency, m.draining, m.spool = min(max(b.Concurrency, 0), maxConcurrency), b.Draining, b.Spool
 	if f.members[m.id] == m {
 		m.working = true
 	}
@@ -70,9 +73,10 @@ func (f *fleet) reconcile(m *member, b wire.WorkBegin, heartbeat time.Duration, 
 
 // differences are what the store has to be told after a reconcile.
 type differences struct {
-	requeue []wire.JobRef // not there, and not started
-	lost    []wire.JobRef // started, and not there
-	started []wire.JobRef // started, which this process did not know
+	requeue   []wire.JobRef // not there, and not started
+	lost      []wire.JobRef // started, and not there
+	forgotten []wire.JobRef // not there, and nobody knows whether it was started
+	started   []wire.JobRef // started, which this process did not know
 }
 
 // missing are the running attempts of a runner that it does not have, though

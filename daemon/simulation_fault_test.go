@@ -89,28 +89,27 @@ func (l *life) pause() time.Duration {
 	return time.Duration(60+w.rng.IntN(120)) * time.Second
 }
 
-// die is the end of the host: of what ran there the next agent knows that it was started.
+// die is the end of the host: of what ran there the next agent knows that it was
+// started, unless that had only just been written. What waited for its start does not go on.
 func (r *simRunner) die() {
 	r.cut("the host dies")
+	r.disk++
 	for _, a := range r.has() {
-		if a.alive {
+		switch {
+		case !a.started, time.Since(a.given) < time.Minute && r.w.rng.IntN(2) == 0:
+			a.held, a.alive = false, false
+		case a.alive:
 			a.end(wire.Result{State: wire.Failed, Reason: wire.ReasonRunnerLost})
 		}
 	}
 }
 
-// lose is the end of the host and of what its attempts have on disk. Those whose
-// start is not yet on record are spared: if the server died as well, nobody
-// would know that they were started. A runner that loses its disk has lost its
-// identity too, and does not come back under its id.
+// lose is the end of the host and of what its attempts have on disk.
 func (r *simRunner) lose() {
 	r.cut("the disk is lost")
+	r.disk++
 	for _, a := range r.has() {
-		if !a.started || r.w.seen[a.Job].State != wire.Assigned {
-			a.held, a.alive = false, false
-		} else if a.alive {
-			a.end(wire.Result{State: wire.Failed, Reason: wire.ReasonRunnerLost})
-		}
+		a.held, a.alive = false, false
 	}
 }
 
@@ -118,11 +117,7 @@ func (r *simRunner) lose() {
 // its id is another, and has no token.
 func (r *simRunner) rekey() {
 	r.cut("the host is replaced")
-	for _, a := range r.has() {
-		if a.started && r.w.seen[a.Job].State == wire.Assigned {
-			return // see lose
-		}
-	}
+	r.disk++
 	seed := make([]byte, ed25519.SeedSize)
 	for i := range seed {
 		seed[i] = byte(r.w.rng.IntN(256))

@@ -114,6 +114,11 @@ func (w *world) checkStep(name string, was, is wire.Job) {
 
 // checkAssigned holds to whom a job may be given, and until when.
 func (w *world) checkAssigned(name string, j wire.Job) {
+	for _, k := range w.life.links {
+		if k.m != nil && k.r.id == j.RunnerID && w.life.s.fleet.member(k.r.id) == k.m {
+			w.spools[wire.JobRef{Job: j.ID, Attempt: j.Attempt}] = k.spool
+		}
+	}
 	if !j.ExpiresAt.IsZero() && !j.AssignedAt.Before(j.ExpiresAt) {
 		w.violate("job %s expired at %s, and was assigned at %s", name, j.ExpiresAt, j.AssignedAt)
 	}
@@ -166,8 +171,9 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 		lease := w.life.s.cfg().Lease
 		for _, r := range w.runners {
 			if r.id == j.RunnerID && !(a != nil && !a.held) && !(a != nil && a.offered && a.result.Reason == wire.ReasonRunnerLost) && now.Sub(r.heard) < lease {
-				if w.orphans[wire.JobRef{Job: j.ID, Attempt: j.Attempt}] {
-					continue // its runner has been forgotten since
+				ref := wire.JobRef{Job: j.ID, Attempt: j.Attempt}
+				if w.orphans[ref] || a == nil && w.spools[ref] != r.spool() {
+					continue // its runner has been forgotten since, or does not know whether it was given it
 				}
 				w.violate("job %s is lost, and %s had contact %s ago", name, r.id, now.Sub(r.heard))
 			}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -20,14 +21,16 @@ type simRunner struct {
 	tries []*simTry
 	heard time.Time // when the server last had a session of it
 
+	disk     int // how often what is on it was made anew, or may be of before
 	key      ed25519.PrivateKey
 	token    string        // in its file
 	lasts    time.Time     // until when the best token lasts that it has had
 	standing wire.Standing // as it was told
 	rejected bool          // the last thing that an operator was told
 	drained  bool
-	deciding int       // calls under way that lift either
-	adopted  time.Time // since nothing goes wrong any more
+	record   store.RunnerRecord // at the last look
+	deciding int                // calls under way that lift either
+	adopted  time.Time          // since nothing goes wrong any more
 }
 
 // simTry is an attempt that a runner was given. What is on its disk outlives
@@ -36,6 +39,7 @@ type simTry struct {
 	wire.JobRef
 	name    string
 	r       *simRunner
+	given   time.Time
 	held    bool // its directory is there
 	late    bool // the server has given it up: what there is to say of it is said late
 	started bool // and says that it was started
@@ -116,6 +120,9 @@ func (r *simRunner) authenticate(stored bool) {
 	})
 }
 
+// spool is under what it remembers what it is given.
+func (r *simRunner) spool() string { return fmt.Sprintf("%s.%d", r.id, r.disk) }
+
 // slots is how many jobs it runs at once.
 func (r *simRunner) slots() int { return 1 + r.n%2 }
 
@@ -169,9 +176,9 @@ func (r *simRunner) cut(why string) {
 // connect begins a session and its work stream.
 func (r *simRunner) connect() {
 	l := r.w.life
-	k := &simLink{l: l, r: r}
+	k := &simLink{l: l, r: r, spool: r.spool()}
 	k.ctx, k.cancel = context.WithCancelCause(l.ctx)
-	begin := wire.WorkBegin{Concurrency: r.slots()}
+	begin := wire.WorkBegin{Concurrency: r.slots(), Spool: k.spool}
 	for _, a := range r.works() {
 		begin.Held = append(begin.Held, wire.Held{JobRef: a.JobRef, Started: a.started})
 	}
@@ -253,7 +260,7 @@ func (r *simRunner) obey(k *simLink) {
 			}
 		}
 	case o.Assign != nil:
-		a := &simTry{JobRef: o.Assign.JobRef, name: w.names[o.Assign.Job], r: r, lines: w.rng.IntN(30)}
+		a := &simTry{JobRef: o.Assign.JobRef, name: w.names[o.Assign.Job], r: r, given: time.Now(), lines: w.rng.IntN(30)}
 		if w.tries[a.JobRef] != nil {
 			w.violate("%s is assigned twice", w.ref(a.JobRef))
 			return

@@ -90,6 +90,7 @@ func (l *life) pass(d time.Duration) {
 type simLink struct {
 	l      *life
 	r      *simRunner
+	spool  string
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	v      *visitor
@@ -495,8 +496,24 @@ func (l *life) look() {
 		l.w.violate("read jobs: %v", err)
 		return
 	}
+	for _, r := range l.w.runners {
+		r.lookUp()
+	}
 	slices.Reverse(jobs)
 	l.w.observe(jobs, time.Now())
+}
+
+// lookUp reads the runner's record. One that waits for adoption, and does not come,
+// is forgotten by the server itself, and what was decided of it with it.
+func (r *simRunner) lookUp() {
+	rec, err := r.w.life.s.store.Runner(context.Background(), r.id)
+	if err != nil && wire.KindOf(err) != wire.NotFound {
+		r.w.violate("read runner: %v", err)
+	}
+	if r.record.State == wire.Pending && (rec.ID == "" || !rec.FirstSeen.Equal(r.record.FirstSeen)) {
+		r.drained = false
+	}
+	r.record = rec
 }
 
 // record is what the server does for a report: see runnerReport.

@@ -42,8 +42,8 @@ import (
 //     what failed unless it said that it may.
 //   - A job whose end was asked for is not handed out again, nor one whose time is over.
 //   - Who was rejected, is drained, or has no token that is still good, is handed out nothing.
-//   - A job is lost only where its runner does not have it, or has said so, or was
-//     not heard of for a whole lease.
+//   - A job is lost only where its runner does not have it any more, or cannot know
+//     whether it had, or has said so, or was not heard of for a whole lease.
 //
 // Over the history:
 //
@@ -70,8 +70,8 @@ import (
 // not. The server dies before any commit or between one and its answers, and
 // the next one opens what was committed. Each server's life has a clock of its
 // own, so the clock jumps where a server starts, either way. A runner's agent
-// dies and its jobs go on; its host dies and its jobs with it; its disk is lost.
-// It comes back as somebody else, under its id. Operators adopt, reject, forget and
+// dies and its jobs go on; its host dies and its jobs with it, and what was written
+// last may be missing then; its disk is lost. It comes back as somebody else, under its id. Operators adopt, reject, forget and
 // drain; tokens expire, are renewed, and granted to runners that do not store them.
 // The store refuses for want of room. Requests are sent twice, answers are lost.
 // A session that the server has given up delivers what was on its way.
@@ -266,6 +266,7 @@ type world struct {
 	starts  map[string]int          // name -> the attempt that was started
 	read    map[wire.JobRef]int64   // how far a follower has read
 	orphans map[wire.JobRef]bool    // their runner has been forgotten
+	spools  map[wire.JobRef]string  // under what their runner remembered what it was given then
 	calm    bool                    // nothing goes wrong any more
 	full    atomic.Bool             // there is no room
 	history []string
@@ -279,7 +280,7 @@ func (g *ground) run(t *testing.T, seed uint64) *world {
 	w := &world{
 		g: g, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)),
 		tries: map[wire.JobRef]*simTry{}, names: map[string]string{}, ids: map[string]string{},
-		seen: map[string]wire.Job{}, starts: map[string]int{}, read: map[wire.JobRef]int64{}, orphans: map[wire.JobRef]bool{}, count: map[string]int{},
+		seen: map[string]wire.Job{}, starts: map[string]int{}, read: map[wire.JobRef]int64{}, orphans: map[wire.JobRef]bool{}, spools: map[wire.JobRef]string{}, count: map[string]int{},
 	}
 	base := filepath.Join(g.dir, fmt.Sprint(g.worlds.Add(1)))
 	defer os.RemoveAll(base)

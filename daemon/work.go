@@ -110,6 +110,9 @@ func (s *Server) exit(m *member) {
 
 // begin sorts what the runner holds and what the store gave it.
 func (s *Server) begin(ctx context.Context, m *member, b wire.WorkBegin) error {
+	if len(b.Spool) > wire.MaxSpool {
+		return wire.Errorf(wire.BadUsage, "the name of a spool has %d bytes; %d are allowed", len(b.Spool), wire.MaxSpool)
+	}
 	d, err := s.welcome(ctx, m, b)
 	if err != nil {
 		return err
@@ -117,6 +120,7 @@ func (s *Server) begin(ctx context.Context, m *member, b wire.WorkBegin) error {
 	err = errors.Join(
 		s.requeue(d.requeue, "its runner does not have it"),
 		s.lose(d.lost, "its runner does not have it any more"),
+		s.lose(d.forgotten, "its runner has lost its records, so nobody knows whether it was started"),
 	)
 	for _, ref := range d.started {
 		s.settleSoon(ref, m.id)

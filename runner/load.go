@@ -39,6 +39,7 @@ func (r *Runner) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open runner directory: %w", err)
 	}
+	r.nameSpool()
 	jobs := r.parent.now()
 	var theirs holding
 	if jobs != nil {

@@ -369,3 +369,67 @@ func TestSweep(t *testing.T) {
 		}
 	}
 }
+
+// A runner says the same name of its spool as long as the directory of its attempts and
+// the boot of its host are the same, and another one behind any loss.
+func TestSpoolName(t *testing.T) {
+	b := newBench(t, nil)
+	var said []string
+	next := func(before func()) string {
+		t.Helper()
+		n := len(said)
+		if before != nil {
+			before()
+		}
+		b.start()
+		b.s.await("the runner has begun", func() bool { return len(b.s.begins) > n })
+		b.s.mu.Lock()
+		said = append(said, b.s.begins[n].Spool)
+		b.s.mu.Unlock()
+		b.kill()
+		if err := b.wait(); err != nil {
+			t.Fatal(err)
+		}
+		return said[n]
+	}
+	first := next(nil)
+	if first == "" || len(first) > wire.MaxSpool {
+		t.Fatalf("the spool is named %q", first)
+	}
+	if again := next(nil); again != first {
+		t.Errorf("the spool was %q and is %q", first, again)
+	}
+	file := filepath.Join(b.cfg.Dir, fileSpool)
+	known := map[string]bool{first: true}
+	for what, before := range map[string]func() error{
+		"removed": func() error { return os.Remove(file) },
+		"torn":    func() error { return os.Truncate(file, 3) },
+		"lost":    func() error { return errors.Join(os.RemoveAll(b.cfg.Dir), os.Mkdir(b.cfg.Dir, 0o700)) },
+	} {
+		name := next(func() {
+			if err := before(); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if known[name] || name == "" {
+			t.Errorf("%s: the spool is named %q, as before", what, name)
+		}
+		known[name] = true
+		if again := next(nil); again != name {
+			t.Errorf("%s: the spool was %q and is %q", what, name, again)
+		}
+	}
+	r, err := New(b.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.boot = "another"
+	r.nameSpool()
+	if known[r.spool] {
+		t.Errorf("the spool is named %q in another boot as well", r.spool)
+	}
+	r.cfg.Kind, r.spool = wire.KindLocal, ""
+	if r.nameSpool(); r.spool != "" {
+		t.Errorf("a command line's own runner has the spool %q", r.spool)
+	}
+}

@@ -188,6 +188,7 @@ type Runner struct {
 	log    *slog.Logger
 	host   host
 	boot   string // id of this boot of the host, "" where not known
+	spool  string // see wire.WorkBegin; set by load
 	waits  waits
 	uplink uplink
 	parent parent

@@ -3,6 +3,7 @@ package runner
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +22,9 @@ const (
 	markStarted = "started"
 	markRunning = "running"
 )
+
+// fileSpool, beside the attempts, has the spool's name.
+const fileSpool = "spool"
 
 // Names in an attempt's directory. The log and the end are the supervisor's,
 // unless the attempt ends without one.
@@ -53,6 +57,29 @@ type spooled struct {
 // milestone is each line after that: markStarted or markRunning.
 type milestone struct {
 	Reached string `json:"reached"`
+}
+
+// nameSpool reads what tells this spool from one that was made anew in its place, or
+// makes it. Nothing needs it to be on the disk: whatever loses it makes another
+// one. A host that was down may have lost what was written last, so its boot is
+// part of the name.
+func (r *Runner) nameSpool() {
+	if r.local() {
+		return // it is gone with its command line
+	}
+	path := filepath.Join(r.cfg.Dir, fileSpool)
+	text, err := os.ReadFile(path)
+	name := string(text)
+	if made := rand.Text(); err != nil || len(name) != len(made) {
+		name = made
+		if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
+			r.spoolFailed(err)
+		}
+	}
+	r.spool = name
+	if r.boot != "" {
+		r.spool += "." + r.boot
+	}
 }
 
 // attemptDir names an attempt's directory.

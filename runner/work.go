@@ -14,7 +14,7 @@ func (r *Runner) begin() wire.WorkBegin {
 	drain := r.wantsNothing()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	b := wire.WorkBegin{Concurrency: r.cfg.Concurrency, Draining: drain}
+	b := wire.WorkBegin{Concurrency: r.cfg.Concurrency, Draining: drain, Spool: r.spool}
 	for ref, a := range r.held {
 		if started, live := a.standing(); live {
 			b.Held = append(b.Held, wire.Held{JobRef: ref, Started: started})

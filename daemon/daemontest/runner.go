@@ -20,6 +20,7 @@ type Runner struct {
 	Address string // of a Unix socket to connect to; in memory if empty
 	Session *mux.Session
 	Offers  []wire.TokenOffer // its tokens, shown at the hello
+	Spool   string            // see wire.WorkBegin
 	work    *mux.Stream
 	orders  chan wire.WorkOrder // sent by listen, closed when the work stream ends
 	ended   chan error          // sent by listen before orders is closed: why the work stream ended
@@ -173,7 +174,7 @@ func (r *Runner) Begin(held ...wire.Held) (*wire.WorkBegun, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := st.Send(wire.WorkEvent{Begin: &wire.WorkBegin{Held: held, Concurrency: r.Hello.Concurrency}}); err != nil {
+	if err := st.Send(wire.WorkEvent{Begin: &wire.WorkBegin{Held: held, Concurrency: r.Hello.Concurrency, Spool: r.Spool}}); err != nil {
 		return nil, err
 	}
 	r.work, r.orders, r.ended = st, make(chan wire.WorkOrder, 64), make(chan error, 1)

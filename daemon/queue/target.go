@@ -12,8 +12,9 @@ import (
 type Runner struct {
 	ID       string
 	Labels   map[string]string
-	ByIDOnly bool // the command line's own: never gets anything else
-	Free     int  // jobs it can take
+	ByIDOnly bool   // the command line's own: never gets anything else
+	Free     int    // jobs it can take
+	Spool    string // under what it remembers what it is given; "" is not known
 }
 
 // Match reports whether a job of this target may go to this runner. Of labels

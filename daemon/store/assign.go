@@ -204,6 +204,7 @@ func (tx *Tx) assign(h *head, runner *queue.Runner, now time.Time) (*Assigned, e
 	if err := r.Assign(runner.ID, now); err != nil {
 		return nil, err
 	}
+	r.spool = runner.Spool
 	if err := tx.update(r); err != nil {
 		return nil, err
 	}

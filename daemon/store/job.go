@@ -38,8 +38,9 @@ const (
 	updateJob = `UPDATE jobs SET state = $1, reason = $2, error = $3, exit_code = $4, signal = $5, runner_id = $6,
 	attempt = $7, assigned_at = $8, started_at = $9, finished_at = $10, cancel_at = $11, log_bytes = $12,
 	outputs = $13, usage = $14, sequence = $15, place = $16, blocked = $17, waiting = $18, uses = $19,
-	keeper = CASE WHEN $1 = 'assigned' AND state = 'queued' THEN $20 ELSE keeper END
-	WHERE id = $21 AND state = $22 AND attempt = $23`
+	keeper = CASE WHEN $1 = 'assigned' AND state = 'queued' THEN $20 ELSE keeper END,
+	spool = CASE WHEN $1 = 'assigned' AND state = 'queued' THEN $21 ELSE spool END
+	WHERE id = $22 AND state = $23 AND attempt = $24`
 )
 
 // row is a job with the state and attempt that it was read with.
@@ -47,6 +48,7 @@ type row struct {
 	queue.Job
 	wasState   wire.State
 	wasAttempt int
+	spool      string // of the runner that it is being assigned to
 }
 
 // scanJob reads jobColumns and what the query selects behind them.
@@ -170,7 +172,7 @@ func (tx *Tx) update(r *row) error {
 	n, err := tx.exec(updateJob, string(j.State), string(j.Reason), j.Error, nullInt(j.ExitCode), j.Signal, j.RunnerID,
 		j.Attempt, micro(j.AssignedAt), micro(j.StartedAt), micro(j.FinishedAt), micro(j.CancelRequested), j.LogBytes,
 		toJSON(j.Outputs, len(j.Outputs)), usage, j.Sequence, j.Place, string(j.Blocked), j.Waiting, j.Uses,
-		tx.s.instance, j.ID, string(r.wasState), r.wasAttempt)
+		tx.s.instance, r.spool, j.ID, string(r.wasState), r.wasAttempt)
 	if err != nil {
 		return fmt.Errorf("update job %s: %w", j.ID, err)
 	}

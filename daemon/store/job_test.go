@@ -401,3 +401,27 @@ func TestAbandon(t *testing.T) {
 		b.is(stays, wire.Queued, "")
 	})
 }
+
+// An active job has the spool of the runner that it was assigned to last.
+func TestSpoolOfAssignment(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		b := newBench(t, dsn, queue.Runner{ID: "r1", Spool: "a"}, queue.Runner{ID: "r2", Spool: "b"})
+		id := b.one(wire.JobSpec{Operation: wire.OpRun, Target: wire.Target{Any: true}, Command: []string{"true"}})
+		spool := func(want string) {
+			t.Helper()
+			if active, err := b.Active(t.Context()); err != nil || len(active) != 1 || active[0].Job != id || active[0].Spool != want {
+				t.Fatalf("active is %+v, %v; want it of spool %q", active, err, want)
+			}
+		}
+		b.assign("r1")
+		spool("a")
+		b.do(id, func(tx *Tx, ref wire.JobRef, runner string) error { return tx.Requeue(ref, runner, b.now) })
+		b.assign("r2")
+		spool("b")
+		b.do(id, func(tx *Tx, ref wire.JobRef, runner string) error { return tx.Ack(ref, runner, b.now) })
+		spool("b")
+		if kept, err := b.Kept(t.Context(), []string{id}); err != nil || len(kept) != 1 || kept[0].Spool != "b" {
+			t.Fatalf("kept is %+v, %v", kept, err)
+		}
+	})
+}

@@ -178,10 +178,14 @@ type Active struct {
 	State           wire.State
 	CancelRequested bool
 	Keeper          string // the server whose lease it has; "" where the store is not shared
+	Spool           string // see queue.Runner, of when it was assigned
 }
 
+// activeColumns are those of Active, as readActive reads them.
+const activeColumns = `id, attempt, runner_id, state, cancel_at, keeper, spool`
+
 const (
-	selectActive = `SELECT id, attempt, runner_id, state, cancel_at, keeper FROM jobs
+	selectActive = `SELECT ` + activeColumns + ` FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') ORDER BY id`
 	countHeld = `SELECT runner_id, COUNT(*) FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') GROUP BY runner_id`

@@ -41,11 +41,11 @@ const (
 	seeClaim    = `UPDATE runner_sessions SET claim = $1 WHERE runner_id = $2 AND server = $3 AND claim = $4`
 	unclaim     = `UPDATE runner_sessions SET claim = '' WHERE runner_id = $1 AND server = $2 AND claim = $3`
 
-	selectKept    = `SELECT id, attempt, runner_id, state, cancel_at, keeper FROM jobs WHERE id = $1`
+	selectKept    = `SELECT ` + activeColumns + ` FROM jobs WHERE id = $1`
 	selectKeepers = `SELECT DISTINCT keeper FROM jobs WHERE finished_at = 0 AND state IN ('assigned', 'running')`
-	selectHolding = `SELECT id, attempt, runner_id, state, cancel_at, keeper FROM jobs
+	selectHolding = `SELECT ` + activeColumns + ` FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') AND runner_id = $1 ORDER BY id`
-	selectStray = `SELECT id, attempt, runner_id, state, cancel_at, keeper FROM jobs
+	selectStray = `SELECT ` + activeColumns + ` FROM jobs
 	WHERE finished_at = 0 AND state IN ('assigned', 'running') AND keeper <> $1
 	AND runner_id IN (SELECT s.runner_id FROM runner_sessions s WHERE s.server = $1) ORDER BY id`
 	countStray = `SELECT COUNT(*) FROM jobs WHERE finished_at = 0 AND state IN ('assigned', 'running') AND keeper <> $1
@@ -402,7 +402,7 @@ func readActive(q querier, text string, args ...any) (out []Active, err error) {
 			a      Active
 			cancel int64
 		)
-		if err := rows.Scan(&a.Job, &a.Attempt, &a.RunnerID, &a.State, &cancel, &a.Keeper); err != nil {
+		if err := rows.Scan(&a.Job, &a.Attempt, &a.RunnerID, &a.State, &cancel, &a.Keeper, &a.Spool); err != nil {
 			return err
 		}
 		a.CancelRequested = cancel != 0

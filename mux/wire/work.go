@@ -32,7 +32,16 @@ type WorkBegin struct {
 	Held        []Held `json:"held,omitempty"`
 	Concurrency int    `json:"concurrency"`
 	Draining    bool   `json:"draining,omitempty"`
+	// Spool is another one once what the runner was given may be forgotten: made
+	// with the directory of its attempts, and of this boot of its host. An
+	// attempt that it does not hold, and whose start nobody knows of, is given to
+	// it or others again only where it was assigned under the same one, or
+	// either is empty: else it is lost.
+	Spool string `json:"spool,omitempty"`
 }
+
+// MaxSpool is how many bytes WorkBegin.Spool may have.
+const MaxSpool = 128
 
 // WorkHolds is a heartbeat that says what the runner holds at this moment, so
 // that the two sides cannot differ for long: a job whose start was confirmed
