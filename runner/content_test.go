@@ -255,7 +255,7 @@ func TestRestartWhileFinishing(t *testing.T) {
 // by itself.
 func TestSpoolBroken(t *testing.T) {
 	b := newBench(t, nil).start().connected()
-	if err := os.Remove(b.cfg.Dir); err != nil {
+	if err := os.RemoveAll(b.cfg.Dir); err != nil {
 		t.Fatal(err)
 	}
 	write(t, b.cfg.Dir, "in the way")
