@@ -271,6 +271,7 @@ func usageError(err error, found bool) error {
 var (
 	missingValue = regexp.MustCompile(`^(--?[^ :]+): .*but got "EOL".*`)
 	notNumber    = regexp.MustCompile(`^(--?[^ :]+): expected a valid 64 bit int but got (.*)`)
+	aboutToken   = regexp.MustCompile(`^(--?token): .* but got ".*`)
 	looksLike    = regexp.MustCompile(`^(--?[^ :]+): expected .* value but got "(-.*)" \(short flag\); .*`)
 	otherShort   = regexp.MustCompile(`^(unknown flag -[^-]), did you mean .*`)
 )
@@ -278,6 +279,8 @@ var (
 func plainer(why string) string {
 	why = missingValue.ReplaceAllString(why, "$1 needs a value")
 	why = notNumber.ReplaceAllString(why, "$1: $2 is no number, or too large a one")
+	// What was given may be a secret, if no token.
+	why = aboutToken.ReplaceAllString(why, "$1: what follows looks like a flag: write $1=TOKEN, or better use --token-file")
 	why = looksLike.ReplaceAllString(why, `$1: "$2" looks like a flag: write $1=$2`)
 	return otherShort.ReplaceAllString(why, "$1")
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -122,8 +123,14 @@ func (a *app) report(err error) int {
 
 // writeError writes an error and its hint, a line each.
 func writeError(w io.Writer, err error) {
-	fmt.Fprintf(w, "waypoint: %s\n", oneLine(err.Error()))
+	fmt.Fprintf(w, "waypoint: %s\n", concealed(oneLine(err.Error())))
 	if e, ok := errors.AsType[*wire.Error](err); ok && e.Hint != "" {
 		fmt.Fprintf(w, "hint: %s\n", oneLine(e.Hint))
 	}
 }
+
+var tokenText = regexp.MustCompile(`(wp(?:run|usr|inv)_)[A-Za-z0-9_-]{16,}`)
+
+// concealed is a text without the tokens in it: who gives one where an id is
+// asked for is told so, and where errors are kept it is not kept with them.
+func concealed(text string) string { return tokenText.ReplaceAllString(text, "$1...") }

@@ -51,6 +51,7 @@ Exit codes: 0 stopped on request or --once done, 2 wrong usage or configuration,
 }
 
 func (c *runnerAgent) Run(a *app) error {
+	closeToOthers()
 	err := c.run(a)
 	if err == nil || askedToEnd(a.ctx) {
 		return nil

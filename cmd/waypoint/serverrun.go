@@ -47,6 +47,7 @@ tcp. SIGHUP and waypoint server reload have the configuration read again; flags 
 }
 
 func (c *serverRun) Run(a *app) error {
+	closeToOthers()
 	cfg, err := c.config(a)
 	if err != nil {
 		return err

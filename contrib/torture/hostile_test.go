@@ -42,7 +42,7 @@ func TestHostilePeers(t *testing.T) {
 		t.Fatalf("make a big log: %s %s, %v", end.State, end.Error, err)
 	}
 	s.mustAnswer(ctx, "start")
-	sockets := openSockets(s.server.pid())
+	sockets := openSockets(t, s.server.pid())
 	_, before, _ := memory(s.server.pid())
 
 	for _, test := range []struct {
@@ -68,7 +68,7 @@ func TestHostilePeers(t *testing.T) {
 		})
 	}
 	await(ctx, t, "the server to let go of all connections", func() error {
-		if n := openSockets(s.server.pid()); n > sockets+1 {
+		if n := openSockets(t, s.server.pid()); n > sockets+1 {
 			return fmt.Errorf("it has %d sockets open, had %d", n, sockets)
 		}
 		return nil
@@ -322,7 +322,7 @@ func neverReadsHugeWindow(ctx context.Context, t *testing.T, s *site, job string
 	if testing.Short() {
 		t.Skip("takes the server's write time-out of 30 s")
 	}
-	sockets := openSockets(s.server.pid())
+	sockets := openSockets(t, s.server.pid())
 	peers := make([]*rawPeer, 20)
 	for i := range peers {
 		peers[i] = &rawPeer{s.raw(), t}
@@ -337,7 +337,7 @@ func neverReadsHugeWindow(ctx context.Context, t *testing.T, s *site, job string
 	ctx, cancel := context.WithTimeout(ctx, writeLimit)
 	defer cancel()
 	if err := poll(ctx, func() error {
-		if n := openSockets(s.server.pid()); n > sockets+1 {
+		if n := openSockets(t, s.server.pid()); n > sockets+1 {
 			return fmt.Errorf("the server has %d sockets open, had %d", n, sockets)
 		}
 		return nil
