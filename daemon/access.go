@@ -163,6 +163,12 @@ type call struct {
 	object string // what it is about: an id or a name, several with spaces between; "" where that cannot be said
 	by     caller
 	peer   *mux.Peer
+
+	audited bool              // it is recorded, however it comes out
+	verb    string            // of the audit, where that is not the method
+	detail  map[string]string // for the audit: see note
+	kept    bool              // what it has done is in the store, with its entry
+	lost    bool              // it is done, and the store had no room for its entry
 }
 
 type callKey struct{}
@@ -182,8 +188,11 @@ func about(ctx context.Context, object string) { callOf(ctx).object = object }
 // nobody through who may not, and is told how it has come out.
 func (s *Server) guard(m method) mux.Handler {
 	return func(ctx context.Context, st *mux.Stream) error {
-		c := &call{method: m.name, peer: st.Peer()}
+		c := &call{method: m.name, peer: st.Peer(), audited: m.audit}
 		err := s.permit(ctx, m, c, st)
+		if err != nil && c.object == "" {
+			c.object = named(st)
+		}
 		if err == nil {
 			err = m.call(context.WithValue(ctx, callKey{}, c), st)
 		}
@@ -192,12 +201,16 @@ func (s *Server) guard(m method) mux.Handler {
 	}
 }
 
-// concluded comes after every call, whether it was let through or not: who
-// called what, of what, and how it has come out (nil is well).
-func (s *Server) concluded(c *call, err error) {
-	if wire.KindOf(err) == wire.Denied {
-		s.log.Debug("call denied", "method", c.method, "object", c.object, "by", c.by.who, "peer", c.peer, "error", err)
+// named is what a request names, where that is one thing.
+func named(st *mux.Stream) string {
+	var of struct {
+		ID   string `json:"id"`
+		User string `json:"user"`
 	}
+	if st.Body(&of) != nil {
+		return ""
+	}
+	return of.ID + of.User
 }
 
 // permit fills in who calls, and lets through who may.

@@ -41,6 +41,8 @@ var mayCall = map[string]string{
 	wire.MethodUserSet:    "- - - - y  - -  y - -  - - -",
 	wire.MethodUserDelete: "- - - - y  - -  y - -  - - -",
 
+	wire.MethodAuditList: "- - - - y  - -  y - -  - - -",
+
 	wire.MethodJobSubmit: "- - y y y  - -  y y -  - - -",
 	wire.MethodJobGet:    "y y y y y  - -  y y y  - - -",
 	wire.MethodJobList:   "y y y y y  - -  y y y  - - -",

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
@@ -16,11 +17,14 @@ import (
 func (s *Server) admit(ctx context.Context, peer *mux.Peer, in door) (*mux.Admission, error) {
 	welcome := wire.Welcome{ServerID: s.id}
 	if h := peer.Hello; in.runners && (h.Role != wire.RoleRunner || h.Runner.Kind != wire.KindRemote) {
-		return nil, s.errForRunners()
+		err := s.errForRunners()
+		s.welcomed(ctx, peer, nil, "", err)
+		return nil, err
 	}
 	switch peer.Hello.Role {
 	case wire.RoleClient:
 		l, err := s.login(ctx, peer, in)
+		s.welcomed(ctx, peer, l, "", err)
 		if err != nil {
 			return nil, err
 		}
@@ -28,6 +32,7 @@ func (s *Server) admit(ctx context.Context, peer *mux.Peer, in door) (*mux.Admis
 	case wire.RoleRunner:
 		v, err := s.admitRunner(ctx, peer, in)
 		if err != nil {
+			s.welcomed(ctx, peer, nil, cmp.Or(peer.Hello.Runner.ID, localID(peer.Key)), err)
 			return nil, err
 		}
 		welcome.RunnerID = v.id

@@ -28,61 +28,70 @@ const (
 	byBlob                 // only what the caller has sent, or may see; see blobs.go
 )
 
+// What method.audit says.
+const (
+	recorded   = true
+	unrecorded = false
+)
+
 // method is one row of the API.
 type method struct {
 	name   string
 	who    role
 	limits scope
+	audit  bool // recorded however it comes out: what changes something, or hands out a credential or all there is
 	call   mux.Handler
 }
 
 // api is the whole API.
 func (s *Server) api() []method {
 	return []method{
-		{wire.MethodServerStatus, viewers, byFilter, mux.Unary(s.serverStatus)},
-		{wire.MethodServerReload, admins, nowhere, mux.Unary(s.serverReload)},
-		{wire.MethodServerSnapshot, admins, nowhere, s.serverSnapshot()},
-		{wire.MethodServerBootstrap, admins, nowhere, mux.Unary(s.serverBootstrap)},
-		{wire.MethodTokenKeyRotate, admins, nowhere, mux.Unary(s.tokenKeyRotate)},
+		{wire.MethodServerStatus, viewers, byFilter, unrecorded, mux.Unary(s.serverStatus)},
+		{wire.MethodServerReload, admins, nowhere, recorded, mux.Unary(s.serverReload)},
+		{wire.MethodServerSnapshot, admins, nowhere, recorded, s.serverSnapshot()},
+		{wire.MethodServerBootstrap, admins, nowhere, recorded, mux.Unary(s.serverBootstrap)},
+		{wire.MethodTokenKeyRotate, admins, nowhere, recorded, mux.Unary(s.tokenKeyRotate)},
 
-		{wire.MethodUserSelf, viewers, nowhere, mux.Unary(s.userSelf)},
-		{wire.MethodUserToken, viewers, nowhere, mux.Unary(s.userToken)},
-		{wire.MethodUserTokens, viewers, nowhere, mux.Unary(s.userTokens)},
-		{wire.MethodUserRevoke, viewers, nowhere, mux.Unary(s.userRevoke)},
-		{wire.MethodUserAccept, invited, nowhere, mux.Unary(s.userAccept)},
-		{wire.MethodUserInvite, admins, nowhere, mux.Unary(s.userInvite)},
-		{wire.MethodUserList, admins, nowhere, mux.Unary(s.userList)},
-		{wire.MethodUserSet, admins, nowhere, mux.Unary(s.userSet)},
-		{wire.MethodUserDelete, admins, nowhere, mux.Unary(s.userDelete)},
+		{wire.MethodUserSelf, viewers, nowhere, unrecorded, mux.Unary(s.userSelf)},
+		{wire.MethodUserToken, viewers, nowhere, recorded, mux.Unary(s.userToken)},
+		{wire.MethodUserTokens, viewers, nowhere, unrecorded, mux.Unary(s.userTokens)},
+		{wire.MethodUserRevoke, viewers, nowhere, recorded, mux.Unary(s.userRevoke)},
+		{wire.MethodUserAccept, invited, nowhere, recorded, mux.Unary(s.userAccept)},
+		{wire.MethodUserInvite, admins, nowhere, recorded, mux.Unary(s.userInvite)},
+		{wire.MethodUserList, admins, nowhere, unrecorded, mux.Unary(s.userList)},
+		{wire.MethodUserSet, admins, nowhere, recorded, mux.Unary(s.userSet)},
+		{wire.MethodUserDelete, admins, nowhere, recorded, mux.Unary(s.userDelete)},
 
-		{wire.MethodJobSubmit, operators, bySpec, mux.Unary(s.jobSubmit)},
-		{wire.MethodJobGet, viewers, byJob, mux.Unary(s.jobGet)},
-		{wire.MethodJobList, viewers, byFilter, mux.Unary(s.jobList)},
-		{wire.MethodJobWhy, viewers, byJob, mux.Unary(s.jobWhy)},
-		{wire.MethodJobCancel, operators, byJob, mux.Unary(s.jobCancel)},
-		{wire.MethodJobRetry, operators, byJob, mux.Unary(s.jobRetry)},
-		{wire.MethodJobWait, viewers, byJob, mux.Unary(s.jobWait)},
-		{wire.MethodJobStream, viewers, byJob, s.jobStream},
+		{wire.MethodAuditList, admins, nowhere, unrecorded, mux.Unary(s.auditList)},
 
-		{wire.MethodRecordList, viewers, byFilter, mux.Unary(s.recordList)},
+		{wire.MethodJobSubmit, operators, bySpec, recorded, mux.Unary(s.jobSubmit)},
+		{wire.MethodJobGet, viewers, byJob, unrecorded, mux.Unary(s.jobGet)},
+		{wire.MethodJobList, viewers, byFilter, unrecorded, mux.Unary(s.jobList)},
+		{wire.MethodJobWhy, viewers, byJob, unrecorded, mux.Unary(s.jobWhy)},
+		{wire.MethodJobCancel, operators, byJob, recorded, mux.Unary(s.jobCancel)},
+		{wire.MethodJobRetry, operators, byJob, recorded, mux.Unary(s.jobRetry)},
+		{wire.MethodJobWait, viewers, byJob, unrecorded, mux.Unary(s.jobWait)},
+		{wire.MethodJobStream, viewers, byJob, unrecorded, s.jobStream},
 
-		{wire.MethodBlobMissing, operators | runners, byBlob, s.ifAdmitted(mux.Unary(s.blobMissing))},
-		{wire.MethodBlobPut, operators | runners, byBlob, s.ifAdmitted(s.blobPut)},
-		{wire.MethodBlobGet, operators | runners, byBlob, s.ifAdmitted(s.blobGet)},
+		{wire.MethodRecordList, viewers, byFilter, unrecorded, mux.Unary(s.recordList)},
 
-		{wire.MethodRunnerList, viewers, nowhere, mux.Unary(s.runnerList)},
-		{wire.MethodRunnerInspect, viewers, nowhere, mux.Unary(s.runnerInspect)},
-		{wire.MethodRunnerAdopt, operators, unlimited, mux.Unary(s.runnerAdopt)},
-		{wire.MethodRunnerReject, operators, unlimited, mux.Unary(s.runnerReject)},
-		{wire.MethodRunnerForget, operators, unlimited, mux.Unary(s.runnerForget)},
-		{wire.MethodRunnerDrain, operators, unlimited, mux.Unary(s.runnerDrain)},
-		{wire.MethodRunnerWait, viewers, nowhere, mux.Unary(s.runnerWait)},
-		{wire.MethodRunnerToken, admins, unlimited, mux.Unary(s.runnerToken)}, // operator, where access.runner_tokens says so
-		{wire.MethodRunnerMatch, viewers, nowhere, mux.Unary(s.runnerMatch)},
+		{wire.MethodBlobMissing, operators | runners, byBlob, unrecorded, s.ifAdmitted(mux.Unary(s.blobMissing))},
+		{wire.MethodBlobPut, operators | runners, byBlob, unrecorded, s.ifAdmitted(s.blobPut)},
+		{wire.MethodBlobGet, operators | runners, byBlob, unrecorded, s.ifAdmitted(s.blobGet)},
 
-		{wire.MethodAuthenticate, runners, nowhere, mux.Unary(s.authenticate)},
-		{wire.MethodWork, runners, nowhere, s.runnerWork},
-		{wire.MethodReport, runners, nowhere, s.runnerReport}, // for jobs the runner was given: the attempt is the permission
+		{wire.MethodRunnerList, viewers, nowhere, unrecorded, mux.Unary(s.runnerList)},
+		{wire.MethodRunnerInspect, viewers, nowhere, unrecorded, mux.Unary(s.runnerInspect)},
+		{wire.MethodRunnerAdopt, operators, unlimited, recorded, mux.Unary(s.runnerAdopt)},
+		{wire.MethodRunnerReject, operators, unlimited, recorded, mux.Unary(s.runnerReject)},
+		{wire.MethodRunnerForget, operators, unlimited, recorded, mux.Unary(s.runnerForget)},
+		{wire.MethodRunnerDrain, operators, unlimited, recorded, mux.Unary(s.runnerDrain)},
+		{wire.MethodRunnerWait, viewers, nowhere, unrecorded, mux.Unary(s.runnerWait)},
+		{wire.MethodRunnerToken, admins, unlimited, recorded, mux.Unary(s.runnerToken)}, // operator, where access.runner_tokens says so
+		{wire.MethodRunnerMatch, viewers, nowhere, unrecorded, mux.Unary(s.runnerMatch)},
+
+		{wire.MethodAuthenticate, runners, nowhere, unrecorded, mux.Unary(s.authenticate)},
+		{wire.MethodWork, runners, nowhere, unrecorded, s.runnerWork},
+		{wire.MethodReport, runners, nowhere, unrecorded, s.runnerReport}, // for jobs the runner was given: the attempt is the permission
 	}
 }
 

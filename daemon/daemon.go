@@ -29,6 +29,7 @@
 //	           one for each call in progress (mux), see api.go
 //	clock      one: deadlines of queued jobs, acknowledgements and leases
 //	janitor    one: retention
+//	audit      one: refusals and logins, which no transaction keeps (audit.go)
 //	beat       one, over PostgreSQL: that this server is there, and whether others are
 //	heed       two, over PostgreSQL: what other servers have changed
 //	committer  in package store; it calls matcher and changes
@@ -86,6 +87,10 @@ type Config struct {
 	RetainFor  time.Duration // ended jobs and their output; 30 days
 	RetainJobs int           // ended jobs; 100,000
 
+	AuditFor     time.Duration // entries of the audit; 400 days
+	AuditEntries int           // those kept; 1,000,000
+	NoAuditLog   bool          // entries that the store has are not in the log as well
+
 	TLSCert  string   // file in PEM, with what lies between it and the root, for TCP; empty is one of the server's own
 	TLSKey   string   // file in PEM
 	TLSNames []string // further host names and addresses in the own certificate
@@ -120,6 +125,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.Lease, 2*time.Minute)
 	def(&c.Heartbeat, 10*time.Second)
 	def(&c.RetainFor, 30*24*time.Hour)
+	def(&c.AuditFor, 400*24*time.Hour)
 	def(&c.PendingFor, 24*time.Hour)
 	def(&c.GrantLife, wire.DefaultTokenLife)
 	if c.LogLimit == 0 {
@@ -127,6 +133,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.RetainJobs == 0 {
 		c.RetainJobs = 100_000
+	}
+	if c.AuditEntries == 0 {
+		c.AuditEntries = 1_000_000
 	}
 	if c.MaxSessions == 0 {
 		c.MaxSessions = 20_000
@@ -143,6 +152,7 @@ func (c Config) withDefaults() (Config, error) {
 	for key, v := range map[string]int64{ // as they are called in the configuration
 		"ack_timeout": int64(c.AckTimeout), "lease": int64(c.Lease), "heartbeat": int64(c.Heartbeat),
 		"log_limit": c.LogLimit, "retain_for": int64(c.RetainFor), "retain_jobs": int64(c.RetainJobs),
+		"audit_retention": int64(c.AuditFor), "audit_entries": int64(c.AuditEntries),
 		"max_sessions": int64(c.MaxSessions), "max_pending": int64(c.MaxPending),
 		"max_pending_per_peer": int64(c.MaxPendingPerPeer), "pending_for": int64(c.PendingFor),
 		"tokens.life": int64(c.GrantLife),
@@ -173,6 +183,7 @@ type Server struct {
 	watchers *watchers
 	keys     *keyring
 	accounts *accounts
+	audit    *auditor
 	proofs   proofs
 	host     atomic.Pointer[hostRoles] // of the configuration
 	roster   roster
@@ -241,6 +252,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s.keys = newKeyring(func(ctx context.Context) ([]token.Key, error) { return s.store.TokenKeys(ctx) },
 		func() { s.work.Go(func() { s.endRevoked(s.ctx, nil) }) })
 	s.accounts = newAccounts(s.bearer, s.keepUses)
+	s.audit = newAuditor(s.writeAudit)
 	s.calls = s.table() // once: sessions are many
 	s.host.Store(s.hostRoles(cfg.Access))
 	s.ctx, s.stop = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -253,6 +265,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s.work.Go(s.clock)
 	s.work.Go(s.janitor)
+	s.work.Go(s.keepAudit)
 	if s.store.Shared() {
 		s.work.Go(s.beat)
 		s.work.Go(s.listen)
@@ -506,6 +519,7 @@ func (s *Server) Close() error {
 	s.serving.Wait()
 	s.work.Wait()
 	s.accounts.flush()
+	s.audit.flush(context.Background(), true)
 	s.moveOut()
 	return errors.Join(s.store.Close(), s.dir.Close())
 }

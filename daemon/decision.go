@@ -23,7 +23,7 @@ func (s *Server) decide(ctx context.Context, id string, f func(tx *store.Tx, r *
 		return r, err
 	}
 	defer done()
-	if err := s.update(func(tx *store.Tx) (err error) {
+	if err := s.act(ctx, func(tx *store.Tx) (err error) {
 		if r, err = tx.Runner(id); err != nil {
 			return err
 		}
@@ -33,6 +33,7 @@ func (s *Server) decide(ctx context.Context, id string, f func(tx *store.Tx, r *
 		if err := tx.PutRunner(r); err != nil {
 			return err
 		}
+		note(ctx, "fingerprint", r.Fingerprint)
 		return s.countDecision(tx)
 	}); err != nil {
 		return r, err
@@ -168,7 +169,7 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 	}
 	defer done()
 	var r store.RunnerRecord
-	if err := s.update(func(tx *store.Tx) (err error) {
+	if err := s.act(ctx, func(tx *store.Tx) (err error) {
 		if r, err = tx.Runner(req.ID); err != nil {
 			return err
 		}
@@ -178,6 +179,7 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 		if err := tx.DeleteRunner(req.ID); err != nil {
 			return err
 		}
+		note(ctx, "fingerprint", r.Fingerprint)
 		return s.countDecision(tx)
 	}); err != nil {
 		return wire.Runner{}, err

@@ -17,6 +17,9 @@ func (s *Server) runnerDrain(ctx context.Context, peer *mux.Peer, req wire.Drain
 	if req.ID == "" {
 		return wire.Runner{}, wire.Errorf(wire.BadUsage, "drain runner: it is not named")
 	}
+	if !req.Drain {
+		callOf(ctx).verb = auditResume
+	}
 	var was bool
 	r, err := s.decide(ctx, req.ID, func(_ *store.Tx, r *store.RunnerRecord) error {
 		was, r.Draining = r.Draining, req.Drain

@@ -54,6 +54,9 @@ func (s *Server) janitor() {
 		if n > 0 {
 			s.log.Info("old jobs removed", "count", n)
 		}
+		if _, err := s.store.PruneAudit(s.ctx, s.cfg().AuditFor, s.cfg().AuditEntries, time.Now()); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("old entries of the audit could not be removed, trying again later", "error", err)
+		}
 		if err := s.prunePending(time.Now()); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("pending runners could not be removed, trying again later", "error", err)
 		}

@@ -26,13 +26,20 @@ func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitR
 	if err := s.mayQueueAll(ctx, c, req.Jobs); err != nil {
 		return reply, err
 	}
-	err = s.update(func(tx *store.Tx) (err error) {
+	err = s.act(ctx, func(tx *store.Tx) (err error) {
 		if err := c.maySupersede(tx, req.Jobs); err != nil {
 			return err
 		}
 		if reply.Jobs, err = tx.SubmitBy(c.by.name, req.Jobs, time.Now()); err != nil {
 			return err
 		}
+		ids := make([]string, len(reply.Jobs))
+		for i, j := range reply.Jobs {
+			ids[i] = j.ID
+		}
+		about(ctx, strings.Join(ids, " "))
+		note(ctx, "operation", string(reply.Jobs[0].Operation))
+		note(ctx, "project", reply.Jobs[0].Project)
 		if err := c.maySee(reply.Jobs); err != nil || len(reply.Jobs) == 1 {
 			return err
 		}
@@ -46,12 +53,9 @@ func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitR
 	if err != nil {
 		return wire.SubmitReply{}, err
 	}
-	ids := make([]string, len(reply.Jobs))
-	for i, j := range reply.Jobs {
-		ids[i] = j.ID
+	for _, j := range reply.Jobs {
 		s.queued(j, peer)
 	}
-	about(ctx, strings.Join(ids, " "))
 	return reply, nil
 }
 
@@ -123,8 +127,11 @@ func fitting[T any](list []T) int {
 
 // jobCancel asks for an end. A job that has ended stays as it is; one that
 // runs is canceled by its runner, or with force here and now.
-func (s *Server) jobCancel(_ context.Context, peer *mux.Peer, req wire.CancelRequest) (job wire.Job, err error) {
-	err = s.update(func(tx *store.Tx) (err error) {
+func (s *Server) jobCancel(ctx context.Context, peer *mux.Peer, req wire.CancelRequest) (job wire.Job, err error) {
+	if req.Force {
+		note(ctx, "force", "true")
+	}
+	err = s.act(ctx, func(tx *store.Tx) (err error) {
 		job, err = tx.Cancel(req.ID, req.Force, time.Now())
 		return err
 	})
@@ -155,11 +162,12 @@ func (s *Server) jobRetry(ctx context.Context, peer *mux.Peer, req wire.JobReque
 	if err := s.mayTarget(ctx, c, old.Target); err != nil {
 		return job, err
 	}
-	err = s.update(func(tx *store.Tx) (err error) {
+	err = s.act(ctx, func(tx *store.Tx) (err error) {
 		if err := c.maySupersede(tx, []wire.JobSpec{{Singleton: old.Singleton}}); err != nil {
 			return err
 		}
 		job, err = tx.RetryBy(c.by.name, req.ID, time.Now())
+		about(ctx, strings.TrimSpace(req.ID+" "+job.ID))
 		return err
 	})
 	if err == nil {

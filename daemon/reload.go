@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"strings"
 
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -59,6 +60,12 @@ func (s *Server) serverReload(ctx context.Context, peer *mux.Peer, _ wire.Reload
 	done, err := reload(ctx, loginOf(peer).String())
 	if err != nil && wire.KindOf(err) != wire.BadUsage {
 		err = wire.Errorf(wire.BadUsage, "%v", err)
+	}
+	if err == nil {
+		note(ctx, "changed", strings.Join(done.Changed, " "))
+		c := callOf(ctx)
+		_, c.kept = s.keep(ctx, wire.AuditDone)
+		c.lost = !c.kept
 	}
 	return done, err
 }

@@ -35,7 +35,7 @@ func TestReloadTakesAll(t *testing.T) {
 		Reload:     func(context.Context, string) (wire.Reloaded, error) { return wire.Reloaded{}, nil },
 		AckTimeout: 1, Lease: 2, Heartbeat: 3, LogLimit: 4, RetainFor: 5, RetainJobs: 6, TLSCert: cert, TLSKey: key, TLSNames: []string{"a"},
 		MaxSessions: 7, MaxPending: 8, MaxPendingPerPeer: 9, PendingFor: 10, GrantLife: 11, NoTokenRenew: true,
-		StoreReserve: 12, Metrics: true,
+		StoreReserve: 12, Metrics: true, AuditFor: 13, AuditEntries: 14, NoAuditLog: true,
 		Access: Access{Users: map[string]wire.UserRole{"0": wire.Admin}, Groups: map[string]wire.UserRole{"0": wire.Admin}, RunnerTokens: wire.Operator, TokenLife: time.Hour},
 	}
 	for f, v := range reflect.ValueOf(other).Fields() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -24,7 +25,9 @@ func (s *Server) serverSnapshot() mux.Handler {
 		}
 		defer one.Unlock()
 		began := time.Now()
+		s.audited(s.keep(ctx, wire.AuditBegun)) // before the first byte
 		n, err := s.sendSnapshot(ctx, st)
+		note(ctx, "bytes", strconv.FormatInt(n, 10))
 		if err == nil {
 			s.log.Info("snapshot sent", "by", loginOf(st.Peer()).String(), "bytes", n, "took", time.Since(began))
 		}

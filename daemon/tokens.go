@@ -25,7 +25,7 @@ func (s *Server) serverBootstrap(ctx context.Context, peer *mux.Peer, _ wire.Boo
 	}
 	const name = "bootstrapped_at"
 	by := callOf(ctx).by
-	return s.issueUser(peer, wire.UserToken, 0, wire.DefaultTokenLife, by, func(tx *store.Tx, now time.Time) (u store.UserRecord, err error) {
+	return s.issueUser(ctx, wire.UserToken, 0, wire.DefaultTokenLife, by, func(tx *store.Tx, now time.Time) (u store.UserRecord, err error) {
 		u, found, err := tx.User(firstUser) // which takes the lock
 		if err != nil {
 			return u, err
@@ -76,20 +76,21 @@ func (s *Server) runnerToken(ctx context.Context, peer *mux.Peer, req wire.Runne
 		c.Labels = req.Labels
 	}
 	about(ctx, req.ID)
-	return s.issue(peer, c, time.Duration(req.ExpiresIn), callOf(ctx).by)
+	return s.issue(ctx, peer, c, time.Duration(req.ExpiresIn), callOf(ctx).by)
 }
 
 // issue makes a runner token for a caller.
-func (s *Server) issue(peer *mux.Peer, c wire.Claims, life time.Duration, by caller) (reply wire.TokenReply, err error) {
+func (s *Server) issue(ctx context.Context, peer *mux.Peer, c wire.Claims, life time.Duration, by caller) (reply wire.TokenReply, err error) {
 	if err := checkLife(life); err != nil {
 		return reply, err
 	}
 	var made wire.Claims
-	err = s.update(func(tx *store.Tx) (err error) {
+	err = s.act(ctx, func(tx *store.Tx) (err error) {
 		if err := s.confirm(tx, by); err != nil {
 			return err
 		}
 		reply.Token, made, err = s.mint(tx, c, life, time.Now())
+		noteToken(ctx, made)
 		return err
 	})
 	if err != nil {
@@ -106,10 +107,12 @@ func (s *Server) tokenKeyRotate(ctx context.Context, peer *mux.Peer, req wire.Ro
 		made    token.Key
 		retired []token.Key
 	)
-	err = s.update(func(tx *store.Tx) (err error) {
+	err = s.act(ctx, func(tx *store.Tx) (err error) {
 		if made, retired, err = rotate(tx, req.Revoke, time.Now()); err == nil && req.Revoke {
 			err = tx.DropGrants() // signed with a key that verifies no more
+			note(ctx, "revoked", "true")
 		}
+		note(ctx, "key", hex.EncodeToString(made.ID[:]))
 		return err
 	})
 	if err != nil {

@@ -38,7 +38,7 @@ func (s *Server) userToken(ctx context.Context, peer *mux.Peer, req wire.UserTok
 	if (req.Role != "" || !req.Limits.None()) && by.role != wire.Admin {
 		return wire.TokenReply{}, wire.Errorf(wire.Denied, "what %s may do is for an admin to say", name).WithHint("leave --role and the limits out")
 	}
-	return s.issueUser(peer, wire.UserToken, time.Duration(req.ExpiresIn), wire.DefaultTokenLife, by, func(tx *store.Tx, now time.Time) (store.UserRecord, error) {
+	return s.issueUser(ctx, wire.UserToken, time.Duration(req.ExpiresIn), wire.DefaultTokenLife, by, func(tx *store.Tx, now time.Time) (store.UserRecord, error) {
 		if req.User != "" || by.login.shown() {
 			return wanted(tx, name, req.Role, req.Limits, by.who, now)
 		}
@@ -67,7 +67,7 @@ func (s *Server) userToken(ctx context.Context, peer *mux.Peer, req wire.UserTok
 func (s *Server) userInvite(ctx context.Context, peer *mux.Peer, req wire.InviteRequest) (wire.TokenReply, error) {
 	about(ctx, req.User)
 	by := callOf(ctx).by
-	return s.issueUser(peer, wire.InviteToken, time.Duration(req.ExpiresIn), wire.DefaultInviteLife, by, func(tx *store.Tx, now time.Time) (store.UserRecord, error) {
+	return s.issueUser(ctx, wire.InviteToken, time.Duration(req.ExpiresIn), wire.DefaultInviteLife, by, func(tx *store.Tx, now time.Time) (store.UserRecord, error) {
 		if req.Role == "" {
 			if u, found, err := tx.User(req.User); err != nil || found && u.DeletedAt.IsZero() {
 				if err != nil {
@@ -86,7 +86,7 @@ func (s *Server) userAccept(ctx context.Context, peer *mux.Peer, _ wire.AcceptRe
 	by := callOf(ctx).by
 	about(ctx, by.name)
 	invite := by.login.claims
-	reply, err := s.issueUser(peer, wire.UserToken, 0, wire.DefaultTokenLife, by, func(tx *store.Tx, now time.Time) (store.UserRecord, error) {
+	reply, err := s.issueUser(ctx, wire.UserToken, 0, wire.DefaultTokenLife, by, func(tx *store.Tx, now time.Time) (store.UserRecord, error) {
 		t, u, err := tx.Bearer(invite.Serial, invite.User) // as it is in this transaction: of two who come at once, one is late
 		if err != nil {
 			return u, err
@@ -103,7 +103,7 @@ func (s *Server) userAccept(ctx context.Context, peer *mux.Peer, _ wire.AcceptRe
 }
 
 // issueUser makes a token of a user, whom whose finds in the transaction.
-func (s *Server) issueUser(peer *mux.Peer, kind wire.TokenKind, life, usual time.Duration, by caller, whose func(tx *store.Tx, now time.Time) (store.UserRecord, error)) (reply wire.TokenReply, err error) {
+func (s *Server) issueUser(ctx context.Context, kind wire.TokenKind, life, usual time.Duration, by caller, whose func(tx *store.Tx, now time.Time) (store.UserRecord, error)) (reply wire.TokenReply, err error) {
 	most := s.cfg().Access.TokenLife
 	if life == 0 {
 		life = min(usual, most)
@@ -119,7 +119,7 @@ func (s *Server) issueUser(peer *mux.Peer, kind wire.TokenKind, life, usual time
 		made wire.Claims
 		u    store.UserRecord
 	)
-	err = s.update(func(tx *store.Tx) (err error) {
+	err = s.act(ctx, func(tx *store.Tx) (err error) {
 		if err := s.confirm(tx, by); err != nil {
 			return err
 		}
@@ -130,6 +130,9 @@ func (s *Server) issueUser(peer *mux.Peer, kind wire.TokenKind, life, usual time
 		if reply.Token, made, err = s.mint(tx, wire.Claims{Kind: kind, User: u.Name}, life, now); err != nil {
 			return err
 		}
+		about(ctx, u.Name)
+		note(ctx, "role", string(u.Role))
+		noteToken(ctx, made)
 		return tx.AddUserToken(store.UserTokenRecord{
 			Serial: made.Serial, Kind: kind, User: u.Name, CreatedAt: made.Issued, CreatedBy: by.who, Expiry: made.Expiry,
 		})
@@ -225,7 +228,7 @@ func (s *Server) userSet(ctx context.Context, peer *mux.Peer, req wire.UserSetRe
 	about(ctx, req.User)
 	by := callOf(ctx).by
 	var before, u store.UserRecord
-	err = s.update(func(tx *store.Tx) (err error) {
+	err = s.act(ctx, func(tx *store.Tx) (err error) {
 		if err := s.confirm(tx, by); err != nil {
 			return err
 		}
@@ -252,6 +255,9 @@ func (s *Server) userSet(ctx context.Context, peer *mux.Peer, req wire.UserSetRe
 			return err
 		}
 		reply = userOf(u, tokens, s.accounts.lastUses(), time.Now())
+		note(ctx, "role", string(u.Role))
+		note(ctx, "limits", u.Limits.String())
+		note(ctx, "was", string(before.Role)+limitWords(before.Limits))
 		return tx.PutUser(u)
 	})
 	if err != nil {
@@ -285,7 +291,7 @@ func notLast(tx *store.Tx, name string) error {
 func (s *Server) userDelete(ctx context.Context, peer *mux.Peer, req wire.UserRequest) (reply wire.User, err error) {
 	about(ctx, req.User)
 	by := callOf(ctx).by
-	err = s.update(func(tx *store.Tx) error {
+	err = s.act(ctx, func(tx *store.Tx) error {
 		if err := s.confirm(tx, by); err != nil {
 			return err
 		}
@@ -337,7 +343,7 @@ func (s *Server) userRevoke(ctx context.Context, peer *mux.Peer, req wire.Revoke
 	mine := func(user string) bool {
 		return by.role == wire.Admin || by.login.shown() && wire.UserKey(user) == wire.UserKey(by.name)
 	}
-	err = s.update(func(tx *store.Tx) error {
+	err = s.act(ctx, func(tx *store.Tx) error {
 		if err := s.confirm(tx, by); err != nil {
 			return err
 		}
@@ -387,6 +393,10 @@ func (s *Server) userRevoke(ctx context.Context, peer *mux.Peer, req wire.Revoke
 				}
 			}
 			page.Tokens = append(page.Tokens, t.Info())
+		}
+		note(ctx, "tokens", strconv.Itoa(len(page.Tokens)))
+		if req.ID != "" {
+			note(ctx, "user", page.Tokens[0].User)
 		}
 		return nil
 	})

@@ -117,6 +117,10 @@ func branches() []branch {
 			Revoke userRevoke `cmd:"" help:"End tokens and invites, and the connections made with them."`
 			Delete userDelete `cmd:"" help:"End users, with all their tokens and connections."`
 		})},
+		{"audit", "Who did what, from where, when, and how it came out.", new(struct {
+			List   auditList   `cmd:"" help:"The newest entries."`
+			Export auditExport `cmd:"" help:"All entries as lines of JSON, the oldest first."`
+		})},
 		{"version", "Print the version of this program.", new(version)},
 		{"completion", "Print a script with which a shell completes the words of a command line.", new(completionScript)},
 	}

@@ -12,7 +12,7 @@ import (
 // TestCommands holds the names of the commands, which are a contract.
 func TestCommands(t *testing.T) {
 	want := []string{
-		"artifact list", "build", "completion",
+		"artifact list", "audit export", "audit list", "build", "completion",
 		"context create", "context delete", "context inspect", "context list", "context rename", "context use", "context verify",
 		"deploy", "deployment list", "init",
 		"job cancel", "job inspect", "job list", "job retry", "job stream", "job wait", "job why",

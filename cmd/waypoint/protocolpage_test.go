@@ -116,7 +116,7 @@ func access(t *testing.T, p protocol) map[string]string {
 	who := map[string]string{}
 	ast.Inspect(f, func(n ast.Node) bool {
 		row, ok := n.(*ast.CompositeLit)
-		if !ok || len(row.Elts) != 4 {
+		if !ok || len(row.Elts) != 5 {
 			return true
 		}
 		name, ok := row.Elts[0].(*ast.SelectorExpr)

@@ -38,6 +38,11 @@ type serverConfig struct {
 	RetainJobs  int           `toml:"retain_jobs"`
 	MaxSessions int           `toml:"max_sessions"`
 
+	// Of the audit.
+	AuditRetention wire.Duration `toml:"audit_retention"`
+	AuditEntries   int           `toml:"audit_entries"`
+	AuditLog       *bool         `toml:"audit_log"` // nil: each entry is in the log too
+
 	// Of runners that wait for adoption.
 	MaxPending        int           `toml:"max_pending"`
 	MaxPendingPerPeer int           `toml:"max_pending_per_peer"`
@@ -117,7 +122,8 @@ func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 		AckTimeout: time.Duration(cfg.AckTimeout), Lease: time.Duration(cfg.Lease), Heartbeat: time.Duration(cfg.Heartbeat),
 		LogLimit: cfg.LogLimit, RetainFor: time.Duration(cfg.RetainFor), RetainJobs: cfg.RetainJobs,
 		MaxSessions: cfg.MaxSessions,
-		MaxPending:  cfg.MaxPending, MaxPendingPerPeer: cfg.MaxPendingPerPeer, PendingFor: time.Duration(cfg.PendingFor),
+		AuditFor:    time.Duration(cfg.AuditRetention), AuditEntries: cfg.AuditEntries, NoAuditLog: cfg.AuditLog != nil && !*cfg.AuditLog,
+		MaxPending: cfg.MaxPending, MaxPendingPerPeer: cfg.MaxPendingPerPeer, PendingFor: time.Duration(cfg.PendingFor),
 		GrantLife: time.Duration(cfg.Tokens.Life), NoTokenRenew: cfg.Tokens.Renew != nil && !*cfg.Tokens.Renew,
 		Access: daemon.Access{
 			Users: rolesOf(cfg.Access.Users), Groups: rolesOf(cfg.Access.Groups),

@@ -26,6 +26,9 @@ log_limit = 1
 store_reserve = 1
 retain_for = "1s"
 retain_jobs = 1
+audit_retention = "1s"
+audit_entries = 1
+audit_log = false
 max_sessions = 1
 max_pending = 1
 max_pending_per_peer = 1
@@ -58,11 +61,11 @@ token_life = "1h"
 	}
 	// What is on unless it is turned off.
 	cfg = new(serverConfig)
-	if err := config.Parse("server.toml", "tls = true\n[tokens]\nrenew = true\n", cfg); err != nil {
+	if err := config.Parse("server.toml", "tls = true\naudit_log = true\n[tokens]\nrenew = true\n", cfg); err != nil {
 		t.Fatal(err)
 	}
-	if c := cfg.server(nil); c.Plain || c.NoTokenRenew {
-		t.Errorf("plain %v, not renewed %v, where both were turned on", c.Plain, c.NoTokenRenew)
+	if c := cfg.server(nil); c.Plain || c.NoTokenRenew || c.NoAuditLog {
+		t.Errorf("plain %v, not renewed %v, audit not logged %v, where all were turned on", c.Plain, c.NoTokenRenew, c.NoAuditLog)
 	}
 }
 

@@ -116,6 +116,7 @@ type Store struct {
 	cfg      Config
 	engine   engine
 	ids      idSource
+	auditIDs idSource
 	instance string // of a shared store; else ""
 	announce atomic.Bool
 
@@ -231,6 +232,11 @@ func (s *Store) open(ctx context.Context) error {
 		return fmt.Errorf("read newest job: %w", err)
 	}
 	s.ids.startAfter(last.String)
+	if err := s.reader.QueryRowContext(ctx, `SELECT MAX(id) FROM audit`).Scan(&last); err != nil {
+		s.closePools()
+		return fmt.Errorf("read newest audit entry: %w", err)
+	}
+	s.auditIDs.startAfter(last.String)
 	for range s.engine.committers() {
 		c := &committer{s: s}
 		s.wg.Go(c.run)

@@ -84,6 +84,8 @@ const (
 	MethodUserSet    = "user.set"    // UserSetRequest -> User
 	MethodUserDelete = "user.delete" // UserRequest -> User, as it was
 
+	MethodAuditList = "audit.list" // AuditFilter -> AuditPage
+
 	MethodJobSubmit = "job.submit" // SubmitRequest -> SubmitReply
 	MethodJobGet    = "job.get"    // JobRequest -> Job
 	MethodJobList   = "job.list"   // JobFilter -> JobPage

@@ -413,6 +413,23 @@ The token @WAYPOINT_SERIAL@ is good for nothing any more, and the connections th
 What is left of the user's: waypoint user list --tokens @WAYPOINT_USER@`,
 	},
 	{
+		Text:    "audit",
+		ID:      "c93001d71c38ea9e415b206b046f9fa0",
+		Subject: "@WAYPOINT_ACTOR@ has called @WAYPOINT_METHOD@: @WAYPOINT_OUTCOME@",
+		Body: `
+From @WAYPOINT_PEER@, about: @WAYPOINT_OBJECT@ (nothing: not one thing). The role was: @WAYPOINT_ROLE@
+All there is: waypoint audit list --actor @WAYPOINT_ACTOR@
+Whoever keeps what the log says elsewhere finds each entry of the audit there; audit_log turns it off.`,
+	},
+	{
+		Text:    "audit entry is in this log only",
+		ID:      "d2988ed9f65b56362e6a456f4ac981f3",
+		Subject: "There was no room for an entry of the audit: @WAYPOINT_ACTOR@, @WAYPOINT_METHOD@",
+		Body: `
+The store could not keep it, so waypoint audit list does not have it: from @WAYPOINT_PEER@, about @WAYPOINT_OBJECT@,
+by the role @WAYPOINT_ROLE@, with the outcome @WAYPOINT_OUTCOME@. Make room: waypoint server status`,
+	},
+	{
 		Text:    "configuration reloaded",
 		ID:      "6334466428144574adade4841b28eac3",
 		Subject: "The server's configuration was read again",
