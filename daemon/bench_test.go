@@ -11,7 +11,7 @@ import (
 
 // BenchmarkJob is what the server, and sessions in memory, cost a job without
 // output whose runner takes no time: for a client that waits for its end, and
-// for one that follows it.
+// for one that follows it; counted is waited with metrics.
 func BenchmarkJob(b *testing.B) {
 	wait := func(c *client.Client, id string) error {
 		_, err := c.Wait(b.Context(), id)
@@ -25,9 +25,9 @@ func BenchmarkJob(b *testing.B) {
 		}
 		return nil
 	}
-	for name, until := range map[string]func(*client.Client, string) error{"waited": wait, "followed": follow} {
+	for name, until := range map[string]func(*client.Client, string) error{"waited": wait, "counted": wait, "followed": follow} {
 		b.Run(name, func(b *testing.B) {
-			s := daemontest.Start(b, daemon.Config{})
+			s := daemontest.Start(b, daemon.Config{Metrics: name == "counted"})
 			c := s.Client(b)
 			r := s.Adopted(b, "one", nil)
 			begun := make(chan struct{})

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -106,11 +107,7 @@ func healthOf(ctx context.Context, from Source) (int, []byte) {
 	if err != nil {
 		code, first = http.StatusServiceUnavailable, err.Error()
 	}
-	text := first + "\n"
-	for _, note := range notes {
-		text += note + "\n"
-	}
-	return code, []byte(text)
+	return code, []byte(strings.Join(append([]string{first}, notes...), "\n") + "\n")
 }
 
 // answer is made for one who asks at a time, and told to the others.
