@@ -15,10 +15,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/waypointd/waypoint/daemon"
 )
 
 const module = "github.com/waypointd/waypoint"
@@ -416,4 +422,142 @@ func sameModules(t *testing.T, file string, required, explained []string) {
 			t.Errorf("ARCHITECTURE.md has a reason for %s, which %s does not require", m, file)
 		}
 	}
+}
+
+// TestSecurityPage: the tests that SECURITY.md names are there, and the limits
+// that it tells are the code's.
+func TestSecurityPage(t *testing.T) {
+	b, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(b)
+
+	written := map[string]bool{}
+	err = filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(string(text), -1) {
+			written[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(page, -1)
+	for _, name := range named {
+		if !written[name] {
+			t.Errorf("SECURITY.md names %s, which is no test: a promise that nothing holds is none", name)
+		}
+	}
+
+	rows := regexp.MustCompile("(?m)^\\| .* \\| ([0-9,]+)( [A-Za-z]+)? \\| `([a-z/]+)\\.([A-Za-z.]+)` \\|$").FindAllStringSubmatch(page, -1)
+	_, table, _ := strings.Cut(page, "| limit | default | in the code |\n|---|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	if n := strings.Count(table, "\n") + 1; len(rows) != n || n < 20 || len(named) < 20 {
+		t.Fatalf("SECURITY.md: %d limits are understood of %d, %d tests", len(rows), n, len(named))
+	}
+	defaults, err := daemon.Config{}.Effective()
+	if err != nil {
+		t.Fatal(err)
+	}
+	units := map[string]int64{
+		"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
+		"s": int64(time.Second), "min": int64(time.Minute), "h": int64(time.Hour), "days": 24 * int64(time.Hour),
+	}
+	for _, row := range rows {
+		said, err := strconv.ParseInt(strings.ReplaceAll(row[1], ",", ""), 10, 64)
+		unit := units[strings.TrimSpace(row[2])]
+		if err != nil || unit == 0 {
+			t.Errorf("SECURITY.md: %s is no number", row[0])
+			continue
+		}
+		var is int64
+		if field, ok := strings.CutPrefix(row[4], "Config."); ok && row[3] == "daemon" {
+			v := reflect.ValueOf(defaults).FieldByName(field)
+			if !v.IsValid() || !v.CanInt() {
+				t.Errorf("there is no daemon.Config.%s", field)
+				continue
+			}
+			is = v.Int()
+		} else if is, ok = numberOf(t, row[3], row[4]); !ok {
+			t.Errorf("there is no number %s.%s", row[3], row[4])
+			continue
+		}
+		if said*unit != is {
+			t.Errorf("SECURITY.md says %s%s of %s.%s, which is %d", row[1], row[2], row[3], row[4], is)
+		}
+	}
+}
+
+// numberOf is a constant of a package, or the default of a field of its Config
+// as it stands in the second place of cmp.Or.
+func numberOf(t *testing.T, folder, name string) (n int64, ok bool) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(folder, "*.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files in %s: %v", folder, err)
+	}
+	field, isField := strings.CutPrefix(name, "Config.")
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(node ast.Node) bool {
+			switch node := node.(type) {
+			case *ast.ValueSpec:
+				for i, id := range node.Names {
+					if !isField && id.Name == name && i < len(node.Values) {
+						n, ok = evaluated(node.Values[i])
+					}
+				}
+			case *ast.CallExpr:
+				if !isField || len(node.Args) != 2 {
+					return true
+				}
+				fun, isSel := node.Fun.(*ast.SelectorExpr)
+				of, ofField := node.Args[0].(*ast.SelectorExpr)
+				if isSel && ofField && fun.Sel.Name == "Or" && of.Sel.Name == field {
+					n, ok = evaluated(node.Args[1])
+				}
+			}
+			return true
+		})
+	}
+	return n, ok
+}
+
+// evaluated is the value of a constant expression of numbers and durations.
+func evaluated(e ast.Expr) (int64, bool) {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		n, err := strconv.ParseInt(strings.ReplaceAll(e.Value, "_", ""), 0, 64)
+		return n, err == nil
+	case *ast.SelectorExpr:
+		n, ok := map[string]time.Duration{
+			"Millisecond": time.Millisecond, "Second": time.Second, "Minute": time.Minute, "Hour": time.Hour,
+		}[e.Sel.Name]
+		return int64(n), ok
+	case *ast.CallExpr: // a conversion
+		if len(e.Args) == 1 {
+			return evaluated(e.Args[0])
+		}
+	case *ast.BinaryExpr:
+		x, left := evaluated(e.X)
+		y, right := evaluated(e.Y)
+		switch e.Op {
+		case token.MUL:
+			return x * y, left && right
+		case token.SHL:
+			return x << y, left && right
+		}
+	}
+	return 0, false
 }
