@@ -78,6 +78,38 @@ func TestBuildAndDeploy(t *testing.T) {
 	b.gone(deploy.JobRef)
 }
 
+// A server that has begun anew may have forgotten who has sent the artifact: it is
+// sent once more, and the job ends.
+func TestArtifactIsAskedForAgain(t *testing.T) {
+	b := newBench(t, nil)
+	refused := 0
+	b.s.refuseResult = func(r wire.Result) (err error) {
+		b.s.change(func() {
+			if refused == 0 {
+				delete(b.s.blobs, r.Artifact.Digest)
+			}
+			if b.s.blobs[r.Artifact.Digest] == nil {
+				refused++
+				err = wire.Errorf(wire.Denied, "the artifact of the job is not what its runner has sent")
+			}
+		})
+		return err
+	}
+	b.start().connected()
+	src := t.TempDir()
+	write(t, filepath.Join(src, "in.txt"), "hello\n")
+	build := script("cp in.txt out.txt")
+	build.Spec.Operation = wire.OpBuild
+	build.Spec.Source, build.Spec.Output = &wire.Source{Tree: b.s.upload(src)}, []string{"out.txt"}
+	b.s.assign(build)
+	j := b.s.ended(build.JobRef)
+	want(t, j, wire.Success, "")
+	if refused != 1 || j.result.Artifact == nil || b.s.blobs[j.result.Artifact.Digest] == nil {
+		t.Errorf("refused %d times; %+v", refused, j.result)
+	}
+	b.gone(build.JobRef)
+}
+
 // A job that replaces its directory by a link has nothing of the agent's packed,
 // which may belong to another user than the job's.
 func TestBuildReplacesItsDirectory(t *testing.T) {

@@ -47,7 +47,8 @@ func (a *attempt) finish(end *supervisor.End) (*wire.Result, error) {
 	return result, nil
 }
 
-// pack makes the artifact of a build's outputs and stores it with the server.
+// pack makes the artifact of a build's outputs and stores it with the server. Its
+// file stays until the attempt is erased: see storeAgain.
 func (a *attempt) pack() (*wire.BlobHeader, error) {
 	dir, err := a.workDir()
 	if err != nil {
@@ -61,20 +62,34 @@ func (a *attempt) pack() (*wire.BlobHeader, error) {
 			return nil, err
 		}
 	}
-	path := filepath.Join(a.dir, fileArchive)
-	h, err := operation.Pack(a.work, top, below, a.job.Spec.Output, path)
+	h, err := operation.Pack(a.work, top, below, a.job.Spec.Output, filepath.Join(a.dir, fileArchive))
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(path)
-	blob := client.Blob{BlobHeader: h, Open: func() (io.ReadCloser, error) { return os.Open(path) }}
-	err = a.online(a.work, 0, func(s *mux.Session) error {
-		return client.PutBlobs(a.work, s, []client.Blob{blob})
-	})
+	err = a.online(a.work, 0, func(s *mux.Session) error { return a.store(a.work, s, h) })
 	if err != nil {
 		return nil, fmt.Errorf("store artifact: %w", err)
 	}
 	return &h, nil
+}
+
+// store sends the packed artifact, if the server does not have it.
+func (a *attempt) store(ctx context.Context, s *mux.Session, h wire.BlobHeader) error {
+	open := func() (io.ReadCloser, error) { return os.Open(filepath.Join(a.dir, fileArchive)) }
+	return client.PutBlobs(ctx, s, []client.Blob{{BlobHeader: h, Open: open}})
+}
+
+// storeAgain is for a server that has refused the result: of somebody who is
+// limited to projects it takes an artifact only where it remembers that it came from
+// him, and one that has begun anew since, or another one, does not.
+func (a *attempt) storeAgain(s *mux.Session) {
+	result := a.outcome()
+	if result == nil || result.Artifact == nil {
+		return
+	}
+	if err := a.store(a.ctx, s, *result.Artifact); err != nil && a.ctx.Err() == nil {
+		a.log.Warn("artifact cannot be stored again", "error", err)
+	}
 }
 
 // mourn ends an attempt whose supervisor is gone: with the end that it still

@@ -47,6 +47,9 @@ func (a *attempt) ship() {
 		case k == wire.Conflict, k == wire.NotFound:
 			a.drop(err.Error())
 			return
+		case k == wire.Denied && !late:
+			a.storeAgain(s)
+			fallthrough
 		default:
 			a.log.Warn("job cannot be reported now", "error", err)
 			if !sleep(a.ctx, pause.next()) {

@@ -33,6 +33,7 @@ type testServer struct {
 	other          error             // of the work stream: another has this runner's key
 	endWork        error             // ends the work stream at the runner's next word, once
 	refuseReport   func() error      // nil, or an error of each report
+	refuseResult   func(wire.Result) error
 	authenticate   func() error      // nil, or an error of each authentication
 	offers         []wire.TokenOffer // seen last
 	auths          []wire.AuthenticateRequest
@@ -425,6 +426,11 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 		var result wire.Result
 		if err := json.Unmarshal(f.Msg, &result); err != nil {
 			return err
+		}
+		if s.refuseResult != nil {
+			if err := s.refuseResult(result); err != nil {
+				return err
+			}
 		}
 		late, lost := false, false
 		s.change(func() {
