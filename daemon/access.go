@@ -335,15 +335,17 @@ func (m method) least() wire.UserRole {
 	return ""
 }
 
-// mayQueueAll refuses jobs that are not for a caller to ask for.
-func (s *Server) mayQueueAll(ctx context.Context, c *call, specs []wire.JobSpec) error {
+// mayQueueAll refuses jobs that are not for a caller to ask for. unfed are errors
+// that hold, by the jobs' numbers, unless the job is queued already: see mayFeed.
+func (s *Server) mayQueueAll(ctx context.Context, c *call, specs []wire.JobSpec) (unfed map[int]error, err error) {
+	unfed = map[int]error{}
 	for i := range specs {
 		spec := &specs[i]
 		if err := c.mayQueue(spec); err != nil {
-			return err
+			return nil, err
 		}
 		if err := s.mayTarget(ctx, c, spec.Target); err != nil {
-			return err
+			return nil, err
 		}
 		if c.by.limits.None() {
 			continue
@@ -353,14 +355,14 @@ func (s *Server) mayQueueAll(ctx context.Context, c *call, specs []wire.JobSpec)
 				continue
 			}
 			if dep, err := s.store.Job(ctx, id); err == nil && !c.by.limits.Allow(dep.Project, dep.Workspace) {
-				return wire.Errorf(wire.NotFound, "job %q to depend on not found", id)
+				return nil, wire.Errorf(wire.NotFound, "job %q to depend on not found", id)
 			}
 		}
 		if err := s.mayFeed(ctx, c, spec); err != nil {
-			return err
+			unfed[i] = err
 		}
 	}
-	return nil
+	return unfed, nil
 }
 
 // mayQueue refuses a job that is outside of a caller's limits.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"strings"
@@ -23,10 +24,17 @@ func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitR
 		return reply, wire.Errorf(wire.TooLarge, "%d jobs are more than the %d of one request", len(req.Jobs), maxSubmit)
 	}
 	c := callOf(ctx)
-	if err := s.mayQueueAll(ctx, c, req.Jobs); err != nil {
+	unfed, err := s.mayQueueAll(ctx, c, req.Jobs)
+	if err != nil {
 		return reply, err
 	}
 	err = s.act(ctx, func(tx *store.Tx) (err error) {
+		for i, refused := range unfed {
+			// Who asks again, as the answer was lost, may find a server that has forgotten what he has sent.
+			if known, err := tx.Known(req.Jobs[i].IdempotencyKey); err != nil || !known {
+				return cmp.Or(err, refused)
+			}
+		}
 		if err := c.maySupersede(tx, req.Jobs); err != nil {
 			return err
 		}

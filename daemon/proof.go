@@ -79,7 +79,25 @@ func (s *Server) mayGet(ctx context.Context, c *call, digest string) (bool, erro
 	if c.by.limits.None() || s.proofs.has(c.prover(), digest) {
 		return true, nil
 	}
+	if v, ok := c.peer.Data.(*visitor); ok {
+		// The input of its job was his when that was queued, perhaps before this process began.
+		for _, ref := range s.fleet.heldBy(v.id) {
+			if spec, err := s.store.Spec(ctx, ref.Job); err == nil && spec.Stdin == digest {
+				return true, nil
+			}
+		}
+	}
 	return s.store.ArtifactWithin(ctx, digest, c.by.limits)
+}
+
+// heldBy are the attempts that a runner has.
+func (f *fleet) heldBy(runner string) (refs []wire.JobRef) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range f.held[runner] {
+		refs = append(refs, a.JobRef)
+	}
+	return refs
 }
 
 // mayLeave refuses an artifact that the caller, a command line's own runner, has
@@ -91,7 +109,8 @@ func (s *Server) mayLeave(c *call, artifact *wire.BlobHeader) error {
 	return wire.Errorf(wire.Denied, "the artifact of the job is not what its runner has sent")
 }
 
-// mayFeed refuses a job with a source or an input that its caller has not sent.
+// mayFeed refuses a job with a source or an input that its caller has not sent, as
+// far as this process knows.
 func (s *Server) mayFeed(ctx context.Context, c *call, spec *wire.JobSpec) error {
 	refused := func(what string) error {
 		return wire.Errorf(wire.Denied, "the %s of the job is not what %s has sent", what, c.by.name).

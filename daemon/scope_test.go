@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -168,6 +169,15 @@ func blob(text string) dialer.Blob {
 	}
 }
 
+func get(ctx context.Context, c *dialer.Client, digest string) (string, error) {
+	var text bytes.Buffer
+	err := c.GetBlobs(ctx, []string{digest}, func(_ wire.BlobHeader, r io.Reader) error {
+		_, err := io.Copy(&text, r)
+		return err
+	})
+	return text.String(), err
+}
+
 // Who is limited uses a blob only where he has its content: to know a digest is
 // not enough, be it asked for, named as a source, or named by one.
 func TestLimitsAndBlobs(t *testing.T) {
@@ -184,14 +194,7 @@ func TestLimitsAndBlobs(t *testing.T) {
 		}
 		return reply.Digests
 	}
-	get := func(digest string) (string, error) {
-		var text bytes.Buffer
-		err := limited.GetBlobs(t.Context(), []string{digest}, func(_ wire.BlobHeader, r io.Reader) error {
-			_, err := io.Copy(&text, r)
-			return err
-		})
-		return text.String(), err
-	}
+	get := func(digest string) (string, error) { return get(t.Context(), limited, digest) }
 	secret, own := blob("the bank's secret"), blob("the shop's own")
 	tree := func(files ...dialer.Blob) dialer.Blob {
 		var entries []string
@@ -248,6 +251,69 @@ func TestLimitsAndBlobs(t *testing.T) {
 	}
 	mustQueue(t, limited, with(mixed.Digest, secret.Digest))
 	mustQueue(t, s.as(t, s.account(t, "otto", wire.Operator, wire.Limits{})), with(theirs.Digest, ""))
+}
+
+// A server that begins anew has forgotten what was sent to it: a job that is queued
+// is found again all the same, and its runner gets its input.
+func TestLimitsAndForgottenBlobs(t *testing.T) {
+	s := newSite(t, Config{})
+	token := s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop"}})
+	limited := s.as(t, token)
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	own, err := s.helloAs(t, "tcp", local(token), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	work, err := own.Open(ctx, wire.MethodWork, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer work.Close()
+	if err := work.Send(wire.WorkEvent{Begin: &wire.WorkBegin{Concurrency: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	input := blob("the shop's own")
+	if err := limited.PutBlobs(ctx, []dialer.Blob{input}); err != nil {
+		t.Fatal(err)
+	}
+	spec := jobOf("shop", "")
+	spec.Stdin, spec.IdempotencyKey = input.Digest, "key"
+	spec.Target = wire.Target{ID: localID(key.Public().(ed25519.PublicKey))}
+	first := mustQueue(t, limited, spec)[0]
+	for {
+		var o wire.WorkOrder
+		if err := work.RecvMsg(&o); err != nil {
+			t.Fatal(err)
+		}
+		if o.Assign != nil {
+			break
+		}
+	}
+	s.proofs.mu.Lock()
+	s.proofs.sent, s.proofs.size = nil, 0
+	s.proofs.mu.Unlock()
+	if again := mustQueue(t, limited, spec)[0]; again.ID != first.ID {
+		t.Errorf("queued again as %s", again.ID)
+	}
+	spec.IdempotencyKey = "another"
+	_, err = limited.Submit(ctx, spec)
+	is(t, err, wire.Denied, "the input of the job is not what olga has sent", "run the command again")
+	_, err = get(ctx, limited, input.Digest)
+	is(t, err, wire.NotFound, "not found", "")
+	st, err := own.Open(ctx, wire.MethodBlobGet, wire.BlobDigests{Digests: []string{input.Digest}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	var h wire.BlobHeader
+	if err := st.RecvMsg(&h); err != nil || h.Digest != input.Digest {
+		t.Errorf("%+v, %v", h, err)
+	}
 }
 
 // A command line's own runner runs jobs as its user, with his environment: nobody

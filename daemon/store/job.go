@@ -130,6 +130,11 @@ func (s *Store) Job(ctx context.Context, id string) (wire.Job, error) {
 	return r.Job.Job, nil
 }
 
+// Spec is what a job was queued as.
+func (s *Store) Spec(ctx context.Context, id string) (wire.JobSpec, error) {
+	return getSpec(s.read(ctx), id)
+}
+
 func getSpec(q querier, id string) (spec wire.JobSpec, err error) {
 	var text string
 	if err := one(q, selectSpec, []any{id}, &text); errors.Is(err, errNoRow) {

@@ -29,6 +29,18 @@ func (tx *Tx) Submit(specs []wire.JobSpec, now time.Time) ([]wire.Job, error) {
 	return tx.SubmitBy("", specs, now)
 }
 
+// Known reports whether there is a job of an idempotency key, which Submit would find again.
+func (tx *Tx) Known(key string) (bool, error) {
+	if err := tx.lockRules(); err != nil || key == "" {
+		return false, err
+	}
+	r, err := readJob(tx, selectIdempotent, key)
+	if err != nil {
+		return false, fmt.Errorf("look for idempotency key: %w", err)
+	}
+	return r != nil, nil
+}
+
 // SubmitBy is Submit for a user, whose name stays with the jobs.
 func (tx *Tx) SubmitBy(by string, specs []wire.JobSpec, now time.Time) ([]wire.Job, error) {
 	return tx.submit(specs, origin{by: by}, now)
