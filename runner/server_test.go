@@ -27,12 +27,12 @@ type testServer struct {
 	judge     func(offers []wire.TokenOffer) wire.Standing // nil: what state says
 
 	mu             sync.Mutex
-	changed        chan struct{}     // closed, and replaced, at each change
-	deaf           bool              // answers no events and sends no heartbeat
-	refuse         error             // of the hello
-	other          error             // of the work stream: another has this runner's key
-	endWork        error             // ends the work stream at the runner's next word, once
-	refuseReport   func() error      // nil, or an error of each report
+	changed        chan struct{} // closed, and replaced, at each change
+	deaf           bool          // answers no events and sends no heartbeat
+	refuse         error         // of the hello
+	other          error         // of the work stream: another has this runner's key
+	endWork        error         // ends the work stream at the runner's next word, once
+	refuseReport   func() error  // nil, or an error of each report
 	refuseResult   func(wire.Result) error
 	authenticate   func() error      // nil, or an error of each authentication
 	offers         []wire.TokenOffer // seen last
