@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -54,6 +55,7 @@ func (a *Access) withDefaults() error {
 type hostRoles struct {
 	users, groups map[int]wire.UserRole
 	names         map[int]string // of groups
+	others        sync.Map       // of groups that are not in it, as they are asked for
 }
 
 // newHostRoles looks the names up. One that is not known is passed over, and
@@ -123,9 +125,17 @@ func (h *hostRoles) role(p *mux.Peer, operators int) (r wire.UserRole, by string
 		}
 	}
 	if operators > 0 && slices.Contains(groups, operators) && !r.AtLeast(wire.Operator) {
-		r, by = wire.Operator, "group "+groupName(operators)
+		r, by = wire.Operator, "group "+h.groupName(operators)
 	}
 	return r, by
+}
+
+func (h *hostRoles) groupName(gid int) string {
+	name, ok := h.others.Load(gid)
+	if !ok {
+		name, _ = h.others.LoadOrStore(gid, groupName(gid))
+	}
+	return name.(string)
 }
 
 func groupName(gid int) string {

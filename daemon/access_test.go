@@ -407,3 +407,25 @@ func TestWhoGetsIn(t *testing.T) {
 		}
 	})
 }
+
+// Who a user of the host is, and by which group, is looked up once, and not for each call.
+func TestNamesAreLookedUpOnce(t *testing.T) {
+	l := newLogin(wire.Claims{}, [8]byte{})
+	l.peer = &mux.Peer{Network: "unix", UID: uidOfSomebody, Groups: []int{groupOfOperators}}
+	if l.name() != fmt.Sprint("uid-", uidOfSomebody) {
+		t.Errorf("name %q", l.name())
+	}
+	if n := testing.AllocsPerRun(10, func() { l.name() }); n != 0 {
+		t.Errorf("%v allocations for a name that is known", n)
+	}
+	h := newHostRoles(Access{}, func(what, name string) { t.Error(what, name) })
+	role := func() {
+		if r, by := h.role(l.peer, groupOfOperators); r != wire.Operator || by != fmt.Sprint("group ", groupOfOperators) {
+			t.Errorf("%s by %s", r, by)
+		}
+	}
+	role()
+	if n := testing.AllocsPerRun(10, role); n > 10 { // those of its texts; a look-up makes many more
+		t.Errorf("%v allocations for a role", n)
+	}
+}

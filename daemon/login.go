@@ -18,12 +18,15 @@ import (
 // login is who a command line is, or the one that a local runner belongs to:
 // whom its token names, or without one whom the kernel vouches for. What he may
 // do is asked for at each call: see caller. A login is good until its token
-// expires or ends otherwise; the session ends then. It is read-only.
+// expires or ends otherwise; the session ends then. It is read-only but for what is looked up once.
 type login struct {
 	peer   *mux.Peer   // of a Unix or in-memory peer without a token; else nil
 	group  int         // whose members operate where that peer has come in; 0 is none
 	claims wire.Claims // of the token; the zero value without one
 	key    [8]byte     // that signed the token
+
+	named sync.Once // for uname: a look-up may read a file, or ask a directory service
+	uname string    // of that peer's user id
 
 	stale func() // has the session end soon, its calls that are being answered first
 	over  chan struct{}
@@ -121,11 +124,14 @@ func (l *login) name() string {
 	if l.shown() {
 		return l.claims.User
 	}
-	id := strconv.Itoa(l.uid())
-	if u, err := user.LookupId(id); err == nil {
-		return u.Username
-	}
-	return "uid-" + id
+	l.named.Do(func() {
+		id := strconv.Itoa(l.uid())
+		l.uname = "uid-" + id
+		if u, err := user.LookupId(id); err == nil {
+			l.uname = u.Username
+		}
+	})
+	return l.uname
 }
 
 // String says in a log who it was.
