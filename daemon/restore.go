@@ -42,7 +42,7 @@ func Restore(ctx context.Context, cfg Config, in io.Reader) (Restored, error) {
 	}
 	if err := dir.Lock("waypoint server restore"); err != nil {
 		if e, ok := errors.AsType[*wire.Error](err); ok && e.Kind == wire.Conflict {
-			err = e.WithHint("stop the server first; under systemd with its sockets: systemctl stop 'waypoint-server*'")
+			err = e.WithHint("stop the server first; under systemd: systemctl stop waypoint-server.socket")
 		}
 		return Restored{}, err
 	}

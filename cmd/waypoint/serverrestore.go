@@ -23,7 +23,7 @@ type serverRestore struct {
 }
 
 func (*serverRestore) Help() string {
-	return `The server must not run: stop it first, under systemd with its sockets (systemctl stop 'waypoint-server*').
+	return `The server must not run: stop it first, under systemd with its sockets (systemctl stop waypoint-server.socket stops them all).
 All of the snapshot is checked before anything is changed. The store that was there is kept beside the new one: a file
 beside the file, or in PostgreSQL a schema of its own.`
 }

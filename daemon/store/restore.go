@@ -291,7 +291,7 @@ func (e *postgres) alone(ctx context.Context, conn *sql.Conn) error {
 		}
 		if len(who) > 0 && time.Now().After(deadline) {
 			return wire.Errorf(wire.Conflict, "servers are connected to it (from %s)", strings.Join(who, ", ")).
-				WithHint("stop all servers of this database first; under systemd with their sockets: systemctl stop 'waypoint-server*'")
+				WithHint("stop all servers of this database first; under systemd: systemctl stop waypoint-server.socket")
 		}
 		select {
 		case <-ctx.Done():

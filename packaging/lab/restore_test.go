@@ -62,10 +62,14 @@ func TestRestoreElsewhere(t *testing.T) {
 		if r := load.wait(); r.code != 0 {
 			l.t.Errorf("load: exit code %d: %s", r.code, r.stderr)
 		}
-		l.run("systemctl", "disable", "--now", "waypoint-server.socket", "waypoint-server-runner.socket", "waypoint-server-tcp.socket", "waypoint-server.service")
+		l.run("systemctl", "stop", "waypoint-server.socket") // a runner calls all the time
+		for _, unit := range []string{"waypoint-server.socket", "waypoint-server-runner.socket", "waypoint-server-tcp.socket", "waypoint-server.service"} {
+			equal(l, unit, l.active(unit), "inactive")
+		}
+		l.run("systemctl", "disable", "waypoint-server.socket", "waypoint-server-runner.socket", "waypoint-server-tcp.socket")
 
 		other.install(p.new.deb)
-		other.run("systemctl", "stop", "waypoint-server*")
+		other.run("systemctl", "stop", "waypoint-server.socket")
 		snap := other.push(filepath.Join(l.root(), "root/snap.db"))[0]
 		contains(other, "the answer to restore", other.waypoint("server", "restore", snap), "Restored server "+id+" as it was at ")
 		equal(other, "what else there is", other.sh("ls -A /var/lib/waypoint | grep -Ev '^(waypoint.db|lock|version)$' || true"), "")
