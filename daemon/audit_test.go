@@ -3,12 +3,14 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -450,5 +452,36 @@ func TestAuditWithoutRoom(t *testing.T) {
 	if want := `msg="audit entry is in this log only" actor=host:`; !strings.Contains(log.String(), want) ||
 		!strings.Contains(log.String(), "method=user.delete object=nobody outcome=not_found") {
 		t.Errorf("what was refused is nowhere:\n%s", log)
+	}
+}
+
+// TestActionBeforeItsEntry: where there is room for what is to be done and not for
+// its entry as well, it is done, and the log has the entry.
+func TestActionBeforeItsEntry(t *testing.T) {
+	log := new(auditLog)
+	var full atomic.Bool
+	s := newSite(t, Config{Logger: slog.New(slog.NewTextHandler(log, nil)), NoAuditLog: true, faults: &store.Faults{
+		Gather: func() {},
+		Begin: func(int) error {
+			if full.CompareAndSwap(true, false) { // the next one is smaller
+				return errors.New("no room")
+			}
+			return nil
+		},
+	}})
+	c := &call{method: "test.done", object: "it", audited: true, peer: &mux.Peer{Network: "memory"}}
+	full.Store(true)
+	if err := s.act(context.WithValue(t.Context(), callKey{}, c), func(tx *store.Tx) error { return tx.PutSetting("one", "1") }); err != nil {
+		t.Fatal(err)
+	}
+	s.concluded(c, nil)
+	if got, err := s.store.Setting(t.Context(), "one"); got != "1" || err != nil {
+		t.Errorf("it was not done: %q, %v", got, err)
+	}
+	if got := s.auditOf(t, wire.AuditFilter{Method: "test.done"}); len(got) != 0 {
+		t.Errorf("the audit has %+v", got)
+	}
+	if want := "audit entry is in this log only"; strings.Count(log.String(), want) != 1 || !strings.Contains(log.String(), "method=test.done object=it outcome=done") {
+		t.Errorf("the log does not say it:\n%s", log)
 	}
 }
