@@ -436,8 +436,11 @@ func TestPackagedServer(t *testing.T) {
 	}
 	sameLog(t, cfg.LogLevel, cfg.LogFormat)
 	said, usual := effective(t, cfg.server(nil)), effective(t, new(serverConfig).server(nil))
+	if cfg.Reserve == nil || *cfg.Reserve != 64<<20 {
+		t.Errorf("store_reserve is %v, and by default 64 MiB at most", cfg.Reserve)
+	}
 	for name, v := range usual {
-		if name != "StateDir" && said[name] != v {
+		if name != "StateDir" && name != "StoreReserve" && said[name] != v { // the reserve's default goes by the file system
 			t.Errorf("daemon.Config.%s is %s by default, and %s by server.toml", name, v, said[name])
 		}
 	}
