@@ -200,7 +200,7 @@ func (st *Stream) next() (wire.FrameType, []byte, error) {
 			st.broken(contextError(st.ctx)) // though there may be more to read
 			break
 		}
-		t, payload, err := st.frames.Next()
+		t, payload, err := st.nextFrame()
 		if err != nil {
 			st.broken(st.readError(err))
 			break
@@ -247,7 +247,7 @@ func (st *Stream) broken(err error) error {
 
 // readCall reads the CALL frame that every stream begins with.
 func (st *Stream) readCall() error {
-	t, payload, err := st.frames.Next()
+	t, payload, err := st.nextFrame()
 	if err != nil {
 		return st.readError(err)
 	}

@@ -56,7 +56,12 @@ type guard struct {
 	pings        atomic.Int32  // asked by the peer, not answered yet
 	reads        atomic.Int64  // how often something has come from the peer
 	began        time.Time
-	dataAt       atomic.Int64 // when it last sent data, on any stream; since began
+	dataAt       atomic.Int64           // when it last sent data, on any stream; since began
+	unread       atomic.Int64           // bytes of all streams that have come and were not taken
+	bounds       atomic.Pointer[Bounds] // of the peer; nil until the hello has succeeded
+	budget       *Budget                // shared with other sessions; nil: none
+	room         chan struct{}          // something was taken
+	shut         chan struct{}          // closed by Close
 
 	// Of the reading goroutine.
 	inHeader [yamuxHeader]byte
@@ -71,13 +76,12 @@ type guard struct {
 	deadline time.Time // set on the connection
 	vec      [2][]byte
 
-	mu         sync.Mutex
-	streams    map[uint32]*link
-	theirs     int // opened by the peer and not closed by it
-	maxStreams int // of theirs; 0 until the hello has succeeded: one, ever
-	opened     int // by the peer, ever, until the hello has succeeded
-	closed     bool
-	err        error
+	mu      sync.Mutex
+	streams map[uint32]*link
+	theirs  int // opened by the peer and not closed by it
+	opened  int // by the peer, ever, until the hello has succeeded
+	closed  bool
+	err     error
 }
 
 // link is one stream as the headers show it: here until both sides have
@@ -89,6 +93,7 @@ type link struct {
 	theirFIN     bool
 	corked       bool
 	credit       int64  // bytes that the peer may send
+	unread       int64  // bytes that have come and were not taken
 	onClose      func() // called once, when the peer closes or resets; must not block
 	onLost       func() // called when the session ends; must not block
 }
@@ -99,6 +104,8 @@ func newGuard(conn net.Conn, dialing bool, writeTimeout time.Duration) *guard {
 		writeTimeout: writeTimeout,
 		syns:         make(chan struct{}, maxUnacknowledged),
 		began:        time.Now(),
+		room:         make(chan struct{}, 1),
+		shut:         make(chan struct{}),
 		streams:      make(map[uint32]*link),
 	}
 	if !dialing {
@@ -111,12 +118,8 @@ func newGuard(conn net.Conn, dialing bool, writeTimeout time.Duration) *guard {
 	return g
 }
 
-// admit lets the peer open up to n streams at once.
-func (g *guard) admit(n int) {
-	g.mu.Lock()
-	g.maxStreams = n
-	g.mu.Unlock()
-}
+// admit lets the peer open streams. Until then it may open one, ever.
+func (g *guard) admit(b *Bounds) { g.bounds.Store(b) }
 
 // watch has closed called when the peer closes or resets the stream, at once
 // if it has already, and lost when the session ends. Neither must block.
@@ -142,6 +145,12 @@ func (g *guard) watch(id uint32, closed, lost func()) {
 // until its stream has been ended, and with hundreds of them that is long.
 func (g *guard) Close() error {
 	g.mu.Lock()
+	if !g.closed {
+		close(g.shut)
+		for _, l := range g.streams {
+			g.hold(l, -l.unread)
+		}
+	}
 	g.closed = true
 	var wake []func()
 	for _, l := range g.streams {
@@ -183,6 +192,11 @@ func (g *guard) cause() error {
 }
 
 func (g *guard) Read(p []byte) (int, error) {
+	if err := g.awaitRoom(); err != nil {
+		g.fail(err)
+		g.lost(err)
+		return 0, err
+	}
 	n, err := g.Conn.Read(p)
 	if n > 0 {
 		g.reads.Add(1)
@@ -272,6 +286,8 @@ func (g *guard) received() error {
 	if l := g.streams[id]; l != nil && kind == yamuxData && err == nil {
 		if l.credit -= int64(length); l.credit < 0 {
 			err = wire.Errorf(wire.BadUsage, "the peer sent more on stream %d than it was allowed", id)
+		} else if !g.closed {
+			g.hold(l, int64(length))
 		}
 	}
 	g.mu.Unlock()
@@ -294,11 +310,13 @@ func (g *guard) receivedFlags(flags uint16, id uint32) (closed func(), err error
 		g.streams[id] = &link{credit: yamuxWindow}
 		g.theirs++
 		g.opened++
-		switch {
-		case g.maxStreams == 0 && g.opened > 1:
-			return nil, wire.Errorf(wire.BadUsage, "the peer opened a second stream before the hello was answered")
-		case g.maxStreams > 0 && g.theirs > g.maxStreams, g.maxStreams > 0 && len(g.streams) > 4*g.maxStreams+slack:
-			return nil, wire.Errorf(wire.TooLarge, "the peer has more than %d streams open", g.maxStreams)
+		b := g.bounds.Load()
+		if b == nil {
+			if g.opened > 1 {
+				return nil, wire.Errorf(wire.BadUsage, "the peer opened a second stream before the hello was answered")
+			}
+		} else if most := int(b.streams.Load()); g.theirs > most || len(g.streams) > 4*most+slack {
+			return nil, wire.Errorf(wire.TooLarge, "the peer has more than %d streams open", most)
 		}
 	}
 	l := g.streams[id]
@@ -333,6 +351,9 @@ func (g *guard) acknowledge(l *link) {
 
 func (g *guard) drop(id uint32, l *link) {
 	g.acknowledge(l)
+	if !g.closed {
+		g.hold(l, -l.unread)
+	}
 	if !l.ours && !l.theirFIN {
 		l.theirFIN = true
 		g.theirs--

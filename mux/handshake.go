@@ -111,7 +111,11 @@ func (s *Session) answerHello(st *Stream, admit Admit) error {
 	s.table = admission.Table
 	welcome := admission.Welcome
 	welcome.Version, welcome.Software = version, s.cfg.Software
-	s.guard.admit(s.cfg.MaxStreams) // before the peer can know that it is welcome
+	bounds := admission.Bounds
+	if bounds == nil {
+		bounds = NewBounds(s.cfg.MaxStreams, 0)
+	}
+	s.guard.admit(bounds) // before the peer can know that it is welcome
 	return st.Queue(welcome)
 }
 
@@ -177,7 +181,7 @@ func Connect(ctx context.Context, conn net.Conn, cfg Config, hello wire.Hello, k
 		return nil, err
 	}
 	s.table = table
-	s.guard.admit(cfg.MaxStreams)
+	s.guard.admit(NewBounds(cfg.MaxStreams, 0))
 	hello.VersionMin, hello.VersionMax, hello.Software = wire.VersionMin, wire.VersionMax, cfg.Software
 	if hello.Runner != nil && key != nil {
 		r := *hello.Runner

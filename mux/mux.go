@@ -70,6 +70,10 @@ type Config struct {
 	// Of the accepting side. With neither, no session on TCP is accepted.
 	TLS   *tls.Config // for TCP, which speaks TLS 1.3 with it
 	Plain bool        // TCP between loopback addresses may be plaintext; a peer that begins with TLS gets it
+
+	// Shared by the sessions of one accepting side; nil: no bound.
+	Handshakes chan struct{} // room for each handshake of TLS that is worked at, not waited for, at once
+	Unread     *Budget
 }
 
 func (c Config) withDefaults() Config {
@@ -97,6 +101,7 @@ type Admission struct {
 	Welcome wire.Welcome // Version and Software are filled in by mux
 	Data    any          // kept as Peer.Data
 	Table   Table        // the methods this peer may reach
+	Bounds  *Bounds      // nil: Config.MaxStreams, which is the most that may be set
 }
 
 // Admit decides on a peer whose hello has been read and, for runners, whose

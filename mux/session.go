@@ -50,6 +50,7 @@ func newSession(ctx context.Context, conn net.Conn, cfg Config, peer *Peer, dial
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	s.guard.lost = s.end
+	s.guard.budget = cfg.Unread
 
 	yc := yamux.DefaultConfig()
 	yc.LogOutput = nil

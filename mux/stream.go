@@ -212,12 +212,23 @@ func (st *Stream) writeError(err error) error {
 	return wire.Errorf(wire.Unavailable, "write stream: %v", err)
 }
 
+// nextFrame is the next frame, whole: only then the guard counts it as taken.
+func (st *Stream) nextFrame() (wire.FrameType, []byte, error) {
+	t, payload, err := st.frames.Next()
+	if n := st.in.read; n > 0 {
+		st.in.read = 0
+		st.s.guard.taken(st.ys.StreamID(), n)
+	}
+	return t, payload, err
+}
+
 // source reads a yamux stream through a buffer that is small until much
 // comes: a read of yamux's takes four locks, whatever its size.
 type source struct {
 	ys   *yamux.Stream
 	buf  []byte
 	r, w int
+	read int64 // bytes of ys, of frames that are not whole yet
 }
 
 const (
@@ -228,7 +239,9 @@ const (
 func (s *source) Read(p []byte) (int, error) {
 	if s.r == s.w {
 		if len(p) >= sourceMax {
-			return s.ys.Read(p)
+			n, err := s.ys.Read(p)
+			s.read += int64(n)
+			return n, err
 		}
 		if s.w == len(s.buf) && s.w < sourceMax {
 			s.buf = make([]byte, max(sourceFirst, min(4*s.w, sourceMax)))
@@ -236,6 +249,7 @@ func (s *source) Read(p []byte) (int, error) {
 		s.r, s.w = 0, 0
 		n, err := s.ys.Read(s.buf)
 		s.w = n
+		s.read += int64(n)
 		if n == 0 {
 			return 0, err
 		}

@@ -57,8 +57,10 @@ func (c Config) secureTCP(ctx context.Context, conn net.Conn) (net.Conn, error) 
 		}
 		conn = begun
 	}
-	tc := tls.Server(conn, serverTLS(c.TLS))
+	at := &workedConn{Conn: conn, ctx: ctx, places: c.Handshakes}
+	tc := tls.Server(at, serverTLS(c.TLS))
 	err := tc.HandshakeContext(ctx)
+	at.finish()
 	if err == nil {
 		return tc, nil
 	}
@@ -75,6 +77,46 @@ func serverTLS(t *tls.Config) *tls.Config {
 	t.SessionTicketsDisabled = true      // sessions are long, and each proves its certificate anew
 	t.DynamicRecordSizingDisabled = true // what is written is whole frames already
 	return t
+}
+
+// workedConn has the handshakes of TLS share a few places to be worked at, so
+// that newcomers do not take all processors from those who are in. It holds one
+// while there is work, and gives it up to wait for the peer.
+type workedConn struct {
+	net.Conn
+	ctx    context.Context // of the handshake
+	places chan struct{}   // nil once the handshake is over, or where there is no bound
+	holds  bool
+}
+
+func (c *workedConn) Read(p []byte) (int, error) {
+	if c.places == nil {
+		return c.Conn.Read(p)
+	}
+	c.yield()
+	n, err := c.Conn.Read(p)
+	if err == nil {
+		select {
+		case c.places <- struct{}{}:
+			c.holds = true
+		case <-c.ctx.Done():
+			err = context.Cause(c.ctx)
+		}
+	}
+	return n, err
+}
+
+func (c *workedConn) yield() {
+	if c.holds {
+		c.holds = false
+		<-c.places
+	}
+}
+
+// finish is called once nobody is in a handshake any more.
+func (c *workedConn) finish() {
+	c.yield()
+	c.ctx, c.places = nil, nil
 }
 
 func loopback(a net.Addr) bool {
