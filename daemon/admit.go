@@ -36,7 +36,7 @@ func (s *Server) admit(ctx context.Context, peer *mux.Peer, in door) (*mux.Admis
 			return nil, err
 		}
 		welcome.RunnerID = v.id
-		return &mux.Admission{Welcome: welcome, Table: s.calls, Data: v}, nil
+		return &mux.Admission{Welcome: welcome, Table: s.calls, Data: v, Bounds: v.bounds}, nil
 	}
 	return nil, wire.Errorf(wire.BadUsage, "role %q is not served here", peer.Hello.Role)
 }
@@ -90,6 +90,9 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer, in door) (*vis
 	if err != nil {
 		s.fleet.parted(v)
 		return nil, err
+	}
+	if out.Standing.State == wire.Pending && !s.fleet.hasOrphans(v.id) {
+		v.bounds.Set(strangerStreams, strangerUnread)
 	}
 	s.fleet.crowd(v)
 	return v, nil

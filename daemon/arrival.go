@@ -80,6 +80,9 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 		return was, out, nil
 	}
 	if was.ID == "" {
+		if err := s.roomOfToken(out, func(issued, expiry time.Time) (int, error) { return s.store.Preadopted(ctx, issued, expiry) }); err != nil {
+			return was, out, err
+		}
 		if err := s.room(v, func(g string) ([]string, error) { return s.store.Pending(ctx, g) },
 			func() (int, error) { return s.store.PendingCount(ctx) }, out, nil); err != nil {
 			return was, out, err
@@ -101,6 +104,9 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 			}
 			gone = ""
 			if was.ID == "" {
+				if err := s.roomOfToken(out, tx.Preadopted); err != nil {
+					return err
+				}
 				if err := s.room(v, tx.Pending, tx.PendingCount, out, func(id string) error {
 					gone = id
 					return errors.Join(tx.DeleteRunner(id), s.countDecision(tx))
@@ -261,6 +267,21 @@ func (s *Server) room(v *visitor, pending func(group string) ([]string, error), 
 		return nil
 	}
 	return remove(gone)
+}
+
+// roomOfToken refuses a newcomer whose token, which is for any id, has brought as
+// many runners as one may: its bearer could go on for ever.
+func (s *Server) roomOfToken(out adoption.Outcome, preadopted func(issued, expiry time.Time) (int, error)) error {
+	if out.Used == nil || out.Used.Claims.ID != "" {
+		return nil
+	}
+	c, most := out.Used.Claims, s.cfg().Limits.RunnersPerToken
+	n, err := preadopted(c.Issued, c.Expiry)
+	if err != nil || n < most {
+		return err
+	}
+	return wire.Errorf(wire.Unavailable, "%d runners have come with this token, which is as many as may", n).
+		WithHint("make another one on the server with waypoint runner token, forget runners that are gone, or raise limits.runners_per_token")
 }
 
 // firstOffline is the first of the runners that is not connected, "" for none.

@@ -47,7 +47,8 @@
 //
 // fleet.mu and watchers.mu are leaves: no call into the store, a session or a
 // channel that can block is made while either is held. The committer takes
-// both, so the reverse would be a deadlock. turns.mu, roster.mu, presence.mu and gossip.mu are
+// both, so the reverse would be a deadlock. turns.mu, roster.mu, presence.mu, gossip.mu,
+// entrance.mu and tally.mu are
 // leaves as well. A runner's turn is held over calls of the store; the committer, and who
 // holds a lock, takes none.
 package daemon
@@ -97,6 +98,7 @@ type Config struct {
 	Plain    bool     // TCP between loopback addresses may be plaintext
 
 	MaxSessions int // connections at once; 20,000
+	Limits      Limits
 
 	MaxPending        int           // runners waiting for adoption; 1,000
 	MaxPendingPerPeer int           // those of one address (of IPv6, one /64) or user; 16
@@ -164,6 +166,9 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.Access.withDefaults(); err != nil {
 		return c, err
 	}
+	if err := c.Limits.withDefaults(c.MaxSessions); err != nil {
+		return c, err
+	}
 	return c, c.checkTLS()
 }
 
@@ -196,11 +201,14 @@ type Server struct {
 	news     chan struct{}      // room for one: Summary may say something else now
 	roll     chan struct{}      // to beat: who is connected where may have changed
 
-	serving  sync.WaitGroup // of ServeConn; no Add once closed is set
-	accepted atomic.Int64   // of Serve's listeners, not over yet
-	work     sync.WaitGroup // clock, janitor, and what handlers leave behind
-	stop     context.CancelCauseFunc
-	ctx      context.Context // until Close
+	serving    sync.WaitGroup // of ServeConn; no Add once closed is set
+	tally      *tally
+	entrance   *entrance
+	handshakes atomic.Pointer[chan struct{}] // room for each of TLS that is worked at; replaced by Reload
+	unread     *mux.Budget
+	work       sync.WaitGroup // clock, janitor, and what handlers leave behind
+	stop       context.CancelCauseFunc
+	ctx        context.Context // until Close
 
 	reloading sync.Mutex // held by Reload, and while TCP gets its certificate
 
@@ -246,6 +254,13 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	s.config.Store(&cfg)
 	if cfg.Metrics {
 		s.metrics = metrics.New(cfg.Software)
+	}
+	s.tally = newTally(s.sayLimit)
+	s.entrance = newEntrance(s.tally)
+	s.unread = mux.NewBudget(cfg.Limits.Unread)
+	s.handshakes.Store(new(make(chan struct{}, cfg.Limits.Handshakes)))
+	if cfg.MaxSessions > s.entrance.files {
+		s.log.Info("the limit of open files is below max_sessions", "most", s.entrance.files, "max_sessions", cfg.MaxSessions)
 	}
 	s.fleet = newFleet(func() (ackTimeout, lease time.Duration) { c := s.cfg(); return c.AckTimeout, c.Lease })
 	s.fleet.metrics = s.metrics
@@ -402,62 +417,6 @@ func (s *Server) Prepare(ctx context.Context, listeners ...net.Listener) error {
 	return nil
 }
 
-// accept takes connections from one listener until ctx ends. An error that
-// passes (too many open files) is waited out.
-func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.WaitGroup) error {
-	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
-	in := doorOf(l)
-	greet, greeted := func() {}, func() {}
-	if l.Addr().Network() == "tcp" {
-		greeting := make(chan struct{}, max(1, min(maxGreeting, s.cfg().MaxSessions/4))) // of when it began to listen
-		greet = func() {
-			select {
-			case greeting <- struct{}{}:
-			case <-ctx.Done():
-			}
-		}
-		greeted = func() { <-greeting }
-	}
-	for {
-		greet()
-		conn, err := l.Accept()
-		switch {
-		case ctx.Err() != nil:
-			if err == nil {
-				conn.Close()
-			}
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
-		case err != nil:
-			greeted()
-			s.log.Warn("accept failed", "address", l.Addr().String(), "error", err)
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-			}
-			continue
-		}
-		if most := s.cfg().MaxSessions; s.accepted.Add(1) > int64(most) {
-			s.accepted.Add(-1)
-			greeted()
-			s.log.Warn("connection refused: too many sessions", "max", most)
-			s.metrics.Refused(metrics.TooMany)
-			conn.Close()
-			continue
-		}
-		sessions.Go(func() {
-			defer s.accepted.Add(-1)
-			s.serveConn(ctx, conn, in, greeted)
-		})
-	}
-}
-
-// maxGreeting bounds the connections of a TCP listener that have not come to the
-// end of their hello: the next ones wait with the kernel. So a stranger who says
-// nothing takes no files and no sessions from those who come another way.
-const maxGreeting = 1024
-
 // ServeConn serves one connection until it or ctx ends, or the server is closed.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	s.serveConn(ctx, conn, door{}, func() {})
@@ -481,6 +440,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, in door, greeted 
 	session, err := mux.Accept(ctx, conn, mux.Config{
 		Software: cfg.Software, Logger: s.log, MaxStreams: maxStreams,
 		TLS: s.shown().config(), Plain: cfg.Plain,
+		Handshakes: *s.handshakes.Load(), Unread: s.unread,
 	}, func(ctx context.Context, peer *mux.Peer) (*mux.Admission, error) {
 		a, err := s.admit(ctx, peer, in)
 		if err == nil {
@@ -520,6 +480,7 @@ func (s *Server) Close() error {
 	s.work.Wait()
 	s.accounts.flush()
 	s.audit.flush(context.Background(), true)
+	s.tally.flush()
 	s.moveOut()
 	return errors.Join(s.store.Close(), s.dir.Close())
 }

@@ -1,11 +1,17 @@
 package daemon
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/waypointd/waypoint/daemon/metrics"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -75,4 +81,58 @@ func (s *Server) errForRunners() error {
 		return denied
 	}
 	return denied.WithHint("operators use another address: --server-addr %s", strings.Join(others, " or "))
+}
+
+// accept takes connections from one listener until ctx ends. An error that
+// passes is waited out; where it is that no descriptors are left, one
+// connection that has not said hello makes room.
+func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.WaitGroup) error {
+	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
+	in := doorOf(l)
+	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+			s.tally.note("open files", l.Addr().String(), s.entrance.files)
+			if s.entrance.shed() {
+				continue
+			}
+		}
+		if err != nil {
+			if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
+				s.log.Warn("accept failed", "address", l.Addr().String(), "error", err)
+			}
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		g := s.entrance.enter(conn, s.cfg())
+		if g == nil {
+			s.metrics.Refused(metrics.TooMany)
+			conn.Close()
+			continue
+		}
+		sessions.Go(func() {
+			defer s.entrance.leave(g)
+			if !s.entrance.turn(ctx, g, s.cfg()) {
+				conn.Close()
+				return
+			}
+			s.serveConn(ctx, conn, in, func() { s.entrance.greeted(g) })
+		})
+	}
+}
+
+// sayLimit says in the log that a limit holds somebody up.
+func (s *Server) sayLimit(limit, peer string, most, times int) {
+	s.log.Warn("limit reached", "limit", limit, "most", most, "times", times, "peer", peer)
 }

@@ -110,7 +110,7 @@ func (s *Server) measure(ctx context.Context) (snap metrics.Snapshot, err error)
 	if snap.Queue, err = s.waiting(ctx, views, snap.StoreShort); err != nil {
 		return snap, err
 	}
-	snap.Sessions = int(s.accepted.Load())
+	snap.Sessions = s.entrance.count()
 	snap.Tokens = s.fleet.tokenTimes(time.Now())
 	return snap, nil
 }

@@ -87,3 +87,27 @@ func TestFloodOfNewcomers(t *testing.T) {
 	real.MustAdopt()
 	gets(t, c, real)
 }
+
+// One token for any id does not bring runners for ever; one for an id, and who is
+// known, is not counted, and who is forgotten makes room.
+func TestRunnersOfOneToken(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Limits: daemon.Limits{RunnersPerToken: 2}})
+	c := s.Client(t)
+	any := s.Token(t, wire.RunnerTokenRequest{})
+	a := connected(t, s, "a", nil, any)
+	connected(t, s, "b", nil, any)
+	r := s.Runner(t, "c", nil)
+	r.Show(any)
+	err := r.Connect()
+	wantKind(t, err, wire.Unavailable)
+	if !strings.Contains(fmt.Sprintf("%+v", err), "2 runners have come with this token") {
+		t.Errorf("refused with %q", err)
+	}
+	back(t, a)
+	connected(t, s, "c", nil, s.Token(t, wire.RunnerTokenRequest{ID: "c"}))
+	connected(t, s, "d", nil, s.Token(t, wire.RunnerTokenRequest{}))
+	if _, err := c.Forget(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	connected(t, s, "e", nil, any)
+}

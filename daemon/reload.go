@@ -46,6 +46,10 @@ func (s *Server) Reload(ctx context.Context, cfg Config) (renewed bool, err erro
 		warnOfKey(s.log, was, is)
 	}
 	s.store.SetReserve(cfg.StoreReserve)
+	s.unread.Set(cfg.Limits.Unread)
+	if cfg.Limits.Handshakes != old.Limits.Handshakes {
+		s.handshakes.Store(new(make(chan struct{}, cfg.Limits.Handshakes)))
+	}
 	s.wakeClock() // a lease may end sooner now
 	return after != before, nil
 }

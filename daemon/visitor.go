@@ -33,6 +33,7 @@ type visitor struct {
 	version   string
 	key       string        // fingerprint
 	calls     *rate.Limiter // of what may cost a commit each time
+	bounds    *mux.Bounds
 	ended     chan struct{} // closed by close: the session must end
 	why       error         // set before ended is closed
 
@@ -55,6 +56,13 @@ const (
 	callsAtOnce = 50
 )
 
+// What a runner may take that nobody has admitted yet: it waits, and shows its
+// tokens.
+const (
+	strangerStreams = 32
+	strangerUnread  = 2 << 20
+)
+
 // shown is a token that a runner has offered; the text is kept only where its
 // claims have been proved.
 type shown struct {
@@ -69,7 +77,8 @@ func newVisitor(peer *mux.Peer) *visitor {
 	v := &visitor{
 		kind: peer.Hello.Runner.Kind, hello: *peer.Hello.Runner, peer: peer, version: peer.Hello.Software,
 		key: statedir.Fingerprint(peer.Key), ended: make(chan struct{}),
-		calls: rate.NewLimiter(callsEach, callsAtOnce),
+		calls:  rate.NewLimiter(callsEach, callsAtOnce),
+		bounds: mux.NewBounds(maxStreams, 0),
 	}
 	v.hello.Offers = nil
 	for _, text := range []*string{&v.hello.Hostname, &v.hello.OS, &v.hello.Arch, &v.hello.Isolation, &v.version} {
@@ -120,9 +129,14 @@ func peerOf(p *mux.Peer) (name, group string) {
 		name = fmt.Sprintf("uid %d", p.UID)
 		return name, name
 	}
-	ap, err := netip.ParseAddrPort(p.Addr)
+	return addressOf(p.Addr)
+}
+
+// addressOf is an address and what is counted as it, of its text with a port.
+func addressOf(text string) (name, group string) {
+	ap, err := netip.ParseAddrPort(text)
 	if err != nil {
-		return p.Addr, p.Addr
+		return text, text
 	}
 	addr := ap.Addr().Unmap().WithZone("")
 	if addr.Is4() {
@@ -150,6 +164,9 @@ func (f *fleet) stand(v *visitor, out adoption.Outcome, labels map[string]string
 		if !v.renewAt.IsZero() && token.Ahead(out.Used.Claims, now) != nil {
 			v.renewAt = now // see judge
 		}
+	}
+	if v.admitted(now) {
+		v.bounds.Set(maxStreams, 0)
 	}
 	m := f.members[v.id]
 	if m == nil || m.visitor != v {

@@ -48,6 +48,17 @@ type serverConfig struct {
 	MaxPendingPerPeer int           `toml:"max_pending_per_peer"`
 	PendingFor        wire.Duration `toml:"pending_for"`
 
+	// Of what peers can take, whoever they are.
+	Limits struct {
+		SessionsPerPeer int   `toml:"sessions_per_peer"`
+		Greeting        int   `toml:"greeting"`
+		GreetingPerPeer int   `toml:"greeting_per_peer"`
+		HellosPerPeer   int   `toml:"hellos_per_peer"`
+		Handshakes      int   `toml:"handshakes"`
+		Unread          int64 `toml:"unread"` // bytes
+		RunnersPerToken int   `toml:"runners_per_token"`
+	} `toml:"limits"`
+
 	// Of the tokens of adopted runners.
 	Tokens struct {
 		Life  wire.Duration `toml:"life"`
@@ -121,8 +132,8 @@ func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 		StateDir: cfg.StateDir, StoreDSN: cfg.Store, StoreReserve: cfg.reserve(), Software: software(), Logger: log,
 		AckTimeout: time.Duration(cfg.AckTimeout), Lease: time.Duration(cfg.Lease), Heartbeat: time.Duration(cfg.Heartbeat),
 		LogLimit: cfg.LogLimit, RetainFor: time.Duration(cfg.RetainFor), RetainJobs: cfg.RetainJobs,
-		MaxSessions: cfg.MaxSessions,
-		AuditFor:    time.Duration(cfg.AuditRetention), AuditEntries: cfg.AuditEntries, NoAuditLog: cfg.AuditLog != nil && !*cfg.AuditLog,
+		MaxSessions: cfg.MaxSessions, Limits: daemon.Limits(cfg.Limits),
+		AuditFor: time.Duration(cfg.AuditRetention), AuditEntries: cfg.AuditEntries, NoAuditLog: cfg.AuditLog != nil && !*cfg.AuditLog,
 		MaxPending: cfg.MaxPending, MaxPendingPerPeer: cfg.MaxPendingPerPeer, PendingFor: time.Duration(cfg.PendingFor),
 		GrantLife: time.Duration(cfg.Tokens.Life), NoTokenRenew: cfg.Tokens.Renew != nil && !*cfg.Tokens.Renew,
 		Access: daemon.Access{

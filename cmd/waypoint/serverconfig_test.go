@@ -40,6 +40,14 @@ tls_names = ["a"]
 [tokens]
 life = "1s"
 renew = false
+[limits]
+sessions_per_peer = 1
+greeting = 1
+greeting_per_peer = 1
+hellos_per_peer = 1
+handshakes = 1
+unread = 1
+runners_per_token = 1
 [access]
 users = { ada = "admin" }
 groups = { dev = "viewer" }

@@ -66,6 +66,8 @@ func scanRunner(rows *sql.Rows) (*RunnerRecord, error) {
 	return &r, nil
 }
 
+const countPreadopted = `SELECT count(*) FROM runners WHERE state = 'preadopted' AND token_issued_at = $1 AND token_expires_at = $2`
+
 // PutRunner adds or replaces a runner's record.
 func (tx *Tx) PutRunner(r RunnerRecord) error {
 	if r.ID == "" {
@@ -152,6 +154,24 @@ func (tx *Tx) PendingCount() (int, error) { return pendingCount(tx) }
 func pendingCount(q querier) (n int, err error) {
 	if err := one(q, countPending, nil, &n); err != nil {
 		return 0, fmt.Errorf("count pending runners: %w", err)
+	}
+	return n, nil
+}
+
+// Preadopted is how many runners are on record that came with the token of these
+// times, which hardly two tokens have in common.
+func (s *Store) Preadopted(ctx context.Context, issued, expiry time.Time) (int, error) {
+	return preadopted(s.read(ctx), issued, expiry)
+}
+
+// Preadopted is Store.Preadopted within the transaction.
+func (tx *Tx) Preadopted(issued, expiry time.Time) (int, error) {
+	return preadopted(tx, issued, expiry)
+}
+
+func preadopted(q querier, issued, expiry time.Time) (n int, err error) {
+	if err := one(q, countPreadopted, []any{micro(issued), micro(expiry)}, &n); err != nil {
+		return 0, fmt.Errorf("count runners of a token: %w", err)
 	}
 	return n, nil
 }

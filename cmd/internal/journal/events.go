@@ -430,6 +430,22 @@ The store could not keep it, so waypoint audit list does not have it: from @WAYP
 by the role @WAYPOINT_ROLE@, with the outcome @WAYPOINT_OUTCOME@. Make room: waypoint server status`,
 	},
 	{
+		Text:    "limit reached",
+		ID:      "4be0b6f1b4a24b16a7c0a0e9b6d3f58c",
+		Subject: "The limit @WAYPOINT_LIMIT@ of the server has held somebody up",
+		Body: `
+@WAYPOINT_TIMES@ connections met the limit of @WAYPOINT_MOST@ since this was said last, at the latest a minute
+later; the last one was of @WAYPOINT_PEER@. Those who are connected and greet in time do not notice.
+Where these are good peers, many behind one address perhaps, raise it: [limits] in waypoint-server.toml(5).`,
+	},
+	{
+		Text:    "the limit of open files is below max_sessions",
+		ID:      "c1d8e6a02f5f4f0e8c1d7c35b8a0649e",
+		Subject: "The server may open fewer files than it may have connections",
+		Body: `
+It takes @WAYPOINT_MOST@ connections and not the @WAYPOINT_MAX_SESSIONS@ of max_sessions. Raise LimitNOFILE= of the unit.`,
+	},
+	{
 		Text:    "configuration reloaded",
 		ID:      "6334466428144574adade4841b28eac3",
 		Subject: "The server's configuration was read again",
