@@ -24,6 +24,10 @@
 // TLS: it kills the agent under 200 jobs that print, starts another, and gives the
 // longest time from that start until the server had what each job printed
 // meanwhile, and until its next line was with a follower.
+//
+// "crowd" has a server of its own as well, and presses on it over TCP with 10,000
+// connections that say nothing, 1,000 that speak rubbish and one that opens streams
+// for ever, from one address and then from as many: what good clients wait meanwhile.
 package main
 
 import (
@@ -49,6 +53,10 @@ func main() {
 	}
 	if len(os.Args) == 3 && os.Args[1] == beatCommand {
 		beat(os.Args[2])
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == crowdCommand {
+		crowd(os.Args[2])
 		return
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
@@ -102,6 +110,7 @@ var parts = []part{
 	{"log", measureLog},
 	{"lag", measureLag},
 	{"reattach", measureReattach},
+	{"crowd", measureCrowd},
 	{"enqueue", measureEnqueue},
 	{"size", measureSize},
 }
