@@ -33,7 +33,7 @@ type WorkBegin struct {
 	Concurrency int    `json:"concurrency"`
 	Draining    bool   `json:"draining,omitempty"`
 	// Spool is another one once what the runner was given may be forgotten: made
-	// with the directory of its attempts, and of this boot of its host. An
+	// with the directory of its attempts, and of this boot of its host; an
 	// attempt that it does not hold, and whose start nobody knows of, is given to
 	// it or others again only where it was assigned under the same one, or
 	// either is empty: else it is lost.
