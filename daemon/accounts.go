@@ -167,14 +167,17 @@ func (s *Server) keepUses(uses map[int64]time.Time) {
 }
 
 // confirm asks the store, in the transaction that changes what outlasts the call
-// (a token, a user), for its caller: what is believed of him may be some seconds old
-// where another server has ended his token or taken his role.
-func (s *Server) confirm(tx *store.Tx, by caller) error {
+// (a token, a key, a user, a decision about a runner), for its caller: what is believed
+// of him may be some seconds old where another server has ended his token or taken his role.
+func (s *Server) confirm(tx *store.Tx, by caller) error { return s.confirmBy(tx.Bearer, by) }
+
+// confirmBy is confirm with what the store has of a token asked of find.
+func (s *Server) confirmBy(find func(serial int64, user string) (store.UserTokenRecord, store.UserRecord, error), by caller) error {
 	if by.login == nil || by.login.claims.Kind != wire.UserToken {
 		return nil
 	}
 	c := by.login.claims
-	t, u, err := tx.Bearer(c.Serial, c.User)
+	t, u, err := find(c.Serial, c.User)
 	if wire.KindOf(err) == wire.NotFound {
 		return unknownToken(c)
 	}

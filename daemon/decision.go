@@ -24,6 +24,9 @@ func (s *Server) decide(ctx context.Context, id string, f func(tx *store.Tx, r *
 	}
 	defer done()
 	if err := s.act(ctx, func(tx *store.Tx) (err error) {
+		if err := s.confirm(tx, callOf(ctx).by); err != nil {
+			return err
+		}
 		if r, err = tx.Runner(id); err != nil {
 			return err
 		}
@@ -170,6 +173,9 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 	defer done()
 	var r store.RunnerRecord
 	if err := s.act(ctx, func(tx *store.Tx) (err error) {
+		if err := s.confirm(tx, callOf(ctx).by); err != nil {
+			return err
+		}
 		if r, err = tx.Runner(req.ID); err != nil {
 			return err
 		}

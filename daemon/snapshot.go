@@ -24,6 +24,11 @@ func (s *Server) serverSnapshot() mux.Handler {
 			return wire.Errorf(wire.Conflict, "the server is making another snapshot").WithHint("wait until that is done")
 		}
 		defer one.Unlock()
+		if err := s.confirmBy(func(serial int64, user string) (store.UserTokenRecord, store.UserRecord, error) {
+			return s.store.Bearer(ctx, serial, user) // who has a snapshot has all keys
+		}, callOf(ctx).by); err != nil {
+			return err
+		}
 		began := time.Now()
 		s.audited(s.keep(ctx, wire.AuditBegun)) // before the first byte
 		n, err := s.sendSnapshot(ctx, st)

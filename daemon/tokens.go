@@ -108,6 +108,9 @@ func (s *Server) tokenKeyRotate(ctx context.Context, peer *mux.Peer, req wire.Ro
 		retired []token.Key
 	)
 	err = s.act(ctx, func(tx *store.Tx) (err error) {
+		if err := s.confirm(tx, callOf(ctx).by); err != nil {
+			return err
+		}
 		if made, retired, err = rotate(tx, req.Revoke, time.Now()); err == nil && req.Revoke {
 			err = tx.DropGrants() // signed with a key that verifies no more
 			note(ctx, "revoked", "true")

@@ -225,7 +225,7 @@ func TestEndOfTokens(t *testing.T) {
 }
 
 // What another server has decided a moment ago is not known to this one yet: it makes
-// nothing that would outlast that.
+// nothing that would outlast that, and shows nobody its keys.
 func TestNothingOutlastsAnEndElsewhere(t *testing.T) {
 	for what, c := range map[string]struct {
 		end  func(tx *store.Tx, ada int64) error
@@ -249,6 +249,13 @@ func TestNothingOutlastsAnEndElsewhere(t *testing.T) {
 			wire.MethodUserDelete:  wire.UserRequest{User: "otto"},
 			wire.MethodUserRevoke:  wire.RevokeRequest{User: "otto"},
 			wire.MethodRunnerToken: wire.RunnerTokenRequest{ExpiresIn: wire.Duration(time.Hour)},
+
+			wire.MethodTokenKeyRotate: wire.RotateRequest{Revoke: true},
+			wire.MethodRunnerAdopt:    wire.AdoptRequest{ID: "r1"},
+			wire.MethodRunnerReject:   wire.RunnerRequest{ID: "r1"},
+			wire.MethodRunnerForget:   wire.RunnerRequest{ID: "r1"},
+			wire.MethodRunnerDrain:    wire.DrainRequest{ID: "r1", Drain: true},
+			wire.MethodServerSnapshot: wire.SnapshotRequest{},
 		} {
 			t.Run(what+" "+method, func(t *testing.T) {
 				s := newSite(t, Config{})
@@ -259,6 +266,7 @@ func TestNothingOutlastsAnEndElsewhere(t *testing.T) {
 					t.Fatal(err)
 				}
 				session := s.mustHello(t, "tcp", operator(text))
+				s.mustHello(t, "tcp", remote("r1", ""))
 				if err := s.store.Update(t.Context(), func(tx *store.Tx) error { return c.end(tx, claims.Serial) }); err != nil {
 					t.Fatal(err)
 				}
