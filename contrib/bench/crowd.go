@@ -102,7 +102,7 @@ func openForEver(conn net.Conn) {
 	}
 	tc := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
 	s, err := mux.Connect(context.Background(), tc, mux.Config{Software: "waypoint bench", MaxStreams: 1 << 20},
-		wire.Hello{Role: wire.RoleRunner, Runner: &wire.RunnerHello{ID: "press", Kind: wire.KindRemote, Concurrency: 1}}, key, nil)
+		wire.Hello{Role: wire.RoleRunner, Runner: &wire.RunnerHello{ID: fmt.Sprintf("press-%d", rand.Int64()), Kind: wire.KindRemote, Concurrency: 1}}, key, nil)
 	if err != nil {
 		return
 	}
