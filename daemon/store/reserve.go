@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +35,9 @@ type reserve struct {
 	short  atomic.Bool  // less than it was free at the last look
 	free   atomic.Int64 // at the last look
 	size   atomic.Int64 // of the reserve, as of then
+
+	mu   sync.Mutex
+	next *time.Timer // the next look of await, one for all; nil before the first; guarded by mu
 }
 
 // SetReserve sets how much room is kept, in bytes: 0 is the smaller of 64 MiB and
@@ -105,7 +109,7 @@ func (s *Store) look() {
 			s.cfg.Logger.Error("store has its reserve left: no new work is taken", "store", s.engine.describe(),
 				"free", bytesText(room.Free), "reserve", bytesText(want))
 			s.roomChanged()
-			s.await(reservePoll)
+			s.await()
 		}
 	case want <= 0 || room.Free >= want+want/8:
 		if r.short.CompareAndSwap(true, false) {
@@ -115,17 +119,25 @@ func (s *Store) look() {
 	}
 }
 
-// await looks again after a time, until there is enough.
-func (s *Store) await(d time.Duration) {
-	time.AfterFunc(d, func() {
+// await looks again after a time, until there is enough. Who asks for it while
+// somebody waits already moves that look.
+func (s *Store) await() {
+	r := &s.reserve
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.next != nil {
+		r.next.Reset(reservePoll)
+		return
+	}
+	r.next = time.AfterFunc(reservePoll, func() {
 		select {
 		case <-s.quit:
 			return
 		default:
 		}
 		s.look()
-		if s.reserve.short.Load() {
-			s.await(d)
+		if r.short.Load() {
+			s.await()
 		}
 	})
 }

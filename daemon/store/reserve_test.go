@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/queue"
@@ -125,6 +126,36 @@ func TestReserve(t *testing.T) {
 	if n := log.count("store has room again"); n != 1 {
 		t.Errorf("said %d times that there is room again", n)
 	}
+}
+
+// Room that comes and goes within a poll is looked at as often as any other.
+func TestReserveIsPolledOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{}
+		s := &Store{
+			cfg: Config{Free: d.free, Logger: slog.New(slog.DiscardHandler)}, engine: &sqlite{},
+			kick: make(chan struct{}, 1), quit: make(chan struct{}), began: time.Now(),
+		}
+		s.reserve.set.Store(1000)
+		for range 3 {
+			d.has(1<<40, 1<<40)
+			s.look()
+			d.has(999, 1<<40)
+			s.look()
+		}
+		const polls = 10
+		before := d.seen()
+		time.Sleep(polls*reservePoll + reservePoll/2)
+		if n := d.seen() - before; n != polls {
+			t.Errorf("%d looks in the time of %d", n, polls)
+		}
+		close(s.quit)
+		before = d.seen()
+		time.Sleep(2 * reservePoll)
+		if n := d.seen() - before; n != 0 {
+			t.Errorf("%d looks after the end", n)
+		}
+	})
 }
 
 // becomes waits until a job has a state.
