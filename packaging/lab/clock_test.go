@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -18,18 +19,18 @@ const (
 // token is from another time gets no jobs as long as it looks expired, and gets
 // them again by itself.
 func TestClock(t *testing.T) {
-	// Of the three lives of a jump each in turn, or all of them.
+	// Each way to be hit by a jump in turn, or all jumps in all ways.
 	type jump struct {
 		by   time.Duration
 		down []string
 	}
 	jumps := []jump{
 		{-time.Hour, []string{"waypoint-runner"}}, {time.Hour, nil},
-		{day, []string{"waypoint-server"}}, {-day, []string{"waypoint-server", "waypoint-runner"}},
-		{3 * year, []string{"waypoint-server"}}, {-3 * year, nil},
+		{day, []string{"waypoint-server"}},
 	}
+	on := suites[:1]
 	if long() {
-		jumps = nil
+		on, jumps = suites, nil
 		for _, by := range []time.Duration{-time.Hour, time.Hour, day, -day, -day, day, 3 * year, -3 * year} {
 			for _, down := range [][]string{nil, {"waypoint-server"}, {"waypoint-runner"}, {"waypoint-server", "waypoint-runner"}} {
 				jumps = append(jumps, jump{by, down})
@@ -39,7 +40,7 @@ func TestClock(t *testing.T) {
 			}
 		}
 	}
-	onMachines(t, func(l *lab, p packages) {
+	onMachines(t, on, func(l *lab, p packages) {
 		l.run("dpkg", "--install", filepath.Base(p.new.deb))
 		l.sh("echo 'concurrency = 10' >>/etc/waypoint/runner.toml")
 		l.run("systemctl", "start", "waypoint-server") // takes longer than a call would wait
@@ -53,11 +54,11 @@ func TestClock(t *testing.T) {
 		for _, j := range jumps {
 			what := fmt.Sprintf("%s with %v down", j.by, j.down)
 			before := l.job(job).LogBytes
-			kill := ""
+			var kill strings.Builder
 			for _, unit := range j.down {
-				kill += fmt.Sprintf("systemctl kill --signal=KILL --kill-who=main %s; ", unit)
+				fmt.Fprintf(&kill, "systemctl kill --signal=KILL --kill-who=main %s; ", unit)
 			}
-			l.sh(fmt.Sprintf(`%s date --set=@$(($(date +%%s) + %d)) >/dev/null`, kill, int64(j.by/time.Second)))
+			l.sh(fmt.Sprintf(`%s date --set=@$(($(date +%%s) + %d)) >/dev/null`, kill.String(), int64(j.by/time.Second)))
 			wrong += j.by
 			l.await("the runner is back with its jobs after "+what, func() bool {
 				r := l.runners()

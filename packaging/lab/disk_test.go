@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -108,11 +107,4 @@ func (l *lab) cut() {
 		d.image = after
 		d.mount(l)
 	}
-}
-
-// space is how many bytes are free in a directory of the lab.
-func (l *lab) space(dir string) (n int64) {
-	l.t.Helper()
-	fmt.Sscan(strings.TrimPrefix(l.run("df", "--block-size=1", "--output=avail", dir), "Avail"), &n)
-	return n
 }

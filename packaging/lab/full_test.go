@@ -2,6 +2,8 @@ package lab
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -20,6 +22,11 @@ func TestFullDisk(t *testing.T) {
 		job := l.running(counting)
 		for _, full := range [][]string{{"/var/lib/waypoint"}, {"/var/lib/waypoint-jobs"}, {"/var/lib/waypoint", "/var/lib/waypoint-jobs"}} {
 			l.fill(full...)
+			if slices.Contains(full, "/var/lib/waypoint") {
+				if r := l.try("waypoint", "run", "--no-local", "--detach", "--", "true"); r.code != 5 || !strings.Contains(r.stderr, "room") {
+					l.t.Errorf("a new job without room: exit code %d: %s", r.code, r.stderr)
+				}
+			}
 			l.fed(units...)
 			l.room(full...)
 			l.goesOn(runner, job, fmt.Sprint("room in ", full))

@@ -44,8 +44,9 @@ StandardOutput=null
 WantedBy=graphical.target
 `
 
-// onMachines is onEach with a whole machine, and the newer package in its /root.
-func onMachines(t *testing.T, test func(l *lab, p packages)) {
+// onMachines is onEach with a whole machine of some suites, and the newer package in
+// its /root. Without hardware to help, a machine is some ten times slower than a lab.
+func onMachines(t *testing.T, suites []string, test func(l *lab, p packages)) {
 	p := under(t)
 	needs(t, map[string]string{"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs", "mmdebstrap": "mmdebstrap"})
 	t.Parallel()
