@@ -110,6 +110,51 @@ func TestArtifactIsAskedForAgain(t *testing.T) {
 	b.gone(build.JobRef)
 }
 
+// A result that the server will never take becomes one that says so; one that it
+// takes in the end stays what it is.
+func TestResultIsNotTaken(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind  wire.Kind
+		times int // refused; then anything is taken
+		state wire.State
+	}{
+		"for ever":      {wire.TooLarge, 1000, wire.Failed},
+		"not decodable": {wire.BadUsage, 1000, wire.Failed},
+		"a defect":      {wire.Internal, 1000, wire.Failed},
+		"healed":        {wire.Internal, maxRefusals - 1, wire.Success},
+		"no room":       {wire.Unavailable, 3 * maxRefusals, wire.Success},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil)
+			refused := 0
+			b.s.refuseResult = func(r wire.Result) (err error) {
+				b.s.change(func() {
+					if r.Outputs != nil && refused < c.times {
+						refused++
+						err = wire.Errorf(c.kind, "outputs are\x00 over the limit")
+					}
+				})
+				return err
+			}
+			b.start().connected()
+			a := script("echo hello; echo version=7 >> $WAYPOINT_OUTPUT; exit 0")
+			b.s.assign(a)
+			j := b.s.ended(a.JobRef)
+			if r := j.result; r.State != c.state || r.ExitCode == nil || *r.ExitCode != 0 || string(j.log) != "hello\n" {
+				t.Fatalf("%+v, output %q", r, j.log)
+			}
+			if r := j.result; c.state == wire.Failed && (r.Reason != wire.ReasonFailed || r.Outputs != nil || refused > maxRefusals+2 ||
+				r.Error != `the job ended as "success", but the server does not take its result: outputs are  over the limit`) {
+				t.Errorf("%+v after %d refusals", r, refused)
+			}
+			if c.state == wire.Success && j.result.Outputs["version"] != "7" {
+				t.Errorf("%+v", j.result)
+			}
+			b.gone(a.JobRef)
+		})
+	}
+}
+
 // A job that replaces its directory by a link has nothing of the agent's packed,
 // which may belong to another user than the job's.
 func TestBuildReplacesItsDirectory(t *testing.T) {

@@ -7,7 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -22,21 +25,30 @@ const reportPatience = 2 * time.Second
 // above all, so that a short job costs the server one commit for both.
 const flushDelay = 2 * time.Millisecond
 
+// maxRefusals is how often in a row a server may refuse a result in a way that does
+// not heal until it is told what it can take: with the pauses some 25 s.
+const maxRefusals = 10
+
+// maxRefusalText bounds what is told of a refusal, in bytes.
+const maxRefusalText = 1 << 10
+
 // ship reports the attempt until the server has its result, the attempt is
 // dropped or the Run ends. A report that is cut goes on at the next session,
 // from where the server says. One that is refused may be of an attempt that was
 // lost meanwhile: it is given up, and reported late. So it is known at once
-// where nobody wants that, and what still runs is killed.
+// where nobody wants that, and what still runs is killed. Where it is the result
+// that the server cannot take, the job ends with what it says of that instead.
 func (a *attempt) ship() {
 	defer a.shipped.open()
 	pause := backoff{min: a.r.waits.retryMin, max: a.r.waits.retryMax}
+	refusals, apart := 0, false
 	for {
 		s, err := a.r.uplink.wait(a.ctx)
 		if err != nil {
 			return
 		}
 		late := a.givenUp.opened()
-		err = a.report(s, late)
+		offered, err := a.report(s, late, apart)
 		switch k := wire.KindOf(err); {
 		case err == nil, a.ctx.Err() != nil:
 			return
@@ -52,6 +64,12 @@ func (a *attempt) ship() {
 			fallthrough
 		default:
 			a.log.Warn("job cannot be reported now", "error", err)
+			apart = k == wire.BadUsage || k == wire.TooLarge || k == wire.Internal
+			if !apart || !offered {
+				refusals = 0
+			} else if refusals++; refusals == maxRefusals {
+				a.replaceResult(err)
+			}
 			if !sleep(a.ctx, pause.next()) {
 				return
 			}
@@ -59,8 +77,35 @@ func (a *attempt) ship() {
 	}
 }
 
-// report is one report stream, late or not. Nil means that the server has the result.
-func (a *attempt) report(s *mux.Session, late bool) error {
+// replaceResult puts one that any server takes in the place of the result that it
+// refuses, so that somebody hears of it and the job does not run for ever. What it
+// was is in the log, and in the attempt's directory until this one is taken.
+func (a *attempt) replaceResult(refusal error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	was := *a.result
+	a.log.Error("server does not take the result of a job: it is told why instead", "state", was.State, "reason", was.Reason,
+		"job_error", was.Error, "outputs", len(was.Outputs), "error", refusal)
+	why := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(refusal.Error(), "?"))
+	if len(why) > maxRefusalText {
+		why = strings.ToValidUTF8(why[:maxRefusalText], "") + "…"
+	}
+	a.result = &wire.Result{
+		State: wire.Failed, Reason: wire.ReasonFailed,
+		Error:    fmt.Sprintf("the job ended as %q, but the server does not take its result: %s", was.State, why),
+		ExitCode: was.ExitCode, LogBytes: was.LogBytes, FinishedAt: was.FinishedAt,
+	}
+}
+
+// report is one report stream, late or not. Nil means that the server has the
+// result; offered says whether it was sent behind output that the server has. With
+// apart it waits for that, so that a refusal is certainly of the result.
+func (a *attempt) report(s *mux.Session, late, apart bool) (offered bool, err error) {
 	// The stream outlives the attempt by the server's STATUS, so that its
 	// closing is no cancel.
 	ctx, cut := context.WithCancelCause(a.r.ctx)
@@ -69,49 +114,53 @@ func (a *attempt) report(s *mux.Session, late bool) error {
 	st, err := s.Open(ctx, wire.MethodReport, wire.ReportRequest{JobRef: a.job.JobRef, Late: late})
 	if err != nil {
 		cut(err)
-		return err
+		return false, err
 	}
 	var first wire.ReportOrder
 	if err := st.RecvMsg(&first); err != nil {
 		st.Close()
 		cut(err)
-		return err
+		return false, err
 	}
+	sh := &shipment{a: a, st: st, at: first.Offset, apart: apart}
+	sh.safe.Store(first.Offset)
 	heard := make(chan error, 1) // how the server's side ended, sent once
 	a.r.attempts.Go(func() {
 		defer cut(errOver)
 		defer st.Close()
-		err := a.hear(st, first)
+		err := sh.hear(first)
 		heard <- err
 		for err == nil {
 			_, err = st.Recv()
 		}
 	})
-	sh := &shipment{a: a, st: st, at: first.Offset}
 	if !late {
 		sh.over = a.givenUp
 	}
 	defer sh.close()
 	if err := sh.run(ctx, heard); err != nil {
 		cut(err)
-		return err
+		return sh.offered, err
 	}
-	return nil
+	return true, nil
 }
 
 // hear follows what the server has made durable, until that is the result.
-func (a *attempt) hear(st *mux.Stream, o wire.ReportOrder) error {
+func (sh *shipment) hear(o wire.ReportOrder) error {
 	for !o.Ended {
+		if sh.safe.Store(o.Offset); sh.apart {
+			poke(sh.a.wake)
+		}
 		o = wire.ReportOrder{}
-		if err := st.RecvMsg(&o); errors.Is(err, io.EOF) {
+		if err := sh.st.RecvMsg(&o); errors.Is(err, io.EOF) {
 			return wire.Errorf(wire.Unavailable, "the server ended the report before its result")
 		} else if err != nil {
 			return err
 		}
 	}
-	a.mu.Lock()
-	a.acked = true
-	a.mu.Unlock()
+	sh.a.mu.Lock()
+	sh.a.acked = true
+	sh.a.mu.Unlock()
 	return nil
 }
 
@@ -123,6 +172,10 @@ type shipment struct {
 	at  int64 // the offset reached
 	log *joblog.Reader
 	bad bool // the log cannot be read further
+
+	apart   bool         // the result waits until the output before it is durable
+	safe    atomic.Int64 // the offset up to which it is
+	offered bool         // the result was sent, behind output that is durable
 
 	over gate // opened when this is not to be reported so any more; of a late report the zero gate
 }
@@ -147,7 +200,8 @@ func (sh *shipment) run(ctx context.Context, heard <-chan error) error {
 		result := sh.a.outcome()
 		from := sh.at
 		err := sh.sendLog()
-		if err == nil && result != nil {
+		if safe := sh.safe.Load() >= sh.at; err == nil && result != nil && (safe || !sh.apart) {
+			sh.offered = safe
 			err = sh.sendResult(*result)
 			if err == nil {
 				return <-heard
