@@ -477,7 +477,12 @@ func TestSecurityPage(t *testing.T) {
 		}
 		var is int64
 		if field, ok := strings.CutPrefix(row[4], "Config."); ok && row[3] == "daemon" {
-			v := reflect.ValueOf(defaults).FieldByName(field)
+			v := reflect.ValueOf(defaults)
+			for part := range strings.SplitSeq(field, ".") {
+				if v.Kind() == reflect.Struct {
+					v = v.FieldByName(part)
+				}
+			}
 			if !v.IsValid() || !v.CanInt() {
 				t.Errorf("there is no daemon.Config.%s", field)
 				continue
