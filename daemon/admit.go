@@ -73,21 +73,8 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer, in door) (*vis
 		return nil, wire.Errorf(wire.BadUsage, "runner id %q: ids that begin with %q are the server's to give", v.hello.ID, localPrefix)
 	}
 	v.id = v.hello.ID
-	judged, err := s.judge(ctx, v, offers)
-	if err != nil {
-		return nil, err
-	}
-	done, err := s.turns.take(ctx, v.id)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
 	s.fleet.arriving(v)
-	_, out, err := s.arrive(ctx, v, judged, "")
-	if err == nil && out.Refused != nil && !s.mayReport(ctx, v.id) {
-		err = out.Refused
-	}
-	if err != nil {
+	if err := s.receive(ctx, v, offers); err != nil {
 		s.fleet.parted(v)
 		return nil, err
 	}
@@ -96,6 +83,24 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer, in door) (*vis
 	}
 	s.fleet.crowd(v)
 	return v, nil
+}
+
+// receive judges what a remote runner shows at its hello, and decides about it.
+func (s *Server) receive(ctx context.Context, v *visitor, offers []wire.TokenOffer) error {
+	judged, err := s.judge(ctx, v, offers)
+	if err != nil {
+		return err
+	}
+	done, err := s.turns.take(ctx, v.id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	_, out, err := s.arrive(ctx, v, judged, "")
+	if err == nil && out.Refused != nil && !s.mayReport(ctx, v.id) {
+		err = out.Refused
+	}
+	return err
 }
 
 // localPrefix begins the ids of command lines' own runners.

@@ -52,3 +52,38 @@ func TestTwoWaitForOneSession(t *testing.T) {
 		})
 	}
 }
+
+// A session whose hello took long, or that waited for its place, does not get it once
+// a later one of its runner has worked: what it says that the runner holds was
+// true before that.
+func TestEarlierSessionBehindALaterOne(t *testing.T) {
+	s, err := New(t.Context(), Config{StateDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	session := func() (*member, context.Context) {
+		ctx, end := context.WithCancelCause(t.Context())
+		v := &visitor{id: "one", kind: wire.KindRemote, ended: make(chan struct{})}
+		s.fleet.arriving(v)
+		return &member{visitor: v, orders: newOrders(), replaced: end, heartbeat: time.Second}, ctx
+	}
+	earlier, gone := session()
+	later, there := session()
+	if s.fleet.join(later) != nil || there.Err() != nil {
+		t.Fatal("the later session does not get the place")
+	}
+	s.fleet.leave(later, time.Now())
+	if s.fleet.join(earlier) != nil || gone.Err() == nil || s.fleet.member("one") != nil {
+		t.Error("the earlier session works behind the later one")
+	}
+	select {
+	case <-earlier.ended:
+	default:
+		t.Error("the earlier session does not end")
+	}
+	last, there := session()
+	if s.fleet.join(last) != nil || there.Err() != nil || s.fleet.member("one") != last {
+		t.Error("the last session does not get the place")
+	}
+}

@@ -28,7 +28,9 @@ type member struct {
 	restUntil   time.Time // after a refusal
 }
 
-// join adds a session, unless its id has one already, which is returned.
+// join adds a session, unless its id has one already, which is returned. Those that
+// said hello before it end: what they say of what the runner holds is of the past,
+// should they get their turn once this one is gone.
 func (f *fleet) join(m *member) (other *member) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -40,6 +42,12 @@ func (f *fleet) join(m *member) (other *member) {
 		return nil
 	}
 	f.members[m.id] = m
+	for _, v := range f.sessions[m.id] {
+		if v == m.visitor {
+			break
+		}
+		v.close(errReplaced)
+	}
 	if !f.orphaned(m.id) {
 		delete(f.away, m.id)
 	}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
-	"github.com/waypointd/waypoint/statedir"
 )
 
 // step is one thing that somebody does, or that goes wrong, and some time.
@@ -38,8 +37,10 @@ func (l *life) step() {
 		r.lose()
 	case n < 26 && w.rng.IntN(4) == 0:
 		r.rekey()
-	case n < 29:
-		l.operator([]string{"adopt", "adopt", "adopt", "reject", "forget", "drain", "resume", "resume"}[w.rng.IntN(8)], r)
+	case n < 30:
+		l.operator([]string{"adopt", "adopt", "adopt", "reject", "forget", "drain", "drain", "resume"}[w.rng.IntN(8)], r)
+	case n < 31:
+		r.drainHost(w.rng.IntN(2) == 0)
 	default:
 		for range 4 {
 			w.runners[w.rng.IntN(len(w.runners))].step()
@@ -49,6 +50,12 @@ func (l *life) step() {
 			}
 		}
 	}
+	if w.full.Load() || time.Since(l.filled) < 2*clockRetry { // what is overdue would come in either order with what follows
+		l.settle(time.Microsecond)
+		if l.dead.Load() {
+			return
+		}
+	}
 	if len(l.links) > 0 && w.rng.IntN(4) == 0 { // what a session said that is gone comes late
 		l.links[w.rng.IntN(len(l.links))].hear()
 	}
@@ -56,6 +63,10 @@ func (l *life) step() {
 		l.gone[w.rng.IntN(len(l.gone))].late()
 	}
 	l.settle(time.Microsecond)
+	if w.rng.IntN(6) == 0 && !l.dead.Load() {
+		w.runners[w.rng.IntN(len(w.runners))].loseAgain()
+		l.settle(time.Microsecond)
+	}
 	if r.link != nil && r.link.over && w.rng.IntN(3) == 0 {
 		r.cut("it notices")
 	}
@@ -122,9 +133,40 @@ func (r *simRunner) rekey() {
 	for i := range seed {
 		seed[i] = byte(r.w.rng.IntN(256))
 	}
-	r.key, r.token, r.standing = ed25519.NewKeyFromSeed(seed), "", wire.Standing{}
+	r.key, r.token, r.standing, r.unstored = ed25519.NewKeyFromSeed(seed), "", wire.Standing{}, ""
 	for _, a := range r.has() {
 		a.held, a.alive = false, false
+	}
+}
+
+// loseAgain has the server come to lose an attempt that it has found due before
+// that ended, or went back to the queue: nothing comes of it.
+func (r *simRunner) loseAgain() {
+	l := r.w.life
+	if len(r.tries) == 0 {
+		return
+	}
+	a := r.tries[r.w.rng.IntN(len(r.tries))]
+	if j := r.w.seen[a.Job]; !j.State.Ended() && j.State != wire.Queued && j.Attempt == a.Attempt {
+		return
+	}
+	s := l.s
+	l.call(func() func() {
+		if err := s.lose([]wire.JobRef{a.JobRef}, "found due too late"); wire.KindOf(err) != "" && wire.KindOf(err) != wire.Unavailable {
+			return func() { r.w.violate("lose what has ended: %v", err) }
+		}
+		return nil
+	})
+}
+
+// drainHost sets whether the host's people want jobs there.
+func (r *simRunner) drainHost(on bool) {
+	if r.hostDrained == on {
+		return
+	}
+	r.hostDrained = on
+	if r.link != nil && r.link.m != nil {
+		r.say(wire.WorkEvent{Drain: &on})
 	}
 }
 
@@ -137,8 +179,16 @@ func (l *life) admit(r *simRunner) {
 		return // it has not connected yet
 	}
 	v, online := l.s.fleet.get(r.id)
+	r.drainHost(false)
+	if online && rec.State == wire.Adopted && rec.Fingerprint == r.fingerprint() {
+		if r.trusted && !v.admitted {
+			w.violate("%s had jobs by right of its adoption, and is not admitted any more: %s", r.id, rec.Detail)
+			return
+		}
+		r.trusted = v.admitted
+	}
 	switch {
-	case rec.Fingerprint != statedir.Fingerprint(r.key.Public().(ed25519.PublicKey)):
+	case rec.Fingerprint != r.fingerprint():
 		l.operator("forget", r)
 	case rec.Draining:
 		l.operator("resume", r)

@@ -117,6 +117,9 @@ func (w *world) checkAssigned(name string, j wire.Job) {
 	for _, k := range w.life.links {
 		if k.m != nil && k.r.id == j.RunnerID && w.life.s.fleet.member(k.r.id) == k.m {
 			w.spools[wire.JobRef{Job: j.ID, Attempt: j.Attempt}] = k.spool
+			if k.drain {
+				w.violate("job %s is given to %s, which is drained on its host", name, k.r.id)
+			}
 		}
 	}
 	if !j.ExpiresAt.IsZero() && !j.AssignedAt.Before(j.ExpiresAt) {
@@ -164,7 +167,7 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 	switch {
 	case j.State == wire.Success && !said(wire.Success), j.Reason == wire.ReasonFailed && !said(wire.Failed):
 		w.violate("job %s is %s, and its runner did not say so", name, j.State)
-	case j.State == wire.Success && j.LogBytes != int64(len(a.out)):
+	case (j.State == wire.Success || j.Reason == wire.ReasonFailed) && j.LogBytes != int64(len(a.out)):
 		w.violate("job %s has %d bytes of output on record and wrote %d", name, j.LogBytes, len(a.out))
 	case j.Reason == wire.ReasonRunnerLost:
 		w.count["lost"]++
@@ -172,10 +175,13 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 		for _, r := range w.runners {
 			if r.id == j.RunnerID && !(a != nil && !a.held) && !(a != nil && a.offered && a.result.Reason == wire.ReasonRunnerLost) && now.Sub(r.heard) < lease {
 				ref := wire.JobRef{Job: j.ID, Attempt: j.Attempt}
+				if w.orphans[ref] && !r.forgot.IsZero() && r.nobody(false) && now.Sub(r.forgot) < lease {
+					w.violate("job %s is lost, and %s was forgotten %s ago and nobody admitted since", name, r.id, now.Sub(r.forgot))
+				}
 				if w.orphans[ref] || a == nil && w.spools[ref] != r.spool() {
 					continue // its runner has been forgotten since, or does not know whether it was given it
 				}
-				w.violate("job %s is lost, and %s had contact %s ago", name, r.id, now.Sub(r.heard))
+				w.violate("job %s is lost (%s), and %s had contact %s ago", name, j.Error, r.id, now.Sub(r.heard))
 			}
 		}
 	}
@@ -245,6 +251,9 @@ func (w *world) recordedLate(a *simTry) {
 // recorded holds what a runner was told of its result.
 func (w *world) recorded(a *simTry) {
 	w.say("%s: knows that %s is recorded", a.r.id, w.ref(a.JobRef))
+	if a.r.nobody(false) {
+		w.violate("the result of %s is recorded, and %s was forgotten and not admitted again", w.ref(a.JobRef), a.r.id)
+	}
 	if j := w.seen[a.Job]; j.State != a.result.State || j.Attempt != a.Attempt || a.safe != int64(len(a.out)) {
 		w.violate("%s was told that %s is recorded as %s with %d bytes; on record is %s, attempt %d, %d bytes",
 			a.r.id, w.ref(a.JobRef), a.result.State, len(a.out), j.State, j.Attempt, a.safe)

@@ -10,6 +10,7 @@ import (
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/statedir"
 )
 
 // simRunner is an agent, its disk and its jobs' processes.
@@ -29,8 +30,14 @@ type simRunner struct {
 	rejected bool          // the last thing that an operator was told
 	drained  bool
 	record   store.RunnerRecord // at the last look
-	deciding int                // calls under way that lift either
-	adopted  time.Time          // since nothing goes wrong any more
+	before   store.RunnerRecord // at the look before it
+	unstored string             // the last token granted to it, which it has not stored
+	forgot   time.Time          // since when what it was given is nobody's; zero: it is its own
+	trusted  bool               // adopted and admitted, since nothing goes wrong any more
+
+	hostDrained bool      // on its host
+	deciding    int       // calls under way that lift either
+	adopted     time.Time // since nothing goes wrong any more
 }
 
 // simTry is an attempt that a runner was given. What is on its disk outlives
@@ -81,6 +88,7 @@ func (r *simRunner) orphaned() {
 
 // store keeps a token, on disk.
 func (r *simRunner) store(token string) {
+	r.unstored = ""
 	if r.token = token; token == "" {
 		return
 	}
@@ -125,6 +133,10 @@ func (r *simRunner) spool() string { return fmt.Sprintf("%s.%d", r.id, r.disk) }
 
 // slots is how many jobs it runs at once.
 func (r *simRunner) slots() int { return 1 + r.n%2 }
+
+func (r *simRunner) fingerprint() string {
+	return statedir.Fingerprint(r.key.Public().(ed25519.PublicKey))
+}
 
 func (r *simRunner) peer() *mux.Peer {
 	key := r.key.Public().(ed25519.PublicKey)
@@ -178,7 +190,8 @@ func (r *simRunner) connect() {
 	l := r.w.life
 	k := &simLink{l: l, r: r, spool: r.spool()}
 	k.ctx, k.cancel = context.WithCancelCause(l.ctx)
-	begin := wire.WorkBegin{Concurrency: r.slots(), Spool: k.spool}
+	begin := wire.WorkBegin{Concurrency: r.slots(), Spool: k.spool, Draining: r.hostDrained}
+	k.drain = r.hostDrained
 	for _, a := range r.works() {
 		begin.Held = append(begin.Held, wire.Held{JobRef: a.JobRef, Started: a.started})
 	}
@@ -238,6 +251,9 @@ func (r *simRunner) obey(k *simLink) {
 	case o.Grant != nil:
 		w.count["grant"]++
 		if w.chance(3) {
+			if o.Grant.Token != r.token {
+				r.unstored = o.Grant.Token
+			}
 			w.say("%s: does not store what it is granted", r.id)
 			return
 		}
@@ -426,9 +442,11 @@ func (a *simTry) send() {
 		from = at
 	}
 	var result *wire.Result
-	if a.result != nil && max(from, stored) == int64(len(a.out)) {
+	hasty := max(from, stored) < int64(len(a.out)) && w.chance(12) // the end is said before all of the output
+	if a.result != nil && (hasty || max(from, stored) == int64(len(a.out))) {
 		result, a.offered = a.result, true
 	}
+	hasty = hasty && result != nil
 	if len(chunks) == 0 && result == nil {
 		return
 	}
@@ -437,6 +455,9 @@ func (a *simTry) send() {
 	l.call(func() func() {
 		length, err := l.record(k, a.JobRef, late, stored, chunks, result)
 		return func() {
+			if hasty && err != nil && a.report == rep {
+				a.report = nil
+			}
 			if a.report != rep || a.failed(err) {
 				return
 			}

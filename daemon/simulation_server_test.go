@@ -32,7 +32,7 @@ func (l *life) call(f func() (then func())) *simCall {
 // settle lets time pass until nobody has anything to do, and takes the answers.
 func (l *life) settle(d time.Duration) {
 	time.Sleep(d)
-	if l.dead.Load() || l.w.chance(1500) {
+	if l.dead.Load() || l.dying.Load() || l.w.chance(1500) {
 		if !l.dead.Load() {
 			l.die()
 		}
@@ -91,6 +91,7 @@ type simLink struct {
 	l      *life
 	r      *simRunner
 	spool  string
+	drain  bool // what the server has heard of the host's drain
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	v      *visitor
@@ -199,6 +200,7 @@ func (k *simLink) hear() {
 		case e.Drain != nil:
 			s.fleet.drain(m, *e.Drain)
 			s.store.Kick()
+			return func() { k.hears, k.drain = false, *e.Drain }
 		case e.Holds != nil:
 			if err := s.lose(s.fleet.missing(m, e.Holds.Jobs), "its runner does not have it any more"); wire.KindOf(err) != "" && wire.KindOf(err) != wire.Unavailable {
 				return func() { k.l.w.violate("lost jobs: %v", err) }
@@ -206,11 +208,17 @@ func (k *simLink) hear() {
 		}
 		return func() { k.hears = false }
 	})
+	if e.Drain != nil && !*e.Drain {
+		k.drain = false // from now on it may have been heard
+	}
 }
 
 // late has a session that the server has given up deliver something.
 func (k *simLink) late() {
 	w, s := k.l.w, k.l.s
+	if n := k.r.link; n != nil && n != k && w.rng.IntN(3) == 0 { // from before it was given anything
+		k.up = append(k.up, wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: []wire.JobRef{}}})
+	}
 	if len(k.up) > 0 && w.rng.IntN(2) == 0 {
 		w.say("%s: something comes of a session that is gone", k.r.id)
 		w.count["late frame"]++
@@ -315,6 +323,12 @@ func (l *life) decide(k *wish, done func(err error)) {
 			if k.what == "forget" {
 				r.orphaned()
 			}
+			if k.what == "forget" && err == nil && r.forgot.IsZero() {
+				r.forgot = time.Now()
+			}
+			if k.what == "reject" {
+				r.unstored = ""
+			}
 			if err == nil {
 				l.w.count[k.what]++
 			}
@@ -324,6 +338,9 @@ func (l *life) decide(k *wish, done func(err error)) {
 			}
 			if wire.KindOf(err) == wire.NotFound {
 				err = nil // there is no such runner, as may be
+			}
+			if k.what == "resume" && wire.KindOf(err) == wire.Conflict {
+				err = nil // its host's people have to
 			}
 			done(err)
 		}
@@ -363,7 +380,8 @@ func (w *world) wishJobs() *wish {
 			spec.Operation, spec.Project, spec.App = wire.OpDestroy, "shop", "web"
 		case 1:
 			spec.Singleton = fmt.Sprint("s", w.rng.IntN(2))
-		case 2:
+		}
+		if w.rng.IntN(4) == 0 {
 			spec.ExpiresIn = wire.Duration(time.Duration(1+w.rng.IntN(100)) * time.Second)
 		}
 		if dep := w.any(); dep != "" && w.rng.IntN(4) == 0 {
@@ -510,10 +528,31 @@ func (r *simRunner) lookUp() {
 	if err != nil && wire.KindOf(err) != wire.NotFound {
 		r.w.violate("read runner: %v", err)
 	}
+	same := rec.ID != "" && rec.FirstSeen.Equal(r.record.FirstSeen)
 	if r.record.State == wire.Pending && (rec.ID == "" || !rec.FirstSeen.Equal(r.record.FirstSeen)) {
 		r.drained = false
 	}
-	r.record = rec
+	if !same || rec.State != wire.Adopted || rec.Fingerprint != r.fingerprint() {
+		r.unstored = ""
+	} else if r.unstored != "" && rec.Grant == "" {
+		r.w.violate("%s has not stored what it was granted, and it is not on record any more", r.id)
+	}
+	r.before, r.record = r.record, rec
+	if !r.nobody(true) && r.record.Fingerprint == r.fingerprint() && r.before.Fingerprint == r.fingerprint() && r.deciding == 0 {
+		r.forgot = time.Time{}
+		for ref := range r.w.orphans {
+			if r.w.seen[ref.Job].RunnerID == r.id {
+				delete(r.w.orphans, ref)
+			}
+		}
+	}
+}
+
+// nobody reports whether there was nobody under the runner's id at the last two looks, or
+// somebody who has not been admitted; with either, at one of them.
+func (r *simRunner) nobody(either bool) bool {
+	is, was := r.record.TokenExpiry.IsZero(), r.before.TokenExpiry.IsZero()
+	return is && was || either && (is || was)
 }
 
 // record is what the server does for a report: see runnerReport.

@@ -41,9 +41,15 @@ import (
 //   - What is active, or has succeeded, depends on nothing that has not ended, nor on
 //     what failed unless it said that it may.
 //   - A job whose end was asked for is not handed out again, nor one whose time is over.
-//   - Who was rejected, is drained, or has no token that is still good, is handed out nothing.
+//   - Who was rejected, is drained, by an operator or on its host, or has no token that is still
+//     good, is handed out nothing.
 //   - A job is lost only where its runner does not have it any more, or cannot know
 //     whether it had, or has said so, or was not heard of for a whole lease.
+//
+//   - What was given to a runner that has been forgotten is nobody's until somebody is
+//     admitted under its id: it has no result, and is lost when its lease is over; once it is
+//     the runner's again, it is lost only as that of others.
+//   - A token that was granted stays on record until it has been stored.
 //
 // Over the history:
 //
@@ -55,13 +61,13 @@ import (
 //     recorded is the one on record.
 //   - Output on record is what the attempt wrote, from the first byte on, each once
 //     and in order: for a success all of it, and never less than the runner was told is
-//     safe or than a follower has read.
+//     safe or than a follower has read. A result that comes before it is refused.
 //   - Whatever a runner is told to drop does not run on record.
 //   - A runner whose session has begun has been told of every end of what it runs, and
 //     of each that was asked for; within a heartbeat what it runs is on record so.
 //   - What a session says whose runner works on another changes nothing.
 //   - Once nothing goes wrong any more every job ends and no runner keeps anything; and
-//     a runner that is adopted then, once, gets jobs and keeps the right to them.
+//     a runner that is adopted, or is adopted then, once, gets jobs and keeps the right to them.
 //
 // # What is simulated
 //
@@ -347,9 +353,11 @@ type life struct {
 	gone    []*simLink // that it has given up
 	calls   []*simCall // that have not been answered
 	commits atomic.Int64
-	callers atomic.Int64 // of them
-	dieAt   int64        // with which; 0: with none
-	dead    atomic.Bool  // what it does now happens to nobody
+	dieAt   int64       // with which moment that has commits; 0: with none
+	moments int64       // of those so far; the committer's
+	moment  time.Time   // the last of them; the committer's
+	dying   atomic.Bool // it dies once this moment's commits are done
+	dead    atomic.Bool // what it does now happens to nobody
 	image   map[string][]byte
 	looked  int64 // commits at the last look
 
@@ -391,8 +399,12 @@ func (w *world) live(last bool) {
 func (l *life) start() {
 	w := l.w
 	l.ctx, l.stop = context.WithCancel(context.Background())
+	grant, keep := simGrant, true
+	if !w.calm && w.rng.IntN(3) == 0 {
+		grant, keep = time.Minute, w.rng.IntN(2) == 0
+	}
 	s, err := New(l.ctx, Config{
-		StateDir: w.dir, Software: "waypoint simulation", GrantLife: simGrant, RetainFor: 100 * 365 * 24 * time.Hour, // what is removed is not looked at here
+		StateDir: w.dir, Software: "waypoint simulation", GrantLife: grant, NoTokenRenew: !keep, RetainFor: 100 * 365 * 24 * time.Hour, // what is removed is not looked at here
 		faults: &store.Faults{Gather: synctest.Wait, Begin: l.begin},
 	})
 	if err != nil {
@@ -402,16 +414,27 @@ func (l *life) start() {
 	l.s = s
 	for _, r := range w.runners {
 		r.heard = l.began
-		r.deciding = 0
+		r.deciding, r.trusted = 0, false
+		if !r.forgot.IsZero() {
+			r.forgot = l.began
+		}
 	}
 }
 
-// begin comes before each commit, whose callers are those of one moment: Gather
-// waits for them, so who is faster does not matter.
+// begin comes before each commit. How many a moment has, and who shares them, may
+// differ between two runs of a seed; that it has any does not. So the
+// server dies before the first of a moment, or behind all and before their answers.
 func (l *life) begin(callers int) error {
 	l.commits.Add(1)
-	if callers > 0 && l.callers.Add(int64(callers)) >= l.dieAt && l.dieAt > 0 && !l.dead.Load() {
-		l.die()
+	if now := time.Now(); callers > 0 && !now.Equal(l.moment) {
+		l.moment = now
+		if l.moments++; l.moments == l.dieAt && !l.dead.Load() {
+			if l.dieAt%2 == 0 {
+				l.die()
+			} else {
+				l.dying.Store(true)
+			}
+		}
 	}
 	if l.w.full.Load() {
 		return errNoSpace
