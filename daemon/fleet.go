@@ -252,6 +252,8 @@ func (f *fleet) report(ref wire.JobRef, v *visitor) (fresh bool, err error) {
 		fresh = a.sure && !a.reported
 		a.reported = true
 		return fresh, nil
+	case !a.sure: // it may have been started before this process: its runner is to say so first, and not to give it up
+		return false, wire.Errorf(wire.Unavailable, "runner %q has to begin its work stream anew, with job %s", v.id, ref.Job)
 	}
 	return false, wire.Errorf(wire.Conflict, "attempt %d of job %s is not this runner's", ref.Attempt, ref.Job)
 }

@@ -98,3 +98,40 @@ func TestWhatAnOldSessionDeliversLate(t *testing.T) {
 		t.Errorf("its report: %d bytes, %v", n, err)
 	}
 }
+
+// What the server before had given a runner that was forgotten is the runner's again
+// once it is admitted; until it has said on a new work stream what it holds, it is
+// not known whether that was started, so its report is put off, not refused: it
+// would be given up, and started again.
+func TestReportBeforeTheWorkStreamBeginsAnew(t *testing.T) {
+	f := newFleet(func() (ackTimeout, lease time.Duration) { return time.Minute, time.Minute })
+	now := time.Now()
+	ref := wire.JobRef{Job: "j", Attempt: 1}
+	f.restore([]store.Active{{JobRef: ref, RunnerID: "one", State: wire.Assigned}}, nil, map[string]string{"one": "key"}, now)
+	connect := func() *member {
+		t.Helper()
+		_, end := context.WithCancelCause(t.Context())
+		t.Cleanup(func() { end(nil) })
+		m := &member{visitor: &visitor{id: "one", key: "key"}, orders: newOrders(), replaced: end}
+		if f.join(m) != nil {
+			t.Fatal("another session is there")
+		}
+		d := f.reconcile(m, wire.WorkBegin{Concurrency: 1, Held: []wire.Held{{JobRef: ref, Started: true}}}, time.Second, now)
+		if len(d.lost)+len(d.requeue)+len(d.forgotten) > 0 {
+			t.Fatalf("what it holds differs: %+v", d)
+		}
+		return m
+	}
+	m := connect()
+	f.mu.Lock()
+	f.readmit(m)
+	f.mu.Unlock()
+	if _, err := f.report(ref, m.visitor); wire.KindOf(err) != wire.Unavailable {
+		t.Errorf("a report before it begins anew: %v", err)
+	}
+	f.leave(m, now)
+	m = connect()
+	if _, err := f.report(ref, m.visitor); err != nil {
+		t.Errorf("a report of what it holds: %v", err)
+	}
+}
