@@ -78,9 +78,6 @@ func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer, in door) (*vis
 		s.fleet.parted(v)
 		return nil, err
 	}
-	if out.Standing.State == wire.Pending && !s.fleet.hasOrphans(v.id) {
-		v.bounds.Set(strangerStreams, strangerUnread)
-	}
 	s.fleet.crowd(v)
 	return v, nil
 }
@@ -99,6 +96,9 @@ func (s *Server) receive(ctx context.Context, v *visitor, offers []wire.TokenOff
 	_, out, err := s.arrive(ctx, v, judged, "")
 	if err == nil && out.Refused != nil && !s.mayReport(ctx, v.id) {
 		err = out.Refused
+	}
+	if err == nil && out.Standing.State == wire.Pending && !s.fleet.hasOrphans(v.id) {
+		v.bounds.Set(strangerStreams, strangerUnread)
 	}
 	return err
 }
