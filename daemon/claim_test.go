@@ -7,13 +7,14 @@ import (
 
 	"github.com/waypointd/waypoint/daemon/adoption"
 	"github.com/waypointd/waypoint/daemon/store"
+	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // newcomer is a runner whose work stream is about to begin.
 func newcomer(id string, state wire.RunnerState) *member {
 	standing := wire.Standing{State: state, Admitted: state == wire.Adopted}
-	return &member{visitor: &visitor{id: id, standing: standing, ended: make(chan struct{})}, orders: newOrders()}
+	return &member{visitor: &visitor{id: id, standing: standing, ended: make(chan struct{}), bounds: mux.NewBounds(maxStreams, 0)}, orders: newOrders()}
 }
 
 // working is a runner with a work stream.

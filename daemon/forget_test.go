@@ -141,7 +141,7 @@ func TestForgottenAndPending(t *testing.T) {
 // and does not keep its lease alive.
 func TestForgottenAndTakenByAnother(t *testing.T) {
 	t.Parallel()
-	const lease = 500 * time.Millisecond
+	const lease = 3 * time.Second // two sessions have to come within
 	s := daemontest.Start(t, daemon.Config{Lease: lease, Heartbeat: time.Hour})
 	c := s.Client(t)
 	_, job, held := forgottenAtWork(t, s, c)
