@@ -153,8 +153,35 @@ func (a *attempt) forget() {
 	a.forgotten = true
 }
 
-// keep puts on the disk what a server has not asked for yet.
-func (a *attempt) keep() { a.s.keep([]*attempt{a}) }
+// keep puts on the disk, soon, what a server has not asked for yet: together
+// with all whose turn comes while the disk is at work.
+func (a *attempt) keep() {
+	s := a.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	s.unkept = append(s.unkept, a)
+	if !s.keeping {
+		s.keeping = true
+		s.wg.Go(s.keepAll)
+	}
+}
+
+func (s *Supervisor) keepAll() {
+	for {
+		s.mu.Lock()
+		all := s.unkept
+		s.unkept = nil
+		s.keeping = len(all) > 0
+		s.mu.Unlock()
+		if len(all) == 0 {
+			return
+		}
+		s.keep(all)
+	}
+}
 
 // keepUnreported is keep for all that has ended and that nobody has forgotten,
 // when the process ends.
@@ -173,8 +200,6 @@ func (s *Supervisor) keepUnreported() {
 // keep puts attempts on the disk: also where the host loses its power, they
 // ended as it is recorded then.
 func (s *Supervisor) keep(all []*attempt) {
-	s.keeping.Lock() // one is as much as a disk can do
-	defer s.keeping.Unlock()
 	all = slices.DeleteFunc(all, func(a *attempt) bool {
 		return Kept(a.spec.Dir, a.spec.JobRef) || !isFile(filepath.Join(a.spec.Dir, endFile))
 	})
@@ -187,7 +212,7 @@ func (s *Supervisor) keep(all []*attempt) {
 	for _, a := range all {
 		err := synced
 		if err == nil {
-			err = markKept(a.spec.Dir, a.spec.JobRef)
+			err = a.markKept()
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed meanwhile
 			s.log.Warn("sync attempt", "job", a.spec.Job, "attempt", a.spec.Attempt, "error", err.Error())
@@ -207,16 +232,22 @@ func syncFS(dir string) error {
 	return nil
 }
 
-func markKept(dir string, ref wire.JobRef) error {
-	f, err := os.OpenFile(filepath.Join(dir, keptFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+// markKept says so in the attempt's directory, if that is still its own.
+func (a *attempt) markKept() error {
+	a.recording.Lock()
+	defer a.recording.Unlock()
+	if a.forgotten {
+		return nil
+	}
+	f, err := os.OpenFile(filepath.Join(a.spec.Dir, keptFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(name(ref))
+	_, err = f.WriteString(name(a.spec.JobRef))
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
+	d, err := os.Open(a.spec.Dir)
 	if err != nil {
 		return err
 	}

@@ -43,9 +43,7 @@ type Supervisor struct {
 	log  *slog.Logger
 	exec *executor.Executor
 	user *executor.User // of jobs; nil is this process's own
-	wg   sync.WaitGroup // of attempts
-
-	keeping sync.Mutex // held while the disk is written to for one attempt
+	wg   sync.WaitGroup // of attempts, and of keepAll
 
 	// quit is closed by Close: nothing waits for room on the disk any more.
 	quit chan struct{}
@@ -60,6 +58,8 @@ type Supervisor struct {
 	agents   map[*agent]struct{} // that are connected; see Serve
 	arrivals int                 // of agents, ever
 	idle     func(bool)
+	unkept   []*attempt // ended, to be put on the disk
+	keeping  bool       // somebody is about it; see keepAll
 }
 
 var _ Jobs = (*Supervisor)(nil)
