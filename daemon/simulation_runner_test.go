@@ -22,6 +22,8 @@ type simRunner struct {
 	tries []*simTry
 	heard time.Time // when the server last had a session of it
 
+	silent, absent time.Duration // how long ago that was, and that it was forgotten, when the last server ended
+
 	disk     int // how often what is on it was made anew, or may be of before
 	key      ed25519.PrivateKey
 	token    string        // in its file

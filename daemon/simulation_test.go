@@ -378,6 +378,7 @@ func (w *world) live(last bool) {
 	w.say("a server starts at %s", l.began.UTC().Format(time.DateTime))
 	w.count["life"]++
 	l.look()
+	l.rebegin()
 	switch {
 	case last:
 		w.checkAll()
@@ -412,9 +413,19 @@ func (l *life) start() {
 		return
 	}
 	l.s = s
-	for _, r := range w.runners {
-		r.heard = l.began
+	for _, r := range w.runners { // until the first look, which finds what the life before did while it died
+		r.heard = l.began.Add(-r.silent)
 		r.deciding, r.trusted = 0, false
+		if !r.forgot.IsZero() {
+			r.forgot = l.began.Add(-r.absent)
+		}
+	}
+}
+
+// rebegin gives every runner a whole lease from the server's start on.
+func (l *life) rebegin() {
+	for _, r := range l.w.runners {
+		r.heard = l.began
 		if !r.forgot.IsZero() {
 			r.forgot = l.began
 		}
@@ -464,6 +475,7 @@ func (l *life) end(crash bool) {
 	}
 	for _, r := range w.runners {
 		r.cut("the server ends")
+		r.silent, r.absent = time.Since(r.heard), time.Since(r.forgot)
 	}
 	if l.dead.Load() {
 		w.say("the server has died")
