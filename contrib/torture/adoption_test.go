@@ -21,6 +21,7 @@ import (
 // runner throughout, its directory is usable, and it ends adopted, after at
 // most one more `runner adopt`.
 func TestKillDuringAdoption(t *testing.T) {
+	t.Parallel()
 	rounds := number(t, "TORTURE_ADOPTIONS", 25)
 	seed := seed(t)
 	ctx := bounded(t, time.Minute+time.Duration(rounds)*15*time.Second)

@@ -19,6 +19,7 @@ import (
 // wait for it, swallow all that is sent, for ever and without a word: they are
 // told, make another, and miss nothing.
 func TestBlackConnection(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 2*time.Minute)
 	s := newRemote(ctx, t, 10*time.Minute, time.Second)
 	s.overNetwork()

@@ -137,6 +137,7 @@ func follow(ctx context.Context, c *client.Client, id string) <-chan *heard {
 // TestServerDiskFull fills the server's disk under running jobs, and kills
 // server and agent while it is full.
 func TestServerDiskFull(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 3*time.Minute)
 	s := newSite(t)
 	mountSmall(t, s.serverState, "48m")
@@ -219,6 +220,7 @@ func patienceOf(f func()) time.Duration {
 // TestRunnerDiskFull fills the runner's disk under running jobs, and kills agent
 // and server while it is full.
 func TestRunnerDiskFull(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 3*time.Minute)
 	s := newSite(t)
 	mountSmall(t, s.agentState, "16m")

@@ -74,6 +74,7 @@ func (s *site) checkIdle(ctx context.Context, how string) {
 // TestExpiredToken lets a runner's token expire, while it runs and before it
 // starts: it stays up, idle, and is back at once when there is a new one.
 func TestExpiredToken(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 3*time.Minute)
 	s := newSite(t)
 	s.startServer()

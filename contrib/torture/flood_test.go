@@ -61,6 +61,7 @@ func newcomer(ctx context.Context, server, from, id string, labels map[string]st
 // knows, from a thousand addresses. The one that somebody waits for is found,
 // whether it came before, between or behind them.
 func TestPendingFlood(t *testing.T) {
+	t.Parallel()
 	many := 10_000
 	if testing.Short() {
 		many = 2000

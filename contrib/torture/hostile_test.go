@@ -31,6 +31,7 @@ const hostileMemory = 200 << 20
 // answers a new command after each, is the same process to the end, and does
 // not grow.
 func TestHostilePeers(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 6*time.Minute)
 	s := newSite(t)
 	s.open(ctx)

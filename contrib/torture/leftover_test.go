@@ -52,6 +52,13 @@ func (s *site) removeCgroups() {
 	os.Remove(s.cgroup)
 }
 
+// processes are those of this site, and those of the program that are of none.
+func (s *site) processes() []running {
+	return append(processesOf(s.dir), slices.DeleteFunc(processesOf(program), func(p running) bool {
+		return strings.Contains(p.marks, base+siteMark)
+	})...)
+}
+
 // checkNothingLeft stops everything in good order and looks for what is left:
 // jobs' processes while the supervisor lives, and then anything at all.
 func (s *site) checkNothingLeft(ctx context.Context) {
@@ -63,7 +70,7 @@ func (s *site) checkNothingLeft(ctx context.Context) {
 		own[pid] = true
 	}
 	await(ctx, t, "the end of all processes of jobs", func() error {
-		for _, p := range append(processesOf(s.dir), processesOf(program)...) {
+		for _, p := range s.processes() {
 			if !own[p.pid] {
 				return fmt.Errorf("%s is left", p)
 			}
@@ -99,7 +106,7 @@ func (s *site) checkNothingLeft(ctx context.Context) {
 		syscall.Kill(pid, syscall.SIGTERM)
 	}
 	await(ctx, t, "the end of the supervisor", func() error {
-		if left := append(processesOf(s.dir), processesOf(program)...); len(left) > 0 {
+		if left := s.processes(); len(left) > 0 {
 			return fmt.Errorf("%v are left", left)
 		}
 		return nil

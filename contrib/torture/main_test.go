@@ -1,6 +1,7 @@
 package torture
 
 import (
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -42,12 +43,20 @@ func run(m *testing.M) int {
 	if err := os.Chmod(base, 0o755); err != nil { // some tests run the program as nobody
 		return fail(err)
 	}
+	if err := os.Mkdir(base+siteMark, 0o755); err != nil {
+		return fail(err)
+	}
 	stop, err := startReaper(base)
 	if err != nil {
 		return fail(err)
 	}
 	defer stop()
 	if program, err = build(base); err != nil {
+		return fail(err)
+	}
+	// Most of those that run side by side wait for a time to pass.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil {
 		return fail(err)
 	}
 	return m.Run()
@@ -113,7 +122,7 @@ func reap(dir string) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	removeNetworks(dir)
+	removeNetworks(filepath.Base(dir) + "-")
 	if os.Getenv("TORTURE_KEEP") == "1" {
 		fmt.Fprintln(os.Stderr, "torture: left behind", dir)
 		return
@@ -131,6 +140,7 @@ func reap(dir string) {
 type running struct {
 	pid     int
 	cmdline string
+	marks   string // what it is known by
 }
 
 func (r running) String() string { return fmt.Sprintf("%d %q", r.pid, r.cmdline) }
@@ -151,8 +161,8 @@ func processesOf(mark string) []running {
 			continue
 		}
 		exe, _ := os.Readlink(filepath.Join("/proc", e.Name(), "exe"))
-		if strings.Contains(string(cmdline), mark) || strings.Contains(string(environ), mark) || strings.Contains(exe, mark) {
-			found = append(found, running{pid, strings.ReplaceAll(strings.TrimRight(string(cmdline), "\x00"), "\x00", " ")})
+		if marks := strings.Join([]string{string(cmdline), string(environ), exe}, "\x00"); strings.Contains(marks, mark) {
+			found = append(found, running{pid, strings.ReplaceAll(strings.TrimRight(string(cmdline), "\x00"), "\x00", " "), marks})
 		}
 	}
 	return found

@@ -14,6 +14,7 @@ import (
 // get another address, and both with the old connections open at one end only.
 // Jobs and those who follow them notice nothing.
 func TestMoves(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 3*time.Minute)
 	s := newRemote(ctx, t, 10*time.Minute, 300*time.Millisecond)
 	n := s.n
@@ -99,6 +100,7 @@ func (s *remote) awaitPeer(ctx context.Context, ip string) {
 // TestStopped stops runner and server by SIGSTOP, for less and for more than
 // the lease, and lets them go on.
 func TestStopped(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 3*time.Minute)
 	const never, short = 10 * time.Minute, time.Second
 	s := newRemote(ctx, t, never, 200*time.Millisecond)

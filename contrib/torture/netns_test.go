@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,8 +46,11 @@ const (
 
 // network is namespaces of the kernel.
 type network struct {
-	t testing.TB
+	t  testing.TB
+	of string // what its namespaces' names begin with
 }
+
+var networks atomic.Int64 // so far
 
 // noNetwork says why there can be no network of namespaces; "" where there can.
 func noNetwork() string {
@@ -70,8 +74,8 @@ func newNetwork(t testing.TB) *network {
 		}
 		t.Skip(why)
 	}
-	n := &network{t: t}
-	t.Cleanup(func() { removeNetworks(base) })
+	n := &network{t: t, of: fmt.Sprintf("%s-%d-", filepath.Base(base), networks.Add(1))}
+	t.Cleanup(func() { removeNetworks(n.of) })
 	n.ip("netns", "add", n.name(atRouter))
 	if err := n.inside(atRouter, func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) }); err != nil {
 		t.Fatal(err)
@@ -99,13 +103,13 @@ func newNetwork(t testing.TB) *network {
 func leafIP(leaf, host int) string { return fmt.Sprintf("10.117.%d.%d", leaf, host) }
 
 // namespace is the name of a place: that of this run's directory is in it.
-func (n *network) name(place string) string { return filepath.Base(base) + "-" + place }
+func (n *network) name(place string) string { return n.of + place }
 
-// removeNetworks removes the namespaces of the run whose directory is dir.
-func removeNetworks(dir string) {
+// removeNetworks removes the namespaces whose names begin with that.
+func removeNetworks(of string) {
 	entries, _ := os.ReadDir("/run/netns")
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), filepath.Base(dir)+"-") {
+		if strings.HasPrefix(e.Name(), of) {
 			exec.Command("ip", "netns", "del", e.Name()).Run()
 		}
 	}

@@ -20,6 +20,7 @@ import (
 // runner that comes back ends what still runs and hands in the rest: all the
 // output, and how it went, which changes nothing else.
 func TestCutLongerThanLease(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 2*time.Minute)
 	s := newRemote(ctx, t, time.Second, 200*time.Millisecond)
 	for i, f := range []breach{{name: "both", rule: cutBoth}, {name: "up", rule: cutUp}, {name: "down", rule: cutDown}} {

@@ -179,6 +179,7 @@ func (s *site) startChatters(ctx context.Context, c *client.Client, n int) (end 
 // that people have. Each is in use within two seconds, the one that is none is
 // refused and said, and neither jobs nor the connection notice.
 func TestTokenRotation(t *testing.T) {
+	t.Parallel()
 	ctx := bounded(t, 5*time.Minute)
 	s := newSite(t)
 	s.startServer()

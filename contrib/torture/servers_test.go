@@ -269,6 +269,7 @@ func TestSeveralServers(t *testing.T) {
 // TestDatabaseRestarts ends the database under load, properly and by a crash, and
 // keeps it away for 10 s: what was acknowledged is there, and nothing runs twice.
 func TestDatabaseRestarts(t *testing.T) {
+	t.Parallel()
 	seed := seed(t)
 	ctx := bounded(t, 6*time.Minute)
 	pg := postgres(t)

@@ -39,10 +39,13 @@ type site struct {
 
 const runnerID = "r1"
 
+// siteMark is what all sites' directories are in, below base.
+const siteMark = "/t"
+
 // newSite starts a server. Its end, whatever the test's, leaves no process.
 func newSite(t testing.TB, serverArgs ...string) *site {
 	t.Helper()
-	dir, err := os.MkdirTemp(base, "t")
+	dir, err := os.MkdirTemp(base+siteMark, "*-") // none is the beginning of another
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,6 +48,7 @@ func openBehind(ctx context.Context, s *site, seed uint64, config string, runner
 // they run, and followers on a link that is as slow. That is slow and nothing
 // else: no session is lost, and neither side gathers in memory what waits.
 func TestSlowLink(t *testing.T) {
+	t.Parallel()
 	const jobs, each, rate = 32, 64 << 10, 1 << 20
 	seed := seed(t)
 	ctx := bounded(t, 2*time.Minute)
