@@ -30,10 +30,12 @@ demo: build
 	contrib/demo.sh
 
 test:
-	$(GO) test -timeout 10m ./...
+	$(GO) test -parallel 4 -timeout 10m ./...
 
+# The torture suite is for whole programs: it is part of test, and torture has
+# the detector in the program.
 race:
-	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -shuffle=on -timeout 15m ./...
+	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -shuffle=on -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
 
 check: fmt vet fix staticcheck example race
 
@@ -122,13 +124,14 @@ test-system:
 		$(GO) test -count=1 -timeout $(if $(LONG),90m,20m) -parallel 4 -run '$(RUN)' ./packaging/lab
 
 # For so long in all: a quarter of it seeds of the simulation, half rounds of
-# faults under running jobs, a quarter the history that clients are told.
+# faults under running jobs, a quarter the history that clients are told, by a
+# program with the race detector.
 # The rest of the suite is part of make test. make torture DURATION=10m
 torture:
 	@set -e; all=$$(( $$(echo $(DURATION) | sed 's/h/*3600+/; s/m/*60+/; s/s/+/; s/$$/0/') )); \
 	echo "== simulation"; SIM_DURATION=$$((all / 4))s $(GO) test -count=1 -timeout 0 -v -run '^TestSimulation$$' ./daemon; \
 	echo "== rounds"; TORTURE_DURATION=$$((all / 2))s $(GO) test -count=1 -timeout 0 -v -run '^TestRounds$$' ./contrib/torture; \
-	echo "== history"; TORTURE_DURATION=$$((all / 4))s $(GO) test -count=1 -timeout 0 -v -run '^TestHistory$$' ./contrib/torture
+	echo "== history"; TORTURE_RACE=1 TORTURE_DURATION=$$((all / 4))s $(GO) test -count=1 -timeout 0 -v -run '^TestHistory$$' ./contrib/torture
 
 # deb and rpm for amd64 and arm64 in dist/: make packages VERSION=1.2.3
 packages:

@@ -207,6 +207,11 @@ func (s *site) supervisors() []int {
 
 // close kills whatever the site has started.
 func (s *site) close() {
+	for _, p := range []*process{s.server, s.agent} {
+		if raceBuild() && p != nil && counted(s.t, p.log, "WARNING: DATA RACE") > 0 {
+			s.t.Errorf("the race detector speaks in %s", p.log)
+		}
+	}
 	if s.t.Failed() {
 		for _, p := range []*process{s.server, s.agent} {
 			if p != nil {
