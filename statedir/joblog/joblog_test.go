@@ -407,6 +407,8 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// FuzzAnyFile: whatever is in a file, it is read and continued up to where it is
+// whole, or it is of a newer release and is left alone.
 func FuzzAnyFile(f *testing.F) {
 	dir := f.TempDir()
 	good := filepath.Join(dir, "good")
@@ -427,6 +429,20 @@ func FuzzAnyFile(f *testing.F) {
 		path := filepath.Join(t.TempDir(), "log")
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
+		}
+		if _, err := parseMark(append(bytes.Clone(b), make([]byte, markSize)...)); err != nil && len(b) >= markSize {
+			for _, from := range []int64{0, max(offset, 0)} {
+				if _, err := reader(t, path, from).Next(); wire.KindOf(err) != wire.Unimplemented {
+					t.Fatalf("a newer log is read from %d: %v", from, err)
+				}
+			}
+			if _, err := Create(path); wire.KindOf(err) != wire.Unimplemented {
+				t.Fatalf("a newer log is written: %v", err)
+			}
+			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, b) {
+				t.Fatalf("a newer log became %q, %v", after, err)
+			}
+			return
 		}
 		before := rest(t, reader(t, path, 0), 0)
 		switch {
