@@ -23,7 +23,7 @@ var errReplaced = wire.Errorf(wire.Conflict, "the runner has connected anew").
 // then orders go down and events come up until one side is gone.
 func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 	var first wire.WorkEvent
-	if err := st.RecvMsg(&first); err != nil {
+	if err := st.RecvMsg(&first); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	if first.Begin == nil {
