@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
+	"hash/crc32"
 	"io"
 	"slices"
 	"testing"
@@ -14,8 +15,39 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// FuzzAPI calls any method, as each kind of caller, with any body: the answer
-// is one, in time, of a kind that there is, and none of them is that the server failed.
+// meant has of methods that take more than an id what a caller may mean by one;
+// behind the request, what comes on the stream after it.
+var meant = map[string][2]string{
+	wire.MethodTokenKeyRotate: {`{"revoke":true}`, ``},
+	wire.MethodUserToken:      {`{"user":"bob","role":"viewer","expires_in":"1h","projects":["shop"]}`, ``},
+	wire.MethodUserTokens:     {`{"user":"ada"}`, ``},
+	wire.MethodUserRevoke:     {`{"user":"bob","id":"3"}`, ``},
+	wire.MethodUserInvite:     {`{"user":"bob","role":"operator","expires_in":"1h","projects":["shop"],"workspaces":["w*"]}`, ``},
+	wire.MethodUserList:       {`{"user":"bob"}`, ``},
+	wire.MethodUserSet:        {`{"user":"bob","role":"viewer","limits":{"projects":["shop"]}}`, ``},
+	wire.MethodUserDelete:     {`{"user":"bob"}`, ``},
+	wire.MethodAuditList:      {`{"since":"2026-11-21T12:34:56Z","until":"2099-11-21T12:34:56Z","actor":"user:ada","method":"job.","outcome":"refused","object":"r1","limit":3,"after":"9","oldest_first":true}`, ``},
+	wire.MethodJobSubmit:      {`{"jobs":[{"operation":"run","project":"shop","app":"web","workspace":"w","command":["true"],"env":{"A":"1"},"target":{"labels":{"os":"linux"}},"priority":5,"timeout":"1s","expires_in":"1s","singleton":"s","idempotency_key":"k"},{"operation":"run","command":["x"],"target":{"any":true},"depends_on":["#0"]}]}`, ``},
+	wire.MethodJobList:        {`{"state":"queued","operation":"run","runner":"r1","project":"shop","app":"web","workspace":"w","limit":2,"after":"01JOB"}`, ``},
+	wire.MethodJobCancel:      {`{"id":"01JOB","force":true}`, ``},
+	wire.MethodJobStream:      {`{"id":"01JOB","attempt":1,"offset":9,"follow":true}`, `{}`},
+	wire.MethodRecordList:     {`{"kind":"artifact","project":"shop","app":"web","workspace":"w","limit":2}`, ``},
+	wire.MethodBlobMissing:    {`{"digests":["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]}`, ``},
+	wire.MethodBlobPut:        {``, `{"digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}`},
+	wire.MethodBlobGet:        {`{"digests":["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]}`, ``},
+	wire.MethodRunnerList:     {`{"state":"pending","labels":{"a":"b"},"limit":1,"after":"a"}`, ``},
+	wire.MethodRunnerAdopt:    {`{"id":"stranger","fingerprint":"x"}`, ``},
+	wire.MethodRunnerDrain:    {`{"id":"r1","drain":true}`, ``},
+	wire.MethodRunnerToken:    {`{"id":"r2","expires_in":"1h","labels":{"a":"b"}}`, ``},
+	wire.MethodRunnerMatch:    {`{"target":{"labels":{"os":"linux"}}}`, ``},
+	wire.MethodAuthenticate:   {`{"offers":[{"source":"file","token":"wprun_x"}],"stored":true}`, ``},
+	wire.MethodWork:           {``, `{"begin":{"held":[{"job":"01JOB","attempt":2,"started":true}],"concurrency":2,"spool":"s"}}`},
+	wire.MethodReport:         {`{"job":"01JOB","attempt":2,"late":true}`, `{"state":"success","log_bytes":0}`},
+}
+
+// FuzzAPI calls any method, as each kind of caller, with any request, and goes on
+// with anything: a message, or bytes. The answer is one, in time, of a kind that
+// there is, and none of them is that the server failed.
 func FuzzAPI(f *testing.F) {
 	s := newSite(f, Config{})
 	hellos := map[string]func(t testing.TB) (string, wire.Hello){
@@ -36,58 +68,79 @@ func FuzzAPI(f *testing.F) {
 			session.Close()
 		}
 	})
-	methods := s.api()
 	kinds := []wire.Kind{
 		"", wire.BadUsage, wire.NotFound, wire.Denied, wire.Unauthenticated, wire.Expired, wire.Conflict, wire.Timeout,
 		wire.TooLarge, wire.Unavailable, wire.Unimplemented,
 	}
-	for n := range methods {
-		for _, body := range []string{``, `null`, `{}`, `[]`, `7`, `"x"`, `{"id":""}`, `{"id":"r1"}`, `{"limit":-1}`,
-			`{"jobs":[{"operation":"run","target":{"any":true},"timeout":"1s"}]}`, `{"digests":["sha256:00"]}`, `{"offers":[{"token":"wprun_x"}]}`} {
-			f.Add(uint8(n), []byte(body))
+	var names []string
+	for _, m := range s.api() {
+		names = append(names, m.name)
+		who, request := "admin", meant[m.name]
+		if m.who&runners != 0 {
+			who = "runner"
+		}
+		f.Add(who, m.name, []byte(`{"id":"r1"}`), []byte(nil))
+		if request != [2]string{} {
+			f.Add(who, m.name, []byte(request[0]), []byte(request[1]))
 		}
 	}
-	f.Fuzz(func(t *testing.T, n uint8, body []byte) {
-		m := methods[int(n)%len(methods)]
+	people := []string{"admin", "user", "stranger", "runner"}
+	// A name that is none stands for one, so that most of what is made of a name is a call.
+	known := func(of []string, name string) string {
+		if slices.Contains(of, name) {
+			return name
+		}
+		return of[crc32.ChecksumIEEE([]byte(name))%uint32(len(of))]
+	}
+	f.Fuzz(func(t *testing.T, who, method string, body, then []byte) {
+		who, method = known(people, who), known(names, method)
 		if len(body) > 0 && !json.Valid(body) {
 			return // what is no JSON cannot be sent by Open; FuzzReader and FuzzAccept have it
 		}
-		for name, hello := range hellos {
-			session := callers[name]
-			if session == nil || session.Err() != nil { // a call before has revoked, rejected or forgotten it
-				network, h := hello(t)
-				conn, err := s.dial(network)
-				if err != nil {
+		began := time.Now()
+		session := callers[who]
+		if session == nil || session.Err() != nil { // a call before has revoked, rejected or forgotten it
+			network, h := hellos[who](t)
+			conn, err := s.dial(network)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			session, err = mux.Connect(ctx, conn, mux.Config{}, h, keys[who], nil)
+			cancel()
+			if err != nil {
+				if who == "admin" || errors.Is(err, context.DeadlineExceeded) {
 					t.Fatal(err)
 				}
-				if session, err = mux.Connect(context.Background(), conn, mux.Config{}, h, keys[name], nil); err != nil {
-					if name == "admin" {
-						t.Fatal(err)
-					}
-					continue
-				}
-				callers[name] = session
+				return
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // some methods wait
-			var raw any
-			if len(body) > 0 {
-				raw = json.RawMessage(body)
+			callers[who] = session
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // some methods wait for what never comes
+		defer cancel()
+		var raw any
+		if len(body) > 0 {
+			raw = json.RawMessage(body)
+		}
+		st, err := session.Open(ctx, method, raw)
+		if err == nil {
+			defer st.Close()
+			// What is refused to be sent was ended by the server, whose answer is read below.
+			if len(then) > 0 && json.Valid(then) {
+				_ = st.Send(json.RawMessage(then))
+			} else if len(then) > 0 {
+				_ = st.SendData(wire.Data{Stream: wire.StreamID(then[0]), Bytes: then})
 			}
-			began := time.Now()
-			st, err := session.Open(ctx, m.name, raw)
-			for err == nil {
-				_, err = st.Recv()
-			}
-			if st != nil {
-				st.Close()
-			}
-			cancel()
-			if kind := wire.KindOf(err); !errors.Is(err, io.EOF) && !slices.Contains(kinds, kind) {
-				t.Errorf("%s as %s: kind %q: %v", m.name, name, kind, err)
-			}
-			if d := time.Since(began); d > 20*time.Second {
-				t.Errorf("%s as %s takes %s", m.name, name, d)
-			}
+			_ = st.End()
+		}
+		for err == nil {
+			_, err = st.Recv()
+		}
+		if kind := wire.KindOf(err); !errors.Is(err, io.EOF) && !slices.Contains(kinds, kind) {
+			t.Errorf("%s as %s: kind %q: %v", method, who, kind, err)
+		}
+		if d := time.Since(began); d > 20*time.Second {
+			t.Errorf("%s as %s takes %s", method, who, d)
 		}
 	})
 }
