@@ -34,7 +34,7 @@ func (f *fleet) due(now time.Time) (d overdue) {
 		if !now.Before(t) {
 			return true
 		}
-		if d.next.IsZero() || t.Before(d.next) {
+		if d.next.IsZero() || t.Sub(now) < d.next.Sub(now) { // not all of them are by the same clock
 			d.next = t
 		}
 		return false
@@ -121,11 +121,12 @@ func (f *fleet) isAway(a absence) bool {
 	return f.away[a.runner].Equal(a.since)
 }
 
-// forget drops the memory of a runner that has been away for too long.
+// forget drops the memory of a runner that has been away for too long, once it has
+// no attempts any more: one whose loss could not be recorded, for want of room, is due again.
 func (f *fleet) forget(a absence) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.away[a.runner].Equal(a.since) {
+	if f.away[a.runner].Equal(a.since) && len(f.held[a.runner]) == 0 {
 		delete(f.away, a.runner)
 	}
 }

@@ -1,9 +1,13 @@
 package daemon
 
 import (
+	"errors"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/queue"
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -38,4 +42,58 @@ func TestLeasesBeginAnewBehindAPause(t *testing.T) {
 	if got := f.away["later"]; !got.Equal(back.Add(time.Hour)) {
 		t.Errorf("a later absence is %v", got)
 	}
+}
+
+// A lease that is over while the store has no room ends the job once there is some.
+func TestLeaseIsOverWithoutRoom(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		start := func() *Server {
+			s, err := New(t.Context(), Config{StateDir: dir, Lease: time.Minute, faults: &store.Faults{
+				Gather: func() {},
+				Begin: func(int) error {
+					if full.Load() {
+						return errors.New("no room")
+					}
+					return nil
+				},
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		s := start()
+		var ref wire.JobRef
+		err := s.store.Update(t.Context(), func(tx *store.Tx) error {
+			_, err := tx.Submit([]wire.JobSpec{{Operation: wire.OpRun, Command: []string{"true"}, Target: wire.Target{Any: true}}}, s.now())
+			if err != nil {
+				return err
+			}
+			made, err := tx.AssignReady(func() []queue.Runner { return []queue.Runner{{ID: "r", Free: 1}} }, s.now(), 1)
+			if err != nil {
+				return err
+			}
+			ref = made[0].JobRef
+			return tx.Ack(ref, "r", s.now())
+		})
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		s = start()
+		defer s.Close()
+		full.Store(true)
+		time.Sleep(90 * time.Second)
+		synctest.Wait()
+		if j, err := s.store.Job(t.Context(), ref.Job); err != nil || j.State != wire.Running {
+			t.Fatalf("without room the job is %s, %v", j.State, err)
+		}
+		full.Store(false)
+		time.Sleep(2 * clockRetry)
+		synctest.Wait()
+		if j, err := s.store.Job(t.Context(), ref.Job); err != nil || j.Reason != wire.ReasonRunnerLost {
+			t.Errorf("with room again the job is %s %s, %v", j.State, j.Reason, err)
+		}
+	})
 }
