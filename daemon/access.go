@@ -235,7 +235,7 @@ func (s *Server) permit(ctx context.Context, m method, c *call, st *mux.Stream) 
 			return nil
 		}
 		// What its login was good for, it may bring to an end.
-		by, err := s.caller(ctx, d.login, time.Now())
+		by, err := s.caller(ctx, d.login, s.now())
 		if err != nil && !(wire.KindOf(err) == wire.Expired && s.fleet.mayReport(d.id)) {
 			return s.noted(d.login, err)
 		}
@@ -246,7 +246,7 @@ func (s *Server) permit(ctx context.Context, m method, c *call, st *mux.Stream) 
 			c.by.who = d.String()
 			return errRunnerToken
 		}
-		by, err := s.caller(ctx, d, time.Now())
+		by, err := s.caller(ctx, d, s.now())
 		c.by = by
 		if err != nil {
 			return s.noted(d, err)

@@ -21,7 +21,7 @@ func (s *Server) judge(ctx context.Context, v *visitor, offers []wire.TokenOffer
 		return nil, wire.Errorf(wire.BadUsage, "%d tokens are more than the %d a runner may offer at once", len(offers), wire.MaxOffers)
 	}
 	judged := make([]shown, 0, len(offers))
-	now, r := time.Now(), v.runner()
+	now, r := s.now(), v.runner()
 	for _, o := range offers {
 		c, err := s.verify(ctx, o.Token, now)
 		if token.Ahead(c, now) != nil && adoption.Granted(c, r) {
@@ -61,7 +61,7 @@ func again(v *visitor, tokens []shown, now time.Time) []shown {
 // turn. stored is a granted token that is safe with the runner. An outcome
 // that is Conflict has changed nothing.
 func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored string) (rec store.RunnerRecord, out adoption.Outcome, err error) {
-	now := time.Now()
+	now := s.now()
 	offers := offersOf(tokens)
 	was, err := s.store.Runner(ctx, v.id)
 	if err != nil && wire.KindOf(err) != wire.NotFound {

@@ -46,7 +46,7 @@ func (s *Server) act(ctx context.Context, f func(*store.Tx) error) error {
 		if err := f(tx); err != nil {
 			return err
 		}
-		_, err := tx.Audit(c.entry(wire.AuditDone, nil, time.Now()))
+		_, err := tx.Audit(c.entry(wire.AuditDone, nil, s.now()))
 		return err
 	})
 	c.kept = err == nil
@@ -140,7 +140,7 @@ func isRefusal(err error) bool {
 // concluded comes after every call, whether it was let through or not: who
 // called what, of what, and how it has come out (nil is well).
 func (s *Server) concluded(c *call, err error) {
-	now := time.Now()
+	now := s.now()
 	switch {
 	case !c.audited:
 	case c.kept:
@@ -163,7 +163,7 @@ func (s *Server) welcomed(ctx context.Context, peer *mux.Peer, l *login, runner 
 	if err != nil && !isRefusal(err) && !(runner != "" && wire.KindOf(err) == wire.Conflict) {
 		return
 	}
-	now := time.Now()
+	now := s.now()
 	e := wire.AuditEntry{At: utc(now), Peer: peer.String(), Method: auditLogin, Outcome: wire.AuditDone}
 	if l != nil && !l.forRunners() {
 		by, _ := s.caller(ctx, l, now)
@@ -231,7 +231,7 @@ type auditKey struct {
 // auditItem is an entry on its way to the store, or there with something to add.
 type auditItem struct {
 	wire.AuditEntry
-	until   time.Time // the end of its window
+	until   time.Time // the end of its window, by the clock that nobody sets
 	pending bool      // waits to be written for the first time
 	said    int64     // the Count that has been written
 	gone    bool      // the store could not keep it
@@ -269,7 +269,7 @@ func (a *auditor) add(k auditKey, window time.Duration, e wire.AuditEntry) {
 			w.LastAt = e.At
 			return
 		}
-		item.until = e.At.Add(window)
+		item.until = time.Now().Add(window)
 		a.windows[k] = item
 		if unproved(e) {
 			a.strange++
@@ -417,7 +417,7 @@ func noteToken(ctx context.Context, c wire.Claims) {
 // keep records what a call that is no transaction of the store does, in one of
 // its own; it reports whether there was room.
 func (s *Server) keep(ctx context.Context, outcome string) (e wire.AuditEntry, kept bool) {
-	e = callOf(ctx).entry(outcome, nil, time.Now())
+	e = callOf(ctx).entry(outcome, nil, s.now())
 	err := s.store.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
 		_, err := tx.Audit(e)
 		return err

@@ -341,6 +341,30 @@ func TestAuditOfFlood(t *testing.T) {
 	})
 }
 
+// TestAuditWindowOfAClockThatIsSet: what is alike is counted for a minute, whatever
+// the host's clock says of it.
+func TestAuditWindowOfAClockThatIsSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rows := 0
+		a := newAuditor(func(_ context.Context, items []*auditItem) { rows += len(items) })
+		for _, ahead := range []time.Duration{0, 365 * 24 * time.Hour, -365 * 24 * time.Hour} {
+			rows = 0
+			for range 2 {
+				a.refused(&mux.Peer{Network: "tcp", Addr: "192.0.2.1:999"}, wire.AuditEntry{
+					At: time.Now().Add(ahead), ActorKind: wire.ActorAnonymous, Method: "login", Outcome: "unauthenticated"})
+			}
+			a.flush(t.Context(), false)
+			if rows != 1 || len(a.windows) != 1 {
+				t.Errorf("by a clock that is %s ahead there are %d rows, %d windows", ahead, rows, len(a.windows))
+			}
+			time.Sleep(auditWindow)
+			if a.flush(t.Context(), false); len(a.windows) != 0 {
+				t.Errorf("by a clock that is %s ahead a window is open for more than %s", ahead, auditWindow)
+			}
+		}
+	})
+}
+
 // TestAuditIsOneWithTheAction: where the entry cannot be kept, neither is what
 // was done; and the other way round.
 func TestAuditIsOneWithTheAction(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"hash"
 	"io"
 	"slices"
-	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux"
@@ -165,7 +164,7 @@ func (u *upload) seal() error {
 	}
 	id, h := u.id, u.header
 	u.open = false
-	u.waiting = append(u.waiting, func(tx *store.Tx) error { return tx.SealBlob(id, h.Digest, h.Size, time.Now()) })
+	u.waiting = append(u.waiting, func(tx *store.Tx) error { return tx.SealBlob(id, h.Digest, h.Size, u.s.now()) })
 	if len(u.waiting) >= 256 {
 		return u.flush(nil)
 	}

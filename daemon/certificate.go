@@ -89,9 +89,9 @@ func (s *Server) secure(ctx context.Context) error {
 func (s *Server) certify(ctx context.Context, cfg *Config) (c *certificate, err error) {
 	c = &certificate{log: s.log, now: time.Now, names: cfg.TLSNames}
 	if cfg.TLSCert != "" {
-		c.files, err = openPair(cfg.TLSCert, cfg.TLSKey, s.log, time.Now())
+		c.files, err = openPair(cfg.TLSCert, cfg.TLSKey, s.log, s.now())
 	} else {
-		c.own, err = openAuthority(ctx, s.store, s.id, time.Now())
+		c.own, err = openAuthority(ctx, s.store, s.id, s.now())
 	}
 	return c, err
 }

@@ -33,7 +33,7 @@ func (s *Server) wakeClock() {
 func (s *Server) clock() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	planned := time.Now()
+	planned := s.now()
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -45,7 +45,7 @@ func (s *Server) clock() {
 		case <-timer.C:
 			s.store.Kick()
 		}
-		now := time.Now()
+		now := s.now()
 		if late := now.Sub(planned); late > max(s.cfg().Heartbeat, clockLate) && s.fleet.resume(now) {
 			s.log.Warn("the server did not run for a while: leases of absent runners begin anew", "late", late.Round(time.Millisecond).String())
 		}
@@ -60,7 +60,7 @@ func (s *Server) clock() {
 		if s.fleet.waits() {
 			wait = min(wait, s.cfg().Heartbeat)
 		}
-		planned = time.Now().Add(wait)
+		planned = s.now().Add(wait)
 		timer.Reset(wait)
 	}
 }
@@ -86,7 +86,7 @@ func (s *Server) tick(now time.Time) (time.Time, error) {
 			return time.Time{}, err
 		}
 		if expiry.IsZero() || now.Before(expiry) {
-			if d.next.IsZero() || !expiry.IsZero() && expiry.Before(d.next) {
+			if d.next.IsZero() || !expiry.IsZero() && expiry.Sub(now) < d.next.Sub(now) { // one by the host's clock, the other perhaps not
 				return expiry, nil
 			}
 			return d.next, nil
@@ -108,7 +108,7 @@ func (s *Server) tick(now time.Time) (time.Time, error) {
 // requeue gives attempts that have not started back to the queue.
 func (s *Server) requeue(refs []wire.JobRef, why string) error {
 	return s.give(refs, func(tx *store.Tx, ref wire.JobRef) error {
-		return tx.Requeue(ref, s.fleet.runnerOf(ref), time.Now())
+		return tx.Requeue(ref, s.fleet.runnerOf(ref), s.now())
 	}, func(ref wire.JobRef, runner string) {
 		s.log.Warn("job given back to the queue", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "why", why)
 	})
@@ -128,12 +128,12 @@ func (s *Server) lose(refs []wire.JobRef, why string) error {
 	const gone = "the command line that ran it is gone"
 	return errors.Join(
 		s.give(remote, func(tx *store.Tx, ref wire.JobRef) error {
-			return tx.Lost(ref, why, time.Now())
+			return tx.Lost(ref, why, s.now())
 		}, func(ref wire.JobRef, runner string) {
 			s.log.Warn("job lost", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "why", why)
 		}),
 		s.give(local, func(tx *store.Tx, ref wire.JobRef) error {
-			return tx.Lost(ref, gone, time.Now())
+			return tx.Lost(ref, gone, s.now())
 		}, func(ref wire.JobRef, runner string) {
 			s.log.Info("job lost", "job", ref.Job, "attempt", ref.Attempt, "runner", runner, "why", gone)
 		}),

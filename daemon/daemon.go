@@ -113,6 +113,7 @@ type Config struct {
 	// It is called for server.reload; nil where there is nothing to read.
 	Reload func(ctx context.Context, by string) (wire.Reloaded, error)
 
+	now    func() time.Time           // the host's clock, with a monotonic reading; nil is time.Now. What is recorded, and compared with that, is of it
 	faults *store.Faults              // of a simulation; else nil
 	free   func() (store.Room, error) // of a test; nil asks the system
 }
@@ -150,6 +151,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.now == nil {
+		c.now = time.Now
 	}
 	for key, v := range map[string]int64{ // as they are called in the configuration
 		"ack_timeout": int64(c.AckTimeout), "lease": int64(c.Lease), "heartbeat": int64(c.Heartbeat),
@@ -263,6 +267,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		s.log.Info("the limit of open files is below max_sessions", "most", s.entrance.files, "max_sessions", cfg.MaxSessions)
 	}
 	s.fleet = newFleet(func() (ackTimeout, lease time.Duration) { c := s.cfg(); return c.AckTimeout, c.Lease })
+	s.fleet.now = s.now
 	s.fleet.metrics = s.metrics
 	s.keys = newKeyring(func(ctx context.Context) ([]token.Key, error) { return s.store.TokenKeys(ctx) },
 		func() { s.work.Go(func() { s.endRevoked(s.ctx, nil) }) })
@@ -292,6 +297,10 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 // cfg is the configuration as it is now.
 func (s *Server) cfg() *Config { return s.config.Load() }
 
+// now is the time by the host's clock, which may be set; how long something takes
+// is the difference of two of these, as they have a monotonic reading too.
+func (s *Server) now() time.Time { return s.cfg().now() }
+
 // open opens the store and rebuilds the fleet's picture of active jobs that are
 // this server's: every runner is away as of now and has a whole lease to come back.
 func (s *Server) open(ctx context.Context) (err error) {
@@ -309,6 +318,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 		Free:     s.cfg().free,
 		Fatal:    s.fail,
 		Counted:  s.countCommits(),
+		Now:      s.now,
 		Faults:   s.cfg().faults,
 	})
 	if err != nil {
@@ -333,7 +343,7 @@ func (s *Server) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.fleet.restore(active, awaited, orphaned, time.Now())
+	s.fleet.restore(active, awaited, orphaned, s.now())
 	return nil
 }
 
@@ -435,7 +445,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, in door, greeted 
 	s.serving.Add(1)
 	s.mu.Unlock()
 	defer s.serving.Done()
-	began, cfg := time.Now(), s.cfg()
+	began, cfg := s.now(), s.cfg()
 	var runner *visitor
 	session, err := mux.Accept(ctx, conn, mux.Config{
 		Software: cfg.Software, Logger: s.log, MaxStreams: maxStreams,

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"time"
 
 	"github.com/waypointd/waypoint/daemon/adoption"
 	"github.com/waypointd/waypoint/daemon/store"
@@ -44,7 +43,7 @@ func (s *Server) decide(ctx context.Context, id string, f func(tx *store.Tx, r *
 	if v, tokens := s.fleet.present(id); v != nil {
 		// The decision is durable; what follows from it must not depend on a
 		// caller that has left.
-		now := time.Now()
+		now := s.now()
 		tokens = again(v, tokens, now)
 		if after, _, err := s.arrive(context.WithoutCancel(ctx), v, tokens, ""); err == nil {
 			r = after
@@ -94,11 +93,11 @@ func (s *Server) runnerAdopt(ctx context.Context, peer *mux.Peer, req wire.Adopt
 		}
 		runner := adoption.Runner{ID: r.ID, Labels: adoption.Bound(r.Labels), Key: r.Fingerprint}
 		if r.Grant != "" && r.Grant == outstanding.text {
-			if problem, _ := adoption.Judge(outstanding.Claims, nil, runner, time.Now()); problem == "" {
+			if problem, _ := adoption.Judge(outstanding.Claims, nil, runner, s.now()); problem == "" {
 				return nil // it is handed out again
 			}
 		}
-		r.Grant, granted, err = s.mint(tx, adoption.Grant(runner), s.cfg().GrantLife, time.Now())
+		r.Grant, granted, err = s.mint(tx, adoption.Grant(runner), s.cfg().GrantLife, s.now())
 		return err
 	})
 	if err != nil {
@@ -118,7 +117,7 @@ func (s *Server) outstanding(ctx context.Context, id string) (t shown) {
 	if err != nil || rec.Grant == "" {
 		return t
 	}
-	c, err := s.verify(ctx, rec.Grant, time.Now())
+	c, err := s.verify(ctx, rec.Grant, s.now())
 	if err != nil {
 		return t
 	}
@@ -128,7 +127,7 @@ func (s *Server) outstanding(ctx context.Context, id string) (t shown) {
 // handOver gives a runner that is connected what it has been granted and has
 // not stored yet. One whose grant has expired waits for another decision.
 func (s *Server) handOver(v *visitor, r store.RunnerRecord) {
-	if token := grantOf(r, time.Now()); token != "" {
+	if token := grantOf(r, s.now()); token != "" {
 		s.fleet.grant(v, wire.Grant{Token: token})
 	}
 }
@@ -145,7 +144,7 @@ func (f *fleet) grant(v *visitor, g wire.Grant) {
 // runnerReject refuses a runner: no further job, what it runs ends as usual.
 func (s *Server) runnerReject(ctx context.Context, peer *mux.Peer, req wire.RunnerRequest) (wire.Runner, error) {
 	r, err := s.decide(ctx, req.ID, func(tx *store.Tx, r *store.RunnerRecord) error {
-		serial, err := tx.NextSerial(time.Now())
+		serial, err := tx.NextSerial(s.now())
 		if err != nil {
 			return err
 		}
@@ -199,6 +198,6 @@ func (s *Server) runnerForget(ctx context.Context, peer *mux.Peer, req wire.Runn
 // dismiss ends the sessions of a runner whose record is gone.
 func (s *Server) dismiss(id, fingerprint string) {
 	s.store.Matched() // an assignment that was under way is the fleet's by now
-	s.fleet.dismiss(id, fingerprint, time.Now())
+	s.fleet.dismiss(id, fingerprint, s.now())
 	s.wakeClock()
 }

@@ -15,6 +15,7 @@ import (
 type fleet struct {
 	timing  func() (ackTimeout, lease time.Duration) // as configured now
 	metrics *metrics.Metrics                         // nil where nothing is counted
+	now     func() time.Time                         // see Server.now
 
 	mu       sync.Mutex
 	members  map[string]*member             // by runner id; those with a session
@@ -53,6 +54,7 @@ const maxConcurrency = 1000
 func newFleet(timing func() (ackTimeout, lease time.Duration)) *fleet {
 	return &fleet{
 		timing:   timing,
+		now:      time.Now,
 		members:  map[string]*member{},
 		sessions: map[string][]*visitor{},
 		active:   map[string]*attempt{},

@@ -92,7 +92,7 @@ func (s *Server) told(n store.Notice) {
 	if n.Has(store.NewsServers) {
 		s.callRoll()
 	}
-	if n.Has(store.NewsReady) && s.fleet.hasRoom(time.Now()) {
+	if n.Has(store.NewsReady) && s.fleet.hasRoom(s.now()) {
 		s.store.Kick()
 	}
 	if n.Has(store.NewsDecisions) || len(s.fleet.mine(n.Jobs, n.All)) > 0 {
@@ -126,9 +126,9 @@ func (s *Server) heed() {
 			s.log.Warn("decisions of other servers not heeded, trying again", "error", err)
 		}
 		jobs, all := s.gossip.take()
-		all = all || time.Since(reviewed) > reviewEvery
+		all = all || s.now().Sub(reviewed) > reviewEvery
 		if err = s.review(s.ctx, jobs, all); err == nil && all {
-			reviewed = time.Now()
+			reviewed = s.now()
 			strange, err = s.findStrange(s.ctx, strange)
 		}
 		if err != nil && s.ctx.Err() == nil {
@@ -240,7 +240,7 @@ func (s *Server) heedOne(ctx context.Context, id string) error {
 	}
 	r, err := s.store.Runner(ctx, id)
 	if err == nil {
-		r, _, err = s.arrive(ctx, v, again(v, tokens, time.Now()), "")
+		r, _, err = s.arrive(ctx, v, again(v, tokens, s.now()), "")
 	}
 	switch wire.KindOf(err) {
 	case "":

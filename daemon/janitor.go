@@ -32,14 +32,14 @@ const keepTokens = 30 * 24 * time.Hour
 func (s *Server) janitor() {
 	timer := time.NewTimer(firstPrune)
 	defer timer.Stop()
-	last := time.Now()
+	last := s.now()
 	for {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-timer.C:
 		}
-		now := time.Now()
+		now := s.now()
 		set := !steady(last.Round(0), now.Round(0), now.Sub(last))
 		last = now
 		if set {
@@ -47,23 +47,23 @@ func (s *Server) janitor() {
 			timer.Reset(pruneEvery)
 			continue
 		}
-		n, err := s.store.Prune(s.ctx, s.cfg().RetainFor, s.cfg().RetainJobs, time.Now())
+		n, err := s.store.Prune(s.ctx, s.cfg().RetainFor, s.cfg().RetainJobs, s.now())
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("retention failed, trying again later", "error", err)
 		}
 		if n > 0 {
 			s.log.Info("old jobs removed", "count", n)
 		}
-		if _, err := s.store.PruneAudit(s.ctx, s.cfg().AuditFor, s.cfg().AuditEntries, time.Now()); err != nil && s.ctx.Err() == nil {
+		if _, err := s.store.PruneAudit(s.ctx, s.cfg().AuditFor, s.cfg().AuditEntries, s.now()); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("old entries of the audit could not be removed, trying again later", "error", err)
 		}
-		if err := s.prunePending(time.Now()); err != nil && s.ctx.Err() == nil {
+		if err := s.prunePending(s.now()); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("pending runners could not be removed, trying again later", "error", err)
 		}
-		if err := s.dropTokenKeys(s.ctx, time.Now()); err != nil && s.ctx.Err() == nil {
+		if err := s.dropTokenKeys(s.ctx, s.now()); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("old token keys could not be removed, trying again later", "error", err)
 		}
-		if err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.PruneUserTokens(time.Now().Add(-keepTokens)) }); err != nil && s.ctx.Err() == nil {
+		if err := s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.PruneUserTokens(s.now().Add(-keepTokens)) }); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("old tokens of users could not be removed, trying again later", "error", err)
 		}
 		timer.Reset(pruneEvery)

@@ -38,7 +38,7 @@ func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitR
 		if err := c.maySupersede(tx, req.Jobs); err != nil {
 			return err
 		}
-		if reply.Jobs, err = tx.SubmitBy(c.by.name, req.Jobs, time.Now()); err != nil {
+		if reply.Jobs, err = tx.SubmitBy(c.by.name, req.Jobs, s.now()); err != nil {
 			return err
 		}
 		ids := make([]string, len(reply.Jobs))
@@ -70,7 +70,7 @@ func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitR
 // queued follows up a job that has been queued.
 func (s *Server) queued(j wire.Job, peer *mux.Peer) {
 	s.log.Info("job queued", "job", j.ID, "operation", j.Operation, "by", loginOf(peer).String(), "peer", peer)
-	s.fleet.expect(j.Target.ID, time.Now())
+	s.fleet.expect(j.Target.ID, s.now())
 	s.wakeClock()
 }
 
@@ -140,7 +140,7 @@ func (s *Server) jobCancel(ctx context.Context, peer *mux.Peer, req wire.CancelR
 		note(ctx, "force", "true")
 	}
 	err = s.act(ctx, func(tx *store.Tx) (err error) {
-		job, err = tx.Cancel(req.ID, req.Force, time.Now())
+		job, err = tx.Cancel(req.ID, req.Force, s.now())
 		return err
 	})
 	if err != nil {
@@ -174,7 +174,7 @@ func (s *Server) jobRetry(ctx context.Context, peer *mux.Peer, req wire.JobReque
 		if err := c.maySupersede(tx, []wire.JobSpec{{Singleton: old.Singleton}}); err != nil {
 			return err
 		}
-		job, err = tx.RetryBy(c.by.name, req.ID, time.Now())
+		job, err = tx.RetryBy(c.by.name, req.ID, s.now())
 		about(ctx, strings.TrimSpace(req.ID+" "+job.ID))
 		return err
 	})

@@ -49,10 +49,10 @@ func (s *Server) login(ctx context.Context, peer *mux.Peer, in door) (*login, er
 		}
 		l := newLogin(wire.Claims{}, [8]byte{})
 		l.peer, l.group = peer, in.group
-		_, err := s.caller(ctx, l, time.Now())
+		_, err := s.caller(ctx, l, s.now())
 		return l, err
 	}
-	c, err := s.verify(ctx, text, time.Now())
+	c, err := s.verify(ctx, text, s.now())
 	var l *login
 	if err == nil || wire.KindOf(err) == wire.Expired {
 		parts, perr := wire.SplitToken(text)
@@ -61,7 +61,7 @@ func (s *Server) login(ctx context.Context, peer *mux.Peer, in door) (*login, er
 		}
 		l = newLogin(c, parts.KeyID)
 		if err == nil && !l.forRunners() {
-			_, err = s.caller(ctx, l, time.Now())
+			_, err = s.caller(ctx, l, s.now())
 		}
 	}
 	if err != nil {
@@ -84,7 +84,7 @@ func (s *Server) localLogin(ctx context.Context, peer *mux.Peer, in door) (*logi
 	if l.forRunners() {
 		return nil, errRunnerToken
 	}
-	by, err := s.caller(ctx, l, time.Now())
+	by, err := s.caller(ctx, l, s.now())
 	if err == nil {
 		err = method{name: "a runner of one's own", who: operators}.allows(by, s.cfg().Access)
 	}
@@ -276,7 +276,7 @@ func (s *Server) attend(ctx context.Context, session *mux.Session, began time.Ti
 	)
 	l := loginOf(session.Peer())
 	if l != nil && l.shown() {
-		timer = time.NewTimer(time.Until(l.claims.Expiry))
+		timer = time.NewTimer(l.claims.Expiry.Sub(s.now()))
 		defer timer.Stop()
 		expiry, over = timer.C, l.over
 	}
@@ -302,7 +302,7 @@ func (s *Server) attend(ctx context.Context, session *mux.Session, began time.Ti
 			continue
 		case <-expiry:
 			// The timer does not know that the clock was set.
-			now := time.Now()
+			now := s.now()
 			err := token.Expired(l.claims, now)
 			if err == nil {
 				timer.Reset(l.claims.Expiry.Sub(now))
@@ -376,10 +376,10 @@ func (s *Server) ownerOf(ctx context.Context, id string) (owner string, changed 
 		return owner, changed, nil
 	}
 	at, err := s.store.Session(ctx, id)
-	if err != nil || !s.presence.there(at.Server, time.Now()) {
+	if err != nil || !s.presence.there(at.Server, s.now()) {
 		return "", changed, err
 	}
-	v, _ := readView(id, at.View, 0, time.Now())
+	v, _ := readView(id, at.View, 0, s.now())
 	return v.owner, changed, nil
 }
 
@@ -390,7 +390,7 @@ var errLoginOver = wire.Errorf(wire.Unauthenticated, "the login is over")
 // back. The session of who asked for it stays, for the answer; no call of it is
 // served after that one.
 func (s *Server) endRevoked(ctx context.Context, asked *mux.Peer) {
-	for _, session := range s.roster.revoke(time.Now()) {
+	for _, session := range s.roster.revoke(s.now()) {
 		if session.Peer() != asked {
 			s.recheck(ctx, session)
 		}
@@ -411,7 +411,7 @@ var errKeysRevoked = wire.Errorf(wire.Unavailable, "signing keys have been revok
 // endLogins ends the sessions whose tokens, or the users behind them, are gone.
 // That of who asked for it goes once it is answered.
 func (s *Server) endLogins(ctx context.Context, asked *mux.Peer) {
-	for _, session := range s.roster.end(time.Now()) {
+	for _, session := range s.roster.end(s.now()) {
 		if session.Peer() != asked {
 			s.recheckLogin(ctx, session)
 		} else if l := loginOf(asked); l.shown() {

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"errors"
-	"time"
 
 	"github.com/waypointd/waypoint/daemon/queue"
 	"github.com/waypointd/waypoint/daemon/store"
@@ -16,7 +15,7 @@ const matchBatch = 256
 // that a job that finds a runner at once costs no commit of its own. What it
 // decided is told to the runners only when it is durable.
 func (s *Server) match(tx *store.Tx) (func(committed bool), error) {
-	now := time.Now()
+	now := s.now()
 	var countErr error
 	made, err := tx.AssignReady(func() []queue.Runner {
 		held, err := tx.Held()

@@ -141,7 +141,7 @@ type memberView struct {
 }
 
 func (f *fleet) view(m *member) memberView {
-	now := time.Now()
+	now := f.now()
 	owner := ""
 	if m.login != nil {
 		owner = m.login.owner()
@@ -181,7 +181,7 @@ func (f *fleet) permitted(v *visitor) bool {
 	if m := f.members[v.id]; v.kind == wire.KindRemote && (m == nil || m.visitor != v) {
 		return false
 	}
-	return !v.over && (v.admitted(time.Now()) || f.reports(v.id))
+	return !v.over && (v.admitted(f.now()) || f.reports(v.id))
 }
 
 // mayReport reports whether a runner that gets no jobs has some to report.

@@ -111,7 +111,7 @@ func (s *Server) measure(ctx context.Context) (snap metrics.Snapshot, err error)
 		return snap, err
 	}
 	snap.Sessions = s.entrance.count()
-	snap.Tokens = s.fleet.tokenTimes(time.Now())
+	snap.Tokens = s.fleet.tokenTimes(s.now())
 	return snap, nil
 }
 

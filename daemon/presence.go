@@ -111,7 +111,7 @@ func (s *Server) callRoll() {
 func (s *Server) beat() {
 	timer := time.NewTimer(s.cfg().beatEvery())
 	defer timer.Stop()
-	next := time.Now().Add(s.cfg().beatEvery())
+	next := s.now().Add(s.cfg().beatEvery())
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -119,7 +119,7 @@ func (s *Server) beat() {
 		case <-timer.C:
 		case <-s.roll:
 		}
-		now := time.Now()
+		now := s.now()
 		beats := !now.Before(next)
 		if beats {
 			next = now.Add(s.cfg().beatEvery())
@@ -127,7 +127,7 @@ func (s *Server) beat() {
 		if err := s.look(s.ctx, now, beats); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("other servers not seen, trying again", "error", err)
 		}
-		timer.Reset(max(callPause, time.Until(next)))
+		timer.Reset(max(callPause, next.Sub(s.now())))
 		select { // however much there is to see
 		case <-s.ctx.Done():
 			return
@@ -237,7 +237,7 @@ func (s *Server) note(ctx context.Context, r rollCall, beat bool) error {
 			return err
 		}
 		for id, p := range r.put {
-			ok, err := tx.ReturnSession(id, p.view, func(server string) bool { return s.presence.there(server, time.Now()) })
+			ok, err := tx.ReturnSession(id, p.view, func(server string) bool { return s.presence.there(server, s.now()) })
 			if err != nil {
 				return err
 			}
@@ -313,7 +313,7 @@ func (s *Server) takeFrom(ctx context.Context, servers []store.Instance, missed 
 	if err != nil {
 		return err
 	}
-	s.fleet.await(awaited, time.Now())
+	s.fleet.await(awaited, s.now())
 	s.wakeClock()
 	return nil
 }
@@ -328,7 +328,7 @@ func (s *Server) takeUp(ctx context.Context, taken []store.Active) error {
 		return err
 	}
 	s.store.Matched()
-	s.fleet.takeUp(taken, orphaned, time.Now())
+	s.fleet.takeUp(taken, orphaned, s.now())
 	s.wakeClock()
 	return nil
 }
@@ -386,20 +386,20 @@ func (s *Server) ask(ctx context.Context, m *member) error {
 		return err
 	}
 	there := at.Server
-	if there == "" || there == own || !s.presence.there(there, time.Now()) {
+	if there == "" || there == own || !s.presence.there(there, s.now()) {
 		return nil
 	}
 	if err := s.update(func(tx *store.Tx) error { return tx.Claim(m.id, there) }); err != nil {
 		return err
 	}
-	began := time.Now()
+	began := s.now()
 	poll := time.NewTicker(50 * time.Millisecond)
 	defer poll.Stop()
 	for {
 		if at, err = s.store.Session(ctx, m.id); err != nil {
 			return err
 		}
-		waited := time.Since(began)
+		waited := s.now().Sub(began)
 		switch {
 		case at.Server != there:
 			return nil
@@ -450,7 +450,7 @@ func (s *Server) answerClaim(runner, by string) error {
 		late = time.Duration(s.uptime()-since) > m.heartbeat*3/2
 		if late {
 			m.replaced(errReplaced)
-			s.fleet.leave(m, time.Now())
+			s.fleet.leave(m, s.now())
 			break
 		}
 		select {
@@ -547,7 +547,7 @@ func (s *Server) everywhere(ctx context.Context) ([]memberView, error) {
 	if err != nil {
 		return nil, err
 	}
-	here, now := map[string]bool{}, time.Now()
+	here, now := map[string]bool{}, s.now()
 	for _, v := range views {
 		here[v.id] = true
 	}
@@ -569,7 +569,7 @@ func (s *Server) connected(ctx context.Context, id string) (memberView, bool) {
 		return v, ok
 	}
 	at, err := s.store.Session(ctx, id)
-	now := time.Now()
+	now := s.now()
 	if err != nil || at.Server == s.store.Instance() || !s.presence.there(at.Server, now) {
 		return memberView{}, false
 	}

@@ -28,7 +28,7 @@ func (s *Server) probe(ctx context.Context) error {
 		if !s.store.Full() {
 			return nil // it begins and commits, and writes nothing
 		}
-		return tx.PutSetting("probe", time.Now().UTC().Format(time.RFC3339)) // is there room again?
+		return tx.PutSetting("probe", s.now().UTC().Format(time.RFC3339)) // is there room again?
 	})
 	if err != nil && (ctx.Err() != nil || wire.KindOf(err) != wire.Unavailable) {
 		return fmt.Errorf("commit: %w", err)

@@ -21,7 +21,7 @@ func (s *Server) Reload(ctx context.Context, cfg Config) (renewed bool, err erro
 	cfg.StateDir, cfg.StoreDSN, cfg.Software = old.StateDir, old.StoreDSN, old.Software
 	cfg.Metrics = old.Metrics
 	cfg.Logger, cfg.Plain, cfg.Reload = old.Logger, old.Plain, old.Reload
-	cfg.faults, cfg.free = old.faults, old.free
+	cfg.now, cfg.faults, cfg.free = old.now, old.faults, old.free
 	cfg, err = cfg.withDefaults()
 	if err != nil {
 		return false, err

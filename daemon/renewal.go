@@ -22,7 +22,7 @@ func (s *Server) lapse(runners []*visitor) error {
 		}
 		defer done()
 		tokens, _ := s.fleet.tokens(v)
-		now := time.Now()
+		now := s.now()
 		tokens = again(v, tokens, now)
 		if _, _, err = s.arrive(s.ctx, v, tokens, ""); err == nil || s.ctx.Err() != nil {
 			return nil
@@ -66,7 +66,7 @@ func (s *Server) renew(runners []*visitor) error {
 		err := s.renewOne(v)
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("runner's token not renewed, trying again", "runner", v.id, "error", err)
-			s.fleet.renewLater(v, time.Now().Add(renewRetry))
+			s.fleet.renewLater(v, s.now().Add(renewRetry))
 		}
 		return nil
 	})
@@ -97,7 +97,7 @@ func (s *Server) renewOne(v *visitor) error {
 		if c, err := wire.ReadToken(rec.Grant); err == nil && c.Serial > using.Serial {
 			return nil // it has been handed out already
 		}
-		if rec.Grant, granted, err = s.mint(tx, adoption.Grant(v.runner()), s.cfg().GrantLife, time.Now()); err != nil {
+		if rec.Grant, granted, err = s.mint(tx, adoption.Grant(v.runner()), s.cfg().GrantLife, s.now()); err != nil {
 			return err
 		}
 		return tx.PutRunner(rec)

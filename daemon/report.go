@@ -145,7 +145,7 @@ var errNotHere = wire.Errorf(wire.Unavailable, "the runner does not work on this
 // works on another nothing is recorded any more.
 func (s *Server) persist(ctx context.Context, ref wire.JobRef, v *visitor, f func(tx *store.Tx, now time.Time) error) error {
 	for {
-		now := time.Now()
+		now := s.now()
 		err := s.update(func(tx *store.Tx) error {
 			if !s.fleet.works(v) {
 				return errNotHere

@@ -35,8 +35,8 @@ func (s *Server) runnerList(ctx context.Context, _ *mux.Peer, f wire.RunnerFilte
 	}
 	if f.After == "" {
 		for _, v := range views {
-			if v.kind == wire.KindLocal && matches(f, v.runner(wire.Runner{})) {
-				page.Runners = append(page.Runners, v.runner(wire.Runner{}))
+			if v.kind == wire.KindLocal && matches(f, v.runner(wire.Runner{}, s.now())) {
+				page.Runners = append(page.Runners, v.runner(wire.Runner{}, s.now()))
 			}
 		}
 	}
@@ -55,7 +55,7 @@ func (s *Server) runnerList(ctx context.Context, _ *mux.Peer, f wire.RunnerFilte
 	for _, r := range records {
 		r.RunningJobs = count(r.ID)
 		if v, ok := connected[r.ID]; ok {
-			r.Runner = v.runner(r.Runner)
+			r.Runner = v.runner(r.Runner, s.now())
 		}
 		page.Runners = append(page.Runners, r.Runner)
 	}
@@ -81,14 +81,14 @@ func matches(f wire.RunnerFilter, r wire.Runner) bool {
 func (s *Server) withSession(ctx context.Context, r wire.Runner) wire.Runner {
 	r.RunningJobs = s.jobsOf(ctx, r.ID)
 	if v, ok := s.connected(ctx, r.ID); ok {
-		return v.runner(r)
+		return v.runner(r, s.now())
 	}
 	return r
 }
 
 // runner is the member as operators see it, over its record.
-func (v memberView) runner(r wire.Runner) wire.Runner {
-	now := time.Now().UTC()
+func (v memberView) runner(r wire.Runner, now time.Time) wire.Runner {
+	now = now.UTC()
 	if r.ID == "" { // a command line's own
 		r = wire.Runner{
 			ID: v.id, Kind: v.kind, State: v.standing.State, Labels: v.labels, Version: v.version, Peer: v.peer,
@@ -105,7 +105,7 @@ func (v memberView) runner(r wire.Runner) wire.Runner {
 
 func (s *Server) runnerInspect(ctx context.Context, _ *mux.Peer, req wire.RunnerRequest) (wire.Runner, error) {
 	if v, ok := s.connected(ctx, req.ID); ok && v.kind == wire.KindLocal {
-		return v.runner(wire.Runner{}), nil
+		return v.runner(wire.Runner{}, s.now()), nil
 	}
 	r, err := s.store.Runner(ctx, req.ID)
 	if err != nil {

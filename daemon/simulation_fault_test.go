@@ -41,6 +41,8 @@ func (l *life) step() {
 		l.operator([]string{"adopt", "adopt", "adopt", "reject", "forget", "drain", "drain", "resume"}[w.rng.IntN(8)], r)
 	case n < 31:
 		r.drainHost(w.rng.IntN(2) == 0)
+	case n < 32:
+		l.setClock()
 	default:
 		for range 4 {
 			w.runners[w.rng.IntN(len(w.runners))].step()
@@ -98,6 +100,24 @@ func (l *life) pause() time.Duration {
 		return time.Duration(3+w.rng.IntN(40)) * time.Second
 	}
 	return time.Duration(60+w.rng.IntN(120)) * time.Second
+}
+
+// setClock has somebody set the host's clock, which stays within some decades.
+func (l *life) setClock() {
+	w := l.w
+	unit := []time.Duration{time.Second, time.Minute, time.Hour, 24 * time.Hour, 365 * 24 * time.Hour}[w.rng.IntN(5)]
+	by := time.Duration(1+w.rng.IntN(60)) * unit / time.Duration(1+w.rng.IntN(6))
+	at := time.Duration(l.clock.shift.Load())
+	if by > 0 && at > 0 && w.rng.IntN(3) > 0 || at+by > 60*365*24*time.Hour {
+		by = -by
+	}
+	if w.rng.IntN(8) == 0 { // it is set right
+		by = -at
+	}
+	l.clock.set(by)
+	l.lookedAt = l.clock.now()
+	w.count["clock set"]++
+	w.say("the clock is set by %s", by)
 }
 
 // die is the end of the host: of what ran there the next agent knows that it was

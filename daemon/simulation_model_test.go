@@ -51,6 +51,7 @@ func (w *world) observe(jobs []wire.Job, now time.Time) {
 	for _, j := range jobs {
 		there[j.ID] = true
 		name := w.nameOf(j)
+		w.checkMoments(name, j)
 		was, known := w.seen[j.ID]
 		w.seen[j.ID] = j
 		if !known {
@@ -112,6 +113,56 @@ func (w *world) checkStep(name string, was, is wire.Job) {
 	}
 }
 
+// checkMoments holds that time does not go backwards for a job.
+func (w *world) checkMoments(name string, j wire.Job) {
+	last := j.QueuedAt
+	for _, at := range []time.Time{j.AssignedAt, j.StartedAt, j.FinishedAt} {
+		if at.IsZero() {
+			continue
+		}
+		if at.Before(last) {
+			w.violate("job %s: queued %s, assigned %s, started %s, ended %s", name, j.QueuedAt, j.AssignedAt, j.StartedAt, j.FinishedAt)
+		}
+		last = at
+	}
+	if at := j.CancelRequested; !at.IsZero() && (at.Before(j.QueuedAt) || j.State.Ended() && at.After(j.FinishedAt)) {
+		w.violate("job %s: queued %s, its end asked for %s, ended %s", name, j.QueuedAt, at, j.FinishedAt)
+	}
+	if r := j.LateResult; r != nil && r.ReportedAt.Before(j.FinishedAt) {
+		w.violate("job %s: lost %s, its late result reported %s", name, j.FinishedAt, r.ReportedAt)
+	}
+}
+
+// checkTime holds that what time ends is ended. There may be no room to record
+// that; and the server looks at the host's clock every half minute only, and at its
+// own, while it waits for somebody, with each heartbeat.
+func (l *life) checkTime() {
+	w := l.w
+	if w.full.Load() || l.dead.Load() || l.dying.Load() {
+		l.overdue = map[string]time.Time{}
+		return
+	}
+	beat, lease := l.s.cfg().Heartbeat, l.s.cfg().Lease
+	now := l.clock.now()
+	for id, j := range w.seen {
+		if j.State != wire.Queued || j.ExpiresAt.IsZero() || now.Before(j.ExpiresAt) {
+			delete(l.overdue, id)
+		} else if since, ok := l.overdue[id]; !ok {
+			l.overdue[id] = time.Now()
+		} else if time.Since(since) > clockPoll+2*clockRetry && time.Since(l.filled) > clockPoll+2*clockRetry {
+			w.violate("job %s is queued, its time is over since %s", w.names[id], time.Since(since))
+		}
+		if j.State.Ended() || j.State == wire.Queued || w.orphans[wire.JobRef{Job: id, Attempt: j.Attempt}] {
+			continue
+		}
+		for _, r := range w.runners {
+			if r.id == j.RunnerID && time.Since(r.heard) > lease+beat+2*clockRetry && time.Since(l.filled) > beat+2*clockRetry {
+				w.violate("job %s is %s, and %s was not heard of for %s", w.names[id], j.State, r.id, time.Since(r.heard))
+			}
+		}
+	}
+}
+
 // checkAssigned holds to whom a job may be given, and until when.
 func (w *world) checkAssigned(name string, j wire.Job) {
 	for _, k := range w.life.links {
@@ -169,6 +220,8 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 		w.violate("job %s is %s, and its runner did not say so", name, j.State)
 	case (j.State == wire.Success || j.Reason == wire.ReasonFailed) && j.LogBytes != int64(len(a.out)):
 		w.violate("job %s has %d bytes of output on record and wrote %d", name, j.LogBytes, len(a.out))
+	case j.Reason == wire.ReasonExpired && (j.ExpiresAt.IsZero() || w.life.clock.now().Before(j.ExpiresAt)):
+		w.violate("job %s has expired, and has time until %s", name, j.ExpiresAt)
 	case j.Reason == wire.ReasonRunnerLost:
 		w.count["lost"]++
 		lease := w.life.s.cfg().Lease

@@ -65,6 +65,7 @@ func (l *life) settle(d time.Duration) {
 	for _, k := range slices.Clone(l.links) {
 		k.listen(was)
 	}
+	l.checkTime()
 }
 
 // pass lets time pass with the heartbeats of the sessions that live at both ends.
@@ -500,7 +501,7 @@ func (l *life) follow(name string) {
 
 // look compares what is on record with the last time.
 func (l *life) look() {
-	defer func() { l.lookedAt = time.Now() }()
+	defer func() { l.lookedAt = l.clock.now() }()
 	if l.w.full.Load() {
 		l.filled = time.Now()
 	}

@@ -50,6 +50,9 @@ import (
 //     admitted under its id: it has no result, and is lost when its lease is over; once it is
 //     the runner's again, it is lost only as that of others.
 //   - A token that was granted stays on record until it has been stored.
+//   - No moment of a job is before an earlier one, however the clock is set.
+//   - A runner that nobody hears of keeps what it was given for a lease, and not longer; what is
+//     queued until a moment of the clock is ended then, and not before.
 //
 // Over the history:
 //
@@ -74,8 +77,8 @@ import (
 // Everything below the frames of a session is real. Sessions are queues whose ends
 // die together, or one long before the other; what was on its way arrives or does
 // not. The server dies before any commit or between one and its answers, and
-// the next one opens what was committed. Each server's life has a clock of its
-// own, so the clock jumps where a server starts, either way. A runner's agent
+// the next one opens what was committed. The host's clock is set, either way, by
+// seconds or years, while a server lives and before the next one starts. A runner's agent
 // dies and its jobs go on; its host dies and its jobs with it, and what was written
 // last may be missing then; its disk is lost. It comes back as somebody else, under its id. Operators adopt, reject, forget and
 // drain; tokens expire, are renewed, and granted to runners that do not store them.
@@ -142,7 +145,7 @@ func TestSimulation(t *testing.T) {
 	}
 	slices.Sort(said)
 	t.Logf("%d seeds from %d: %s", next.Load(), first+1, strings.Join(said, ", "))
-	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame", "late result"} {
+	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame", "late result", "clock set"} {
 		enough := uint64(100)
 		if what == "late result" { // takes a runner that is away for a lease, and comes back with its disk
 			enough = 1000
@@ -346,6 +349,7 @@ func (w *world) chance(n int) bool { return !w.calm && w.rng.IntN(n) == 0 }
 type life struct {
 	w       *world
 	s       *Server
+	clock   *simClock
 	began   time.Time
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -361,14 +365,16 @@ type life struct {
 	image   map[string][]byte
 	looked  int64 // commits at the last look
 
-	lookedAt time.Time // when that was; zero before the first, which finds what a life before has done
-	filled   time.Time // when there was no room last, as far as was looked
+	lookedAt time.Time            // what the clock said then, or when it was set last since; zero before the first, which finds what a life before has done
+	filled   time.Time            // when there was no room last, as far as was looked
+	overdue  map[string]time.Time // by job id: since when the clock says that it should not be queued any more
 }
 
 // live is a life in its bubble of time.
 func (w *world) live(last bool) {
 	time.Sleep(time.Duration(w.rng.IntN(1000)) * time.Hour) // the clock was set
-	l := &life{w: w, began: time.Now()}
+	l := &life{w: w, began: time.Now(), overdue: map[string]time.Time{}}
+	l.clock = &simClock{began: l.began}
 	w.life = l
 	w.full.Store(false)
 	l.start()
@@ -406,7 +412,7 @@ func (l *life) start() {
 	}
 	s, err := New(l.ctx, Config{
 		StateDir: w.dir, Software: "waypoint simulation", GrantLife: grant, NoTokenRenew: !keep, RetainFor: 100 * 365 * 24 * time.Hour, // what is removed is not looked at here
-		faults: &store.Faults{Gather: synctest.Wait, Begin: l.begin},
+		now: l.clock.now, faults: &store.Faults{Gather: synctest.Wait, Begin: l.begin},
 	})
 	if err != nil {
 		w.violate("the server does not start: %v", err)

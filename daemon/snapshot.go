@@ -52,7 +52,7 @@ func (s *Server) sendSnapshot(ctx context.Context, st *mux.Stream) (int64, error
 	defer f.Close()
 	defer os.Remove(f.Name())
 	h := wire.SnapshotHeader{
-		Format: wire.SnapshotFormat, Schema: schema, ServerID: s.id, TakenAt: time.Now().UTC().Truncate(time.Microsecond),
+		Format: wire.SnapshotFormat, Schema: schema, ServerID: s.id, TakenAt: s.now().UTC().Truncate(time.Microsecond),
 		Software: s.cfg().Software, Engine: s.store.Engine(),
 	}
 	if err := s.store.Snapshot(ctx, f.Name()); err != nil {

@@ -89,7 +89,7 @@ func (s *Server) issue(ctx context.Context, peer *mux.Peer, c wire.Claims, life 
 		if err := s.confirm(tx, by); err != nil {
 			return err
 		}
-		reply.Token, made, err = s.mint(tx, c, life, time.Now())
+		reply.Token, made, err = s.mint(tx, c, life, s.now())
 		noteToken(ctx, made)
 		return err
 	})
@@ -111,7 +111,7 @@ func (s *Server) tokenKeyRotate(ctx context.Context, peer *mux.Peer, req wire.Ro
 		if err := s.confirm(tx, callOf(ctx).by); err != nil {
 			return err
 		}
-		if made, retired, err = rotate(tx, req.Revoke, time.Now()); err == nil && req.Revoke {
+		if made, retired, err = rotate(tx, req.Revoke, s.now()); err == nil && req.Revoke {
 			err = tx.DropGrants() // signed with a key that verifies no more
 			note(ctx, "revoked", "true")
 		}

@@ -123,7 +123,7 @@ func (s *Server) issueUser(ctx context.Context, kind wire.TokenKind, life, usual
 		if err := s.confirm(tx, by); err != nil {
 			return err
 		}
-		now := time.Now()
+		now := s.now()
 		if u, err = whose(tx, now); err != nil {
 			return err
 		}
@@ -194,7 +194,7 @@ func (s *Server) userList(ctx context.Context, _ *mux.Peer, req wire.UserFilter)
 	if err != nil {
 		return page, err
 	}
-	uses, now := s.accounts.lastUses(), time.Now()
+	uses, now := s.accounts.lastUses(), s.now()
 	page.Users = []wire.User{}
 	for _, r := range records {
 		if req.User != "" && wire.UserKey(req.User) != wire.UserKey(r.Name) {
@@ -254,7 +254,7 @@ func (s *Server) userSet(ctx context.Context, peer *mux.Peer, req wire.UserSetRe
 		if err != nil {
 			return err
 		}
-		reply = userOf(u, tokens, s.accounts.lastUses(), time.Now())
+		reply = userOf(u, tokens, s.accounts.lastUses(), s.now())
 		note(ctx, "role", string(u.Role))
 		note(ctx, "limits", u.Limits.String())
 		note(ctx, "was", string(before.Role)+limitWords(before.Limits))
@@ -308,7 +308,7 @@ func (s *Server) userDelete(ctx context.Context, peer *mux.Peer, req wire.UserRe
 		if err != nil {
 			return err
 		}
-		now := time.Now()
+		now := s.now()
 		reply = userOf(u, tokens, s.accounts.lastUses(), now)
 		for _, t := range tokens {
 			if err := tx.RevokeUserToken(t.Serial, by.who, now); err != nil {
@@ -381,7 +381,7 @@ func (s *Server) userRevoke(ctx context.Context, peer *mux.Peer, req wire.Revoke
 			}
 			tokens = append(tokens, t)
 		}
-		now := time.Now()
+		now := s.now()
 		for _, t := range tokens {
 			if req.User != "" && !t.Info().Usable(now) {
 				continue

@@ -76,7 +76,7 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 		}
 		if late { // also one that has only just taken the place of another
 			other.replaced(errReplaced)
-			s.fleet.leave(other, time.Now())
+			s.fleet.leave(other, s.now())
 			continue
 		}
 		select {
@@ -87,6 +87,10 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 			late = true
 		}
 	}
+	if s.fleet.isOver(m.visitor) { // it has been replaced itself, or forgotten, while it waited
+		s.fleet.leave(m, s.now())
+		return m.why
+	}
 	s.tell()
 	s.log.Info("runner connected", "runner", m.id, "kind", m.kind, "peer", m.peer)
 	return nil
@@ -94,7 +98,7 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 
 // exit makes the runner away, and keeps when it was last seen.
 func (s *Server) exit(m *member) {
-	now := time.Now()
+	now := s.now()
 	s.fleet.leave(m, now)
 	s.wakeClock()
 	s.callRoll()
@@ -137,7 +141,7 @@ func (s *Server) welcome(ctx context.Context, m *member, b wire.WorkBegin) (d di
 		if err := s.takeIn(ctx, m); err != nil {
 			return d, err
 		}
-		return s.fleet.reconcile(m, b, m.heartbeat, time.Now()), nil
+		return s.fleet.reconcile(m, b, m.heartbeat, s.now()), nil
 	}
 	done, err := s.turns.take(ctx, m.id)
 	if err != nil {
@@ -148,7 +152,7 @@ func (s *Server) welcome(ctx context.Context, m *member, b wire.WorkBegin) (d di
 	if over {
 		return d, errForgotten
 	}
-	rec, out, err := s.arrive(ctx, m.visitor, again(m.visitor, tokens, time.Now()), "")
+	rec, out, err := s.arrive(ctx, m.visitor, again(m.visitor, tokens, s.now()), "")
 	if err != nil {
 		return d, err
 	}
@@ -158,7 +162,7 @@ func (s *Server) welcome(ctx context.Context, m *member, b wire.WorkBegin) (d di
 	if out.Refused != nil && !s.fleet.mayReport(m.id) {
 		return d, out.Refused
 	}
-	d = s.fleet.reconcile(m, b, m.heartbeat, time.Now())
+	d = s.fleet.reconcile(m, b, m.heartbeat, s.now())
 	s.handOver(m.visitor, rec)
 	return d, nil
 }
@@ -236,7 +240,7 @@ const settleDelay = 50 * time.Millisecond
 
 // acknowledged lets a runner start an attempt, unless it has been taken back.
 func (s *Server) acknowledged(m *member, ref wire.JobRef) {
-	start, drop, durable := s.fleet.ack(m, ref, time.Now())
+	start, drop, durable := s.fleet.ack(m, ref, s.now())
 	if drop {
 		m.orders.put(wire.WorkOrder{Drop: &ref})
 	}
@@ -310,12 +314,12 @@ func (s *Server) refused(m *member, n wire.Nack) {
 		return
 	}
 	s.log.Warn("job refused", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "why", n.Error)
-	s.fleet.rest(m, time.Now())
+	s.fleet.rest(m, s.now())
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error {
 		if err := tx.Keeps(n.Job); err != nil { // the runner may have said to another server that it has it
 			return err
 		}
-		return tx.Requeue(n.JobRef, m.id, time.Now())
+		return tx.Requeue(n.JobRef, m.id, s.now())
 	})
 	if k := wire.KindOf(err); k != "" && k != wire.NotFound {
 		s.fleet.kept(n.JobRef)

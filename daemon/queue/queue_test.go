@@ -205,6 +205,15 @@ func TestMomentsOfAClockThatIsSetBack(t *testing.T) {
 	if j.AssignedAt.Before(queued) || j.StartedAt.Before(j.AssignedAt) || j.FinishedAt.Before(j.StartedAt) {
 		t.Errorf("queued %s, assigned %s, started %s, finished %s", queued, j.AssignedAt, j.StartedAt, j.FinishedAt)
 	}
+	j = &Job{Job: wire.Job{ID: "k", State: wire.Running, QueuedAt: queued, AssignedAt: queued, StartedAt: queued, Attempt: 1, RunnerID: "r"}}
+	j.Cancel(false, back)
+	if !j.CancelRequested.Equal(queued) {
+		t.Errorf("queued %s, canceled %s", queued, j.CancelRequested)
+	}
+	j.CancelRequested = queued.Add(time.Hour)
+	if err := j.Finish(1, "r", wire.Result{State: wire.Canceled}, queued.Add(time.Minute)); err != nil || j.FinishedAt.Before(j.CancelRequested) {
+		t.Errorf("canceled %s, finished %s, %v", j.CancelRequested, j.FinishedAt, err)
+	}
 }
 
 func TestMatch(t *testing.T) {

@@ -112,7 +112,7 @@ func (j *Job) Cancel(force bool, now time.Time) bool {
 	}
 	changed := j.CancelRequested.IsZero()
 	if changed {
-		j.CancelRequested = now
+		j.CancelRequested = j.moment(now)
 	}
 	switch {
 	case j.State == wire.Queued:
@@ -185,7 +185,7 @@ func (j *Job) outcome() string {
 // moment is now, or where the clock has been set back the last moment of the
 // job's that is on record: nothing takes less than no time.
 func (j *Job) moment(now time.Time) time.Time {
-	for _, t := range []time.Time{j.QueuedAt, j.AssignedAt, j.StartedAt} {
+	for _, t := range []time.Time{j.QueuedAt, j.AssignedAt, j.StartedAt, j.CancelRequested} {
 		if t.After(now) {
 			now = t
 		}

@@ -44,7 +44,7 @@ func (tx *Tx) PutBlobChunk(upload string, offset int64, data []byte) error {
 	if upload == "" || offset < 0 {
 		return wire.Errorf(wire.BadUsage, "store blob: no upload, or a negative offset")
 	}
-	if _, err := tx.exec(upsertUpload, upload, time.Now().UnixMicro()); err != nil {
+	if _, err := tx.exec(upsertUpload, upload, tx.s.cfg.Now().UnixMicro()); err != nil {
 		return fmt.Errorf("store blob: %w", err)
 	}
 	for piece := range slices.Chunk(data, maxRow) {
@@ -137,7 +137,7 @@ func (s *Store) MissingBlobs(ctx context.Context, digests []string) ([]string, e
 	}
 	var stale []string
 	for _, d := range digests {
-		if at, ok := used[d]; ok && time.Since(fromMicro(at)) > touchEvery {
+		if at, ok := used[d]; ok && s.cfg.Now().Sub(fromMicro(at)) > touchEvery {
 			stale = append(stale, d)
 			delete(used, d)
 		}
@@ -193,7 +193,7 @@ func (s *Store) touch(ctx context.Context, digests []string) {
 	if len(digests) == 0 {
 		return
 	}
-	now := time.Now().UnixMicro()
+	now := s.cfg.Now().UnixMicro()
 	if err := s.Update(ctx, func(tx *Tx) error {
 		for _, d := range digests {
 			if _, err := tx.exec(touchBlob, now, d); err != nil {
@@ -215,7 +215,7 @@ func (s *Store) BlobSize(ctx context.Context, digest string) (int64, error) {
 	case err != nil:
 		return 0, fmt.Errorf("look for blob: %w", err)
 	}
-	if time.Since(fromMicro(used)) > touchEvery {
+	if s.cfg.Now().Sub(fromMicro(used)) > touchEvery {
 		s.touch(ctx, []string{digest})
 	}
 	return size, nil

@@ -22,7 +22,7 @@ const ownerSetting = "owner_of_attempts_of_"
 const (
 	updateLostBy = `UPDATE jobs SET lost_by = COALESCE((SELECT value FROM settings WHERE name = $1),
 	(SELECT fingerprint FROM runners WHERE id = $2), $2) WHERE id = $3`
-	selectLost = `SELECT state, reason, runner_id, lost_by, attempt, late,
+	selectLost = `SELECT state, reason, runner_id, lost_by, attempt, late, finished_at,
 	COALESCE((SELECT c.start FROM log_chunks c WHERE c.job_id = jobs.id AND c.attempt = jobs.attempt
 		ORDER BY c.start DESC LIMIT 1), 0),
 	COALESCE((SELECT length(c.data) FROM log_chunks c WHERE c.job_id = jobs.id AND c.attempt = jobs.attempt
@@ -38,24 +38,26 @@ const (
 // id and key (the id again where it is made of the key), or has its late result; and NotFound
 // where the job is not kept any more.
 func (s *Store) Late(ctx context.Context, ref wire.JobRef, runner, key string) (length int64, err error) {
-	start, tail, err := lost(s.read(ctx), ref, runner, key)
+	start, tail, _, err := lost(s.read(ctx), ref, runner, key)
 	return start + tail, err
 }
 
-// lost returns where the last row of the output starts, and its length.
-func lost(q querier, ref wire.JobRef, runner, key string) (start, tail int64, err error) {
+// lost returns where the last row of the output starts, its length, and when the
+// attempt was lost.
+func lost(q querier, ref wire.JobRef, runner, key string) (start, tail int64, at time.Time, err error) {
 	var (
 		state        wire.State
 		reason       wire.Reason
 		holder, by   string
 		attempt      int
 		late, refuse string
+		finished     int64
 	)
-	switch err := one(q, selectLost, []any{ref.Job}, &state, &reason, &holder, &by, &attempt, &late, &start, &tail); {
+	switch err := one(q, selectLost, []any{ref.Job}, &state, &reason, &holder, &by, &attempt, &late, &finished, &start, &tail); {
 	case errors.Is(err, errNoRow):
-		return 0, 0, notFound("job", ref.Job)
+		return 0, 0, at, notFound("job", ref.Job)
 	case err != nil:
-		return 0, 0, fmt.Errorf("read lost job %s: %w", ref.Job, err)
+		return 0, 0, at, fmt.Errorf("read lost job %s: %w", ref.Job, err)
 	}
 	switch {
 	case attempt != ref.Attempt || holder != runner:
@@ -67,14 +69,14 @@ func lost(q querier, ref wire.JobRef, runner, key string) (start, tail int64, er
 	case late != "":
 		refuse = "its late result is there already"
 	default:
-		return start, tail, nil
+		return start, tail, fromMicro(finished), nil
 	}
-	return 0, 0, wire.Errorf(wire.Conflict, "late result of attempt %d of job %s: %s", ref.Attempt, ref.Job, refuse)
+	return 0, 0, at, wire.Errorf(wire.Conflict, "late result of attempt %d of job %s: %s", ref.Attempt, ref.Job, refuse)
 }
 
 // AppendLate is AppendLog for an attempt that was lost: see Late.
 func (tx *Tx) AppendLate(ref wire.JobRef, runner, key string, chunks []wire.Data) (int64, error) {
-	start, tail, err := lost(tx, ref, runner, key)
+	start, tail, _, err := lost(tx, ref, runner, key)
 	if err != nil {
 		return 0, err
 	}
@@ -92,9 +94,12 @@ func (tx *Tx) AppendLate(ref wire.JobRef, runner, key string, chunks []wire.Data
 // FinishLate keeps how a lost attempt went: see Late. That it comes before all
 // of the output is a Conflict.
 func (tx *Tx) FinishLate(ref wire.JobRef, runner, key string, res wire.Result, now time.Time) error {
-	start, tail, err := lost(tx, ref, runner, key)
+	start, tail, at, err := lost(tx, ref, runner, key)
 	if err != nil {
 		return err
+	}
+	if now = stamp(now); now.Before(at) { // the clock has been set back
+		now = at
 	}
 	length := start + tail
 	if length < res.LogBytes {
@@ -102,7 +107,7 @@ func (tx *Tx) FinishLate(ref wire.JobRef, runner, key string, res wire.Result, n
 	}
 	late := wire.LateResult{
 		Attempt: ref.Attempt, State: res.State, Reason: res.Reason, ExitCode: res.ExitCode, Signal: res.Signal,
-		LogBytes: length, FinishedAt: stamp(res.FinishedAt), ReportedAt: stamp(now),
+		LogBytes: length, FinishedAt: stamp(res.FinishedAt), ReportedAt: now,
 	}
 	if err := tx.updateLost(ref, updateLate, toJSON(late, 1)); err != nil {
 		return err

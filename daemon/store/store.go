@@ -95,7 +95,8 @@ type Config struct {
 	// committers may call it at once.
 	Counted func(callers int, took time.Duration)
 
-	Faults *Faults // of a simulation; else nil
+	Now    func() time.Time // the host's clock; nil is time.Now
+	Faults *Faults          // of a simulation; else nil
 }
 
 // Faults are what a simulation does to a store.
@@ -178,6 +179,9 @@ const (
 func Open(ctx context.Context, dsn string, cfg Config) (*Store, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	s := &Store{
 		cfg:  cfg,
