@@ -214,7 +214,7 @@ func (b *bench) measureCrowd(ctx context.Context) error {
 		b.report.plain(fmt.Sprintf("crowd of %s from %s: %d are open", number(crowdSilent+crowdRubbish+1), kind, open), megabytes(rss), fmt.Sprintf("%d files", files))
 		for i, g := range goods {
 			b.report.took("   "+g.name+", p50", pressed[i].p50(), alone[i].p50(), "without the crowd", "at most twice")
-			b.report.took("   "+g.name+", p99", pressed[i].p99(), alone[i].p99(), "without the crowd", "")
+			b.report.took("   "+g.name+", p99", pressed[i].p99(), alone[i].p99(), "without the crowd", "at most twice")
 		}
 	}
 	return nil
@@ -226,7 +226,8 @@ func (b *bench) pressed(ctx context.Context, what string, do func() ([]samples, 
 	if err != nil {
 		return nil, 0, fmt.Errorf("find program: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, self, crowdCommand, what)
+	// It yields the processors of this host, of which one elsewhere would take none.
+	cmd := exec.CommandContext(ctx, "nice", "-n", "19", self, crowdCommand, what)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, 0, err
