@@ -5,7 +5,7 @@
 //
 //	make test-system                                # builds the packages, runs all of it
 //	make test-system RUN='TestUpgrade.*/trixie'     # some of it
-//	make test-system LONG=1 RUN='TestPowerCut|TestClock'   # in their long form
+//	make test-system LONG=1 RUN='TestPowerCut|TestMachine' # in their long form
 //
 // # Labs
 //
@@ -17,8 +17,10 @@
 //
 // Inside, PID 1, cgroup.kill, sandboxes, sockets and the journal are real. Limits
 // of memory, CPU and processes need the controllers of cgroup v2, which a host may
-// have bound to v1; tests of those boot the same base in qemu, without KVM, with
-// the kernel of Debian's cloud images, which needs no initrd.
+// have bound to v1, and a clock of one's own needs a kernel of one's own. What takes
+// those (TestMachine) runs in qemu, without KVM, with the kernel of Debian's cloud images,
+// which needs no initrd. All that can be made in a lab is made in one, which is then the
+// machine's disk. In the short form there is one machine, with the newer systemd.
 //
 // A disk of a lab's own is an ext4 with a journal over a file. The power is cut
 // by ending that file system as it stands (EXT4_IOC_SHUTDOWN, without its
@@ -29,7 +31,9 @@
 //
 // No test sleeps. A command waits by itself (systemctl start, job wait), or
 // await asks again with each line that the journal gets. The times in here
-// are bounds of what is hung, never expectations.
+// are bounds of what is hung, never expectations. A machine of qemu may be slower than
+// any bound: it says every few seconds on its console that it lives, and only one
+// that is silent for minutes is given up; its console is shown when the test fails.
 //
 // # What it needs
 //

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bound is how long anything may take that is expected to happen: a machine of
+// bound is how long anything may take that is expected to happen in a lab: a machine of
 // two cores that does other things as well gets by with a tenth.
 const bound = time.Minute
 
@@ -35,8 +35,9 @@ type lab struct {
 	name  string
 	dir   string // everything of this lab on the host; root is the mounted file system
 
-	shell   shell
-	journal *journal
+	shell    shell
+	journal  *journal
+	patience time.Duration // bound, or more where time runs slower
 
 	nspawn *exec.Cmd
 	leader int // the process that is PID 1 inside
@@ -54,6 +55,27 @@ type result struct {
 // onEach runs a test in a fresh lab of each suite, beside others. What is to be
 // there before it is started, setup makes.
 func onEach(t *testing.T, test func(l *lab, p packages), setup ...func(l *lab)) {
+	t.Helper()
+	onLabs(t, suites, test, setup...)
+}
+
+// onNewest is onEach where it does not matter which systemd there is: in the short
+// form with one.
+func onNewest(t *testing.T, test func(l *lab, p packages), setup ...func(l *lab)) {
+	t.Helper()
+	onLabs(t, newest(), test, setup...)
+}
+
+// newest are all suites in the long form, and one in the short.
+func newest() []string {
+	if long() {
+		return suites
+	}
+	return suites[len(suites)-1:]
+}
+
+func onLabs(t *testing.T, suites []string, test func(l *lab, p packages), setup ...func(l *lab)) {
+	t.Helper()
 	p := under(t)
 	needs(t, map[string]string{"systemd-nspawn": "systemd-container", "mmdebstrap": "mmdebstrap", "nsenter": "util-linux", "mke2fs": "e2fsprogs"})
 	t.Parallel()
@@ -73,7 +95,7 @@ func boot(t *testing.T, suite string, setup ...func(l *lab)) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t: t, suite: suite, name: "waypoint-lab-" + strings.ToLower(rand.Text()[:8]), journal: newJournal()}
+	l := &lab{t: t, suite: suite, name: "waypoint-lab-" + strings.ToLower(rand.Text()[:8]), journal: newJournal(), patience: bound}
 	l.shell = l.enter
 	l.dir = filepath.Join("/run", l.name)
 	if err := l.mount(root); err != nil {
@@ -308,11 +330,18 @@ func (l *lab) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// try runs a command as root and returns what came of it.
+// try runs a command as root and returns what came of it. The program gives a server
+// ten seconds to answer at all, in which a machine may not even have started one: so there
+// it is run again until somebody answers.
 func (l *lab) try(args ...string) result {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*bound)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*l.patience)
 	defer cancel()
-	return l.shell(ctx, "", args)
+	for {
+		r := l.shell(ctx, "", args)
+		if unreachable := r.code == 5; !unreachable || args[0] != "waypoint" || l.patience == bound {
+			return r
+		}
+	}
 }
 
 // run is try for a command that has to succeed; it returns its output.
@@ -347,7 +376,7 @@ type begun struct {
 func (l *lab) begin(args ...string) *begun {
 	b := &begun{l, args, make(chan result, 1)}
 	var all sync.WaitGroup
-	ctx, cancel := context.WithTimeout(context.Background(), 3*bound)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*l.patience)
 	all.Go(func() { b.done <- l.shell(ctx, "", args) })
 	l.t.Cleanup(func() { cancel(); all.Wait() })
 	return b
@@ -385,10 +414,11 @@ func (l *lab) write(path, text string, mode fs.FileMode) {
 }
 
 // await returns when the condition holds; it is asked again with each line
-// of the journal, and now and then for what nobody logs.
+// of the journal, and now and then for what nobody logs: where it takes long to
+// ask, less often.
 func (l *lab) await(what string, condition func() bool) {
 	l.t.Helper()
-	l.patiently(bound, what, condition)
+	l.patiently(l.patience, what, condition)
 }
 
 // patiently is await for what may take longer.
@@ -397,17 +427,27 @@ func (l *lab) patiently(bound time.Duration, what string, condition func() bool)
 	deadline := time.NewTimer(bound)
 	defer deadline.Stop()
 	for {
-		news := l.journal.news()
+		news, asked := l.journal.news(), time.Now()
 		if condition() {
 			return
 		}
 		select {
 		case <-news:
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(max(100*time.Millisecond, time.Since(asked))):
 		case <-deadline.C:
 			l.t.Fatalf("within %s it did not come to this: %s", bound, what)
 		}
 	}
+}
+
+// part runs a part of a test under a name of its own.
+func (l *lab) part(name string, test func()) {
+	whole := l.t
+	defer func() { l.t = whole }()
+	whole.Run(name, func(t *testing.T) {
+		l.t = t
+		test()
+	})
 }
 
 // equal fails the test where the two differ.
