@@ -21,8 +21,9 @@ type member struct {
 
 	working     bool // its work stream has begun: it can be given jobs
 	concurrency int
-	spool       string // see wire.WorkBegin
-	draining    bool   // on its host; see standing for the operator's
+	spool       string      // see wire.WorkBegin
+	draining    bool        // on its host; see standing for the operator's
+	waits       []wire.Wait // as the runner said last
 	orders      *orders
 	refusals    int       // in a row
 	restUntil   time.Time // after a refusal
@@ -138,6 +139,7 @@ type memberView struct {
 	concurrency int
 	held        int
 	owner       string // see login.owner; of a command line's own
+	waits       []wire.Wait
 }
 
 func (f *fleet) view(m *member) memberView {
@@ -151,6 +153,7 @@ func (f *fleet) view(m *member) memberView {
 		id:    m.id, kind: m.kind, standing: m.standing, admitted: m.admitted(now), available: m.takes(now),
 		problem: m.problem, detail: m.detail, labels: m.labels, hello: m.hello, version: m.version, peer: m.peerName,
 		draining: m.draining || m.standing.Draining, onHost: m.draining, concurrency: m.concurrency, held: len(f.held[m.id]),
+		waits: m.waits,
 	}
 }
 
@@ -170,6 +173,35 @@ func (f *fleet) drain(m *member, on bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m.draining = on
+}
+
+// wait takes note of what a runner says keeps its jobs where they are, of those that it
+// has; news says whether it is other than before.
+func (f *fleet) wait(m *member, waits []wire.Wait) (news bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var known []wire.Wait
+	for _, w := range waits[:min(len(waits), wire.MaxWaits)] {
+		if f.find(w.JobRef, m.id) != nil {
+			w.For = plain(w.For)
+			known = append(known, w)
+		}
+	}
+	if slices.Equal(m.waits, known) {
+		return false
+	}
+	m.waits = known
+	return true
+}
+
+// waitsFor is what the runner says keeps a job where it is, "" for nothing.
+func (v memberView) waitsFor(ref wire.JobRef) string {
+	for _, w := range v.waits {
+		if w.JobRef == ref {
+			return w.For
+		}
+	}
+	return ""
 }
 
 // permitted reports whether a runner may use what jobs need: it may have jobs,

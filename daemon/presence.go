@@ -503,13 +503,14 @@ type view struct {
 	Draining    bool              `json:"draining,omitempty"`
 	OnHost      bool              `json:"on_host,omitempty"`
 	Concurrency int               `json:"concurrency"`
+	Waits       []wire.Wait       `json:"waits,omitempty"`
 	Owner       string            `json:"owner,omitempty"` // see login.owner; of a command line's own
 }
 
 func (v memberView) text() string {
 	text, err := json.Marshal(view{
 		Kind: v.kind, Standing: v.standing, Problem: v.problem, Detail: v.detail, Labels: v.labels, Hello: v.hello,
-		Version: v.version, Peer: v.peer, Draining: v.draining, OnHost: v.onHost, Concurrency: v.concurrency, Owner: v.owner,
+		Version: v.version, Peer: v.peer, Draining: v.draining, OnHost: v.onHost, Concurrency: v.concurrency, Owner: v.owner, Waits: v.waits,
 	})
 	if err != nil {
 		panic(err) // plain data always has a text
@@ -525,7 +526,7 @@ func readView(id, text string, held int, now time.Time) (memberView, bool) {
 	}
 	v := memberView{
 		id: id, kind: d.Kind, standing: d.Standing, problem: d.Problem, detail: d.Detail, labels: d.Labels, hello: d.Hello,
-		version: d.Version, peer: d.Peer, draining: d.Draining, onHost: d.OnHost, concurrency: d.Concurrency, held: held, owner: d.Owner,
+		version: d.Version, peer: d.Peer, draining: d.Draining, onHost: d.OnHost, concurrency: d.Concurrency, held: held, owner: d.Owner, waits: d.Waits,
 	}
 	v.admitted = d.Standing.Admitted && (d.Standing.Expiry.IsZero() || now.Before(d.Standing.Expiry))
 	v.available = v.admitted && !v.draining

@@ -107,11 +107,16 @@ func (s *Server) runnerInspect(ctx context.Context, _ *mux.Peer, req wire.Runner
 	if v, ok := s.connected(ctx, req.ID); ok && v.kind == wire.KindLocal {
 		return v.runner(wire.Runner{}, s.now()), nil
 	}
-	r, err := s.store.Runner(ctx, req.ID)
+	record, err := s.store.Runner(ctx, req.ID)
 	if err != nil {
 		return wire.Runner{}, err
 	}
-	return s.withSession(ctx, r.Runner), nil
+	r := s.withSession(ctx, record.Runner)
+	// It names jobs, which may be none of a limited user's.
+	if v, ok := s.connected(ctx, req.ID); ok && callOf(ctx).by.limits.None() {
+		r.Waits = v.waits
+	}
+	return r, nil
 }
 
 // runnerMatch reports whether a job of this target could run remotely now.

@@ -52,6 +52,17 @@ func (x *situation) restart() {
 	x.c = x.s.Client(x.t)
 }
 
+// waits has the runner say what its jobs wait for.
+func (x *situation) waits(waits ...wire.Wait) {
+	x.t.Helper()
+	x.r.Say(wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: []wire.JobRef{x.ref}, Waits: waits}})
+	for end := time.Now().Add(daemontest.Patience); len(inspect(x.t, x.c, "r1").Waits) != min(len(waits), 1); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			x.t.Fatal("what its jobs wait for is not known")
+		}
+	}
+}
+
 // reserve makes everything the disk has the server's reserve.
 func (x *situation) reserve(bytes int64) {
 	x.t.Helper()
@@ -114,6 +125,25 @@ func TestSituations(t *testing.T) {
 			},
 			code: "running", says: []string{"the runner was forgotten", "ends as runner_lost at 20", "unless it is admitted again"},
 			runner: func(r wire.Runner) bool { return r.Online && r.State == wire.Pending && !r.Admitted },
+		},
+		{
+			name: "its runner's disk is full", arrange: func(x *situation) {
+				x.runs()
+				x.waits(wire.Wait{JobRef: x.ref, For: "room on the runner's disk\nto go on"})
+			},
+			code: "running", says: []string{"; it waits for room on the runner's disk?to go on"}, not: []string{"contact"},
+			runner: func(r wire.Runner) bool {
+				return r.Online && len(r.Waits) == 1 && r.Waits[0].For == "room on the runner's disk?to go on"
+			},
+		},
+		{
+			name: "its runner's disk has room again", arrange: func(x *situation) {
+				x.runs()
+				x.waits(wire.Wait{JobRef: x.ref, For: "room"}, wire.Wait{JobRef: wire.JobRef{Job: "another", Attempt: 1}, For: "nothing of its own"})
+				x.waits()
+			},
+			code: "running", not: []string{"waits", ";"},
+			runner: func(r wire.Runner) bool { return r.Online && len(r.Waits) == 0 },
 		},
 		{
 			name: "lost", cfg: briefly, arrange: func(x *situation) {

@@ -150,11 +150,15 @@ func (s *Server) whyOffline(ctx context.Context, f store.QueueFacts, wants strin
 // the store, that its end was asked for.
 func (s *Server) whyActive(ctx context.Context, j wire.Job, format string, at time.Time) string {
 	text := fmt.Sprintf(format, j.RunnerID, stamp(at))
-	_, online := s.connected(ctx, j.RunnerID)
-	switch a, known := s.fleet.awaited(wire.JobRef{Job: j.ID, Attempt: j.Attempt}); {
+	ref := wire.JobRef{Job: j.ID, Attempt: j.Attempt}
+	v, online := s.connected(ctx, j.RunnerID)
+	switch a, known := s.fleet.awaited(ref); {
 	case known && a.orphan:
 		text += fmt.Sprintf("; the runner was forgotten, and the job ends as %s at %s unless it is admitted again by then", wire.ReasonRunnerLost, stamp(a.until))
 	case online:
+		if what := v.waitsFor(ref); what != "" {
+			text += "; it waits for " + what
+		}
 	case known && a.restored:
 		text += fmt.Sprintf("; the server was started at %s and the runner has not come back since: the job ends as %s at %s unless it does by then",
 			stamp(a.since), wire.ReasonRunnerLost, stamp(a.until))

@@ -225,6 +225,9 @@ func (s *Server) hear(st *mux.Stream, m *member) error {
 			s.log.Info("runner's drain has changed", "runner", m.id, "draining", *e.Drain, "by", "host")
 			s.store.Kick()
 		case e.Holds != nil:
+			if s.fleet.wait(m, e.Holds.Waits) {
+				s.callRoll()
+			}
 			if err := s.lose(s.fleet.missing(m, e.Holds.Jobs), "its runner does not have it any more"); err != nil {
 				s.log.Warn("lost jobs not ended yet", "runner", m.id, "error", err)
 			}

@@ -60,14 +60,15 @@ type attempt struct {
 	wake    chan struct{} // one token: the log has grown, or the result is there
 
 	mu     sync.Mutex
-	stage  stage        // guarded by mu
-	asking bool         // the supervisor is being asked to run it; guarded by mu
-	force  bool         // guarded by mu
-	result *wire.Result // guarded by mu
-	sent   bool         // the result is on its way: the server may see it end any moment; guarded by mu
-	acked  bool         // the server has the result; guarded by mu
-	gone   bool         // dropped; guarded by mu
-	back   bool         // given back on this session, which is to say Drop: no Start counts; guarded by mu
+	stage  stage             // guarded by mu
+	asking bool              // the supervisor is being asked to run it; guarded by mu
+	force  bool              // guarded by mu
+	result *wire.Result      // guarded by mu
+	sent   bool              // the result is on its way: the server may see it end any moment; guarded by mu
+	acked  bool              // the server has the result; guarded by mu
+	gone   bool              // dropped; guarded by mu
+	waits  [waitKinds]string // guarded by mu
+	back   bool              // given back on this session, which is to say Drop: no Start counts; guarded by mu
 }
 
 func (r *Runner) newAttempt(job wire.Assignment, dir string, s stage) *attempt {
@@ -180,6 +181,10 @@ func (a *attempt) drop(why string) {
 
 // supervised takes an event of the supervisor's.
 func (a *attempt) supervised(ev supervisor.Event) {
+	if ev.Waits != "" {
+		ev.Waits = "room on the runner's disk to go on: " + ev.Waits
+	}
+	a.waitsFor(waitParent, ev.Waits)
 	if ev.Ended {
 		a.exited.open()
 	}
@@ -331,8 +336,16 @@ func (a *attempt) ready() (spec supervisor.Spec, jobs supervisor.Jobs, err error
 			return spec, nil, err
 		}
 		user := jobs.User()
-		if spec, err = a.prepare(a.work); err != nil {
+		const doing = "prepare the job"
+		waited, err := a.untilRoom(doing, a.unprepare, func() (err error) {
+			spec, err = a.prepare(a.work)
+			return err
+		})
+		if err != nil {
 			return spec, nil, err
+		}
+		if waited > 0 {
+			spec.Notice = waitedText(doing, waited)
 		}
 		if jobs, err = a.r.parent.taker(a.work); err != nil {
 			return spec, nil, err
@@ -366,6 +379,7 @@ func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*superviso
 	defer a.asked()
 	// Not the attempt's context: a drop must find it started or not, nothing between.
 	err := jobs.Start(a.r.ctx, spec)
+	a.waitsFor(waitAgent, "")
 	if err == nil {
 		a.log.Info("job started")
 		return nil, nil
@@ -388,6 +402,7 @@ func (a *attempt) submit(jobs supervisor.Jobs, spec supervisor.Spec) (*superviso
 		// A full disk, or too many open files: it is there, and cannot now.
 		a.r.spoolFailed(err)
 		a.log.Warn("job waits: its supervisor cannot start it now", "error", err)
+		a.waitsFor(waitAgent, "its supervisor, which cannot start it now: "+err.Error())
 		sleep(a.work, a.r.waits.spool)
 		switch {
 		case a.ctx.Err() != nil:

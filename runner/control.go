@@ -139,7 +139,7 @@ func (r *Runner) Status() wire.AgentStatus {
 	st := wire.AgentStatus{
 		ID: r.name(), Version: version, PID: os.Getpid(), Server: r.cfg.Server,
 		Fingerprint: statedir.Fingerprint(r.cfg.Key.Public().(ed25519.PublicKey)),
-		Concurrency: r.cfg.Concurrency, Jobs: r.holds(),
+		Concurrency: r.cfg.Concurrency, Jobs: r.holds(), Waits: r.waiting(),
 	}
 	st.Supervisor = wire.AgentSupervisor{State: r.parent.state(), Dir: r.cfg.Dir}
 	if jobs := r.parent.now(); jobs != nil {

@@ -30,7 +30,15 @@ func (a *attempt) finish(end *supervisor.End) (*wire.Result, error) {
 	if err == nil {
 		result.Outputs = outputs
 		if end.State == wire.Success && !a.givenUp.opened() && a.job.Spec.Operation == wire.OpBuild && len(a.job.Spec.Output) > 0 {
-			result.Artifact, err = a.pack()
+			const doing = "pack the artifact"
+			var waited time.Duration
+			waited, err = a.untilRoom(doing, func() error { return nil }, func() (err error) {
+				result.Artifact, err = a.pack()
+				return err
+			})
+			if waited > 0 && err == nil {
+				a.say(waitedText(doing, waited))
+			}
 		}
 	}
 	switch {

@@ -143,6 +143,12 @@ func (a *attempt) clear() error {
 	return nil
 }
 
+// unprepare removes what has been prepared, which is made anew.
+func (a *attempt) unprepare() error {
+	a.again = true
+	return a.clear()
+}
+
 func (a *attempt) checkout(ctx context.Context, tree, dir string) error {
 	return a.online(ctx, unavailableTries, func(s *mux.Session) error {
 		if err := removeTree(ctx, dir); err != nil {
@@ -216,7 +222,7 @@ func (a *attempt) online(ctx context.Context, tries int, f func(s *mux.Session) 
 	}
 }
 
-// say writes a line of Waypoint's own into the attempt's log, before the
+// say writes a line of Waypoint's own into the attempt's log, while no
 // supervisor has it. Without room for it the result says the same.
 func (a *attempt) say(line string) {
 	w, err := joblog.Create(filepath.Join(a.dir, fileLog))

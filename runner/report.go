@@ -7,10 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
-	"unicode"
 
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -86,15 +84,7 @@ func (a *attempt) replaceResult(refusal error) {
 	was := *a.result
 	a.log.Error("server does not take the result of a job: it is told why instead", "state", was.State, "reason", was.Reason,
 		"job_error", was.Error, "outputs", len(was.Outputs), "error", refusal)
-	why := strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(refusal.Error(), "?"))
-	if len(why) > maxRefusalText {
-		why = strings.ToValidUTF8(why[:maxRefusalText], "") + "…"
-	}
+	why := plain(refusal.Error(), maxRefusalText)
 	a.result = &wire.Result{
 		State: wire.Failed, Reason: wire.ReasonFailed,
 		Error:    fmt.Sprintf("the job ended as %q, but the server does not take its result: %s", was.State, why),

@@ -2,10 +2,15 @@ package runner
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -135,4 +140,157 @@ func TestConcludeWithoutRoom(t *testing.T) {
 	again := script("echo on")
 	b.s.assign(again)
 	want(t, b.s.ended(again.JobRef), wire.Success, "")
+}
+
+// take leaves so many bytes of the small file system's megabyte.
+func take(t *testing.T, dir string, left int) (free func()) {
+	t.Helper()
+	path := filepath.Join(dir, "taken")
+	write(t, path, strings.Repeat(".", 1<<20-left))
+	return func() { os.Remove(path) }
+}
+
+// noise is text that no compressor makes shorter.
+func noise(n int) string {
+	b := make([]byte, n)
+	rand.Read(b)
+	return string(b)
+}
+
+// What the agent itself brings to its disk, or makes there, waits for room: the job says
+// so, its runner says so, and it goes on by itself.
+func TestContentWithoutRoom(t *testing.T) {
+	const much = 400 << 10
+	artifact := func(t *testing.T, b *bench) wire.Assignment {
+		// Made by a runner with more room.
+		o := newBench(t, nil)
+		o.start().connected()
+		build := script(fmt.Sprintf("head -c %d /dev/urandom >out", much))
+		build.Spec.Operation, build.Spec.Output = wire.OpBuild, []string{"out"}
+		o.s.assign(build)
+		art := o.s.ended(build.JobRef).result.Artifact
+		if art == nil {
+			t.Fatal("no artifact")
+		}
+		b.s.put(o.s.blobs[art.Digest])
+		a := script("wc -c <$WAYPOINT_ARTIFACT/out")
+		a.Spec.Operation = wire.OpDeploy
+		a.Artifact = &wire.Record{Kind: wire.RecordArtifact, Number: 1, Digest: art.Digest, Size: art.Size}
+		return a
+	}
+	source := func(t *testing.T, b *bench) wire.Assignment {
+		src := t.TempDir()
+		write(t, filepath.Join(src, "small"), "x")
+		write(t, filepath.Join(src, "twice"), noise(much/2))
+		if err := os.Link(filepath.Join(src, "twice"), filepath.Join(src, "again")); err != nil {
+			t.Fatal(err)
+		}
+		a := script("cat twice again | wc -c")
+		a.Spec.Source = &wire.Source{Tree: b.s.upload(src)}
+		return a
+	}
+	input := func(t *testing.T, b *bench) wire.Assignment {
+		a := script("wc -c")
+		a.Spec.Stdin = b.s.put([]byte(noise(much)))
+		return a
+	}
+	pack := func(t *testing.T, b *bench) wire.Assignment {
+		a := script(fmt.Sprintf("head -c %d /dev/urandom >out; wc -c <out", much))
+		a.Spec.Operation, a.Spec.Output = wire.OpBuild, []string{"out"}
+		return a
+	}
+	for name, c := range map[string]struct {
+		job   func(t *testing.T, b *bench) wire.Assignment
+		left  int
+		doing string
+	}{
+		"source":   {source, much / 2, "prepare the job"},
+		"artifact": {artifact, much / 2, "prepare the job"},
+		"input":    {input, much / 2, "prepare the job"},
+		"pack":     {pack, much * 3 / 2, "pack the artifact"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, nil)
+			b.small(t)
+			b.s.heartbeat = 50 * time.Millisecond
+			b.start().connected()
+			a, second := c.job(t, b), c.job(t, b)
+			second.JobRef = script("").JobRef
+			free := take(t, b.cfg.Dir, c.left)
+			for _, a := range []wire.Assignment{a, second} {
+				b.s.assign(a)
+				b.s.await("it waits", func() bool {
+					return len(b.s.waits) == 1 && b.s.waits[0].JobRef == a.JobRef &&
+						strings.Contains(b.s.waits[0].For, "room on the runner's disk to "+c.doing) &&
+						strings.Contains(b.s.waits[0].For, "no space left")
+				})
+				if st := b.r.Status(); len(st.Waits) != 1 || st.Waits[0].JobRef != a.JobRef {
+					t.Errorf("here it says %+v", st.Waits)
+				}
+				// What is small enough finds room, as what waits does not hold it.
+				if strings.HasPrefix(c.doing, "prepare") {
+					small := script(fmt.Sprintf("head -c %d /dev/zero >out && wc -c <out", c.left/2))
+					b.s.assign(small)
+					j := b.s.ended(small.JobRef)
+					want(t, j, wire.Success, "")
+					b.gone(small.JobRef)
+				}
+				if a.JobRef == second.JobRef {
+					break
+				}
+				b.s.order(wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: a.JobRef}})
+				want(t, b.s.ended(a.JobRef), wire.Canceled, wire.ReasonCanceled)
+				b.gone(a.JobRef)
+				b.s.await("nothing waits", func() bool { return len(b.s.waits) == 0 })
+			}
+			if len(b.s.drains) > 0 {
+				t.Error("no jobs were wanted, and there was room for some")
+			}
+			free()
+			j := b.s.ended(second.JobRef)
+			want(t, j, wire.Success, "")
+			said := regexp.MustCompile(`(?m)^==> waited .* for room on the runner's disk to ` + c.doing + `\n`)
+			if log := string(j.log); len(said.FindAllString(log, -1)) != 1 || said.ReplaceAllString(log, "") != fmt.Sprintln(much) {
+				t.Errorf("output %q", log)
+			}
+			b.gone(second.JobRef)
+			b.s.await("nothing waits", func() bool { return len(b.s.waits) == 0 })
+		})
+	}
+}
+
+// An agent that dies while a job waits for room is followed by one that goes on with it.
+func TestRestartWithoutRoom(t *testing.T) {
+	b := newBench(t, nil)
+	b.small(t)
+	b.s.heartbeat = 50 * time.Millisecond
+	b.start().connected()
+	a := script("wc -c")
+	a.Spec.Stdin = b.s.put([]byte(noise(400 << 10)))
+	free := take(t, b.cfg.Dir, 200<<10)
+	b.s.assign(a)
+	waits := func() bool { return len(b.s.waits) == 1 && b.s.waits[0].JobRef == a.JobRef }
+	b.s.await("it waits", waits)
+	b.kill()
+	b.wait()
+	b.s.change(func() { b.s.waits = nil })
+	b.start().connected()
+	b.s.await("it waits again", waits)
+	free()
+	want(t, b.s.ended(a.JobRef), wire.Success, "")
+	b.gone(a.JobRef)
+}
+
+// The disk that a job has filled itself is that job's failure.
+func TestJobFillsItsDisk(t *testing.T) {
+	b := newBench(t, nil)
+	b.small(t)
+	b.start().connected()
+	a := script("head -c 4194304 /dev/zero >out || { rm out; exit 7; }")
+	b.s.assign(a)
+	j := b.s.ended(a.JobRef)
+	want(t, j, wire.Failed, wire.ReasonFailed)
+	if j.result.ExitCode == nil || *j.result.ExitCode != 7 {
+		t.Errorf("%+v", j.result)
+	}
 }

@@ -43,6 +43,7 @@ type testServer struct {
 	begins         []wire.WorkBegin
 	drains         []bool
 	beats          int
+	waits          []wire.Wait // said last
 	nacks          []wire.Nack
 	conns          map[net.Conn]bool
 	work           *mux.Stream
@@ -303,6 +304,7 @@ func (s *testServer) event(e wire.WorkEvent) {
 		switch {
 		case e.Holds != nil:
 			s.beats++
+			s.waits = e.Holds.Waits
 		case e.Drain != nil:
 			s.drains = append(s.drains, *e.Drain)
 		case e.Nack != nil:

@@ -222,7 +222,7 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 			every := time.Duration(o.Begun.HeartbeatEvery)
 			if every > 0 && limit == r.waits.firstOrder {
 				limit = missedHeartbeats * every
-				wg.Go(func() { w.heartbeat(ctx, every, r.holds) })
+				wg.Go(func() { w.heartbeat(ctx, every, r) })
 			}
 			r.begun(w, *o.Begun)
 			r.uplink.set(s)
@@ -303,10 +303,10 @@ func (w *workStream) send(ev wire.WorkEvent) error {
 
 // sayHolds is send of what is held at the moment of sending: an
 // acknowledgement that went before it is of something that is in it.
-func (w *workStream) sayHolds(holds func() []wire.JobRef) error {
+func (w *workStream) sayHolds(r *Runner) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.st.Send(wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: holds()}})
+	return w.st.Send(wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: r.holds(), Waits: r.waiting()}})
 }
 
 // sendDrain says whether the server is to give nothing more, if that is news.
@@ -323,7 +323,7 @@ func (w *workStream) sendDrain(want func() bool) error {
 
 // heartbeat tells the server at every tick that this side lives, and what it
 // holds: nothing that the two sides see differently stays so for long.
-func (w *workStream) heartbeat(ctx context.Context, every time.Duration, holds func() []wire.JobRef) {
+func (w *workStream) heartbeat(ctx context.Context, every time.Duration, r *Runner) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -331,7 +331,7 @@ func (w *workStream) heartbeat(ctx context.Context, every time.Duration, holds f
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if w.sayHolds(holds) != nil {
+			if w.sayHolds(r) != nil {
 				return
 			}
 		}

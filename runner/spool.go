@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/runner/supervisor"
+	"github.com/waypointd/waypoint/statedir"
 )
 
 // What is added to assignment.json as the attempt goes on.
@@ -144,12 +144,15 @@ func (a *attempt) mark(name string) error {
 	for {
 		err := a.addLine(line)
 		if err == nil {
+			a.waitsFor(waitAgent, "")
 			return nil
 		}
-		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		if !statedir.NoSpace(err) {
+			a.waitsFor(waitAgent, "")
 			return fmt.Errorf("mark job as %s: %w", name, err)
 		}
 		a.r.spoolFailed(err)
+		a.waitsFor(waitAgent, "room on the runner's disk to start: "+err.Error())
 		if !sleep(a.work, pause.next()) {
 			return context.Cause(a.work)
 		}

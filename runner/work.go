@@ -175,15 +175,16 @@ func (r *Runner) refusal() string {
 // spoolFailed stops the taking of jobs until the spool can be written again: a
 // runner that only refuses would get the same job again and again.
 func (r *Runner) spoolFailed(err error) {
-	r.log.Error("spool cannot be written: taking no jobs", "dir", r.cfg.Dir, "error", err)
 	r.mu.Lock()
 	first := !r.sick
 	r.sick = true
 	r.mu.Unlock()
-	r.tellDrain()
-	if first {
-		r.attempts.Go(r.awaitSpool)
+	if !first {
+		return
 	}
+	r.log.Error("spool cannot be written: taking no jobs", "dir", r.cfg.Dir, "error", err)
+	r.tellDrain()
+	r.attempts.Go(r.awaitSpool)
 }
 
 // awaitSpool takes jobs again once the spool can be written.

@@ -59,7 +59,7 @@ func (c *runnerList) Run(a *app) error {
 func scripted(runners ...wire.Runner) []wire.Runner {
 	docs := make([]wire.Runner, len(runners))
 	for i, r := range runners {
-		r.Admitted, r.TokenIssued, r.Peer = false, time.Time{}, ""
+		r.Admitted, r.TokenIssued, r.Peer, r.Waits = false, time.Time{}, "", nil
 		docs[i] = r
 	}
 	return docs
@@ -133,7 +133,15 @@ func runnerFields(r wire.Runner, now time.Time) *output.Fields {
 	f.Add("Concurrency", strconv.Itoa(r.Concurrency))
 	f.Add("Running jobs", strconv.Itoa(r.RunningJobs))
 	f.Add("Draining", yesNo(r.Draining))
+	addWaits(f, r.Waits)
 	return f
+}
+
+// addWaits adds what keeps jobs of a runner where they are.
+func addWaits(f *output.Fields, waits []wire.Wait) {
+	for _, w := range waits {
+		f.Add("Waits", fmt.Sprintf("%s, for %s", w.Job, w.For))
+	}
 }
 
 // addToken adds what is known of the token in use: where it is from, and how

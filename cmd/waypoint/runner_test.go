@@ -23,6 +23,8 @@ func TestRunnerKeys(t *testing.T) {
 			f.Set(reflect.ValueOf(time.Unix(1, 0)))
 		case map[string]string:
 			f.Set(reflect.ValueOf(map[string]string{"k": "v"}))
+		case []wire.Wait:
+			f.Set(reflect.ValueOf([]wire.Wait{{For: "x"}}))
 		default:
 			switch f.Kind() {
 			case reflect.String:

@@ -61,6 +61,7 @@ func agentFields(s wire.AgentStatus, now time.Time) *output.Fields {
 	for _, j := range s.Jobs {
 		f.Add("Job", fmt.Sprintf("%s, attempt %d", j.Job, j.Attempt))
 	}
+	addWaits(f, s.Waits)
 	f.Add("Version", s.Version)
 	f.Add("PID", strconv.Itoa(s.PID))
 	addSupervisor(f, s.Supervisor)

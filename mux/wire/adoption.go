@@ -89,6 +89,7 @@ type AgentStatus struct {
 	Stopping    bool      `json:"stopping,omitempty"` // it ends when its jobs have ended
 	Concurrency int       `json:"concurrency"`
 	Jobs        []JobRef  `json:"jobs"`
+	Waits       []Wait    `json:"waits,omitempty"`
 
 	Supervisor AgentSupervisor `json:"supervisor"`
 }

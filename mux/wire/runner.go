@@ -26,7 +26,7 @@ const (
 )
 
 // Runner is a runner as operators see it; its keys are a contract with scripts,
-// but for Admitted, TokenIssued and Peer, which the command line keeps for people.
+// but for Admitted, TokenIssued, Peer and Waits, which the command line keeps for people.
 type Runner struct {
 	ID          string            `json:"id"`
 	State       RunnerState       `json:"state"`
@@ -52,6 +52,7 @@ type Runner struct {
 	Concurrency int               `json:"concurrency,omitempty"`
 	RunningJobs int               `json:"running_jobs"`
 	Draining    bool              `json:"draining,omitempty"`
+	Waits       []Wait            `json:"waits,omitempty"` // of its jobs, as it said last
 }
 
 // RunnerRequest names a runner.

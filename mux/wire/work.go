@@ -47,8 +47,22 @@ const MaxSpool = 128
 // that the two sides cannot differ for long: a job whose start was confirmed
 // and that is not among them is lost.
 type WorkHolds struct {
-	Jobs []JobRef `json:"jobs"`
+	Jobs  []JobRef `json:"jobs"`
+	Waits []Wait   `json:"waits,omitempty"` // at most MaxWaits
 }
+
+// Wait is what keeps a job where it is that a runner has, in words: there is no room
+// on the runner's disk, or the server does not take what is to be reported.
+type Wait struct {
+	JobRef
+	For string `json:"for"` // at most MaxWaitText bytes
+}
+
+// What is told of waits is bounded: they are for people, and the first few say it.
+const (
+	MaxWaits    = 16
+	MaxWaitText = 255
+)
 
 // Nack gives an assignment back. One that has been acknowledged is the runner's
 // until it is told Drop; a Start that crosses the Nack does not count.

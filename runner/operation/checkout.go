@@ -43,7 +43,7 @@ func Checkout(ctx context.Context, digest, dir string, fetch Fetch) error {
 		switch e := &m.Entries[i]; e.Type {
 		case entryDir:
 			if err := makeDir(root, e.Path); err != nil {
-				return wire.Errorf(wire.Internal, "check out source: %v", err)
+				return fmt.Errorf("check out source: %w", err)
 			}
 		case entryLink:
 			links = append(links, e)
@@ -62,7 +62,7 @@ func Checkout(ctx context.Context, digest, dir string, fetch Fetch) error {
 	// Links come last, so that nothing was written with one in place.
 	for _, e := range links {
 		if err := root.Symlink(e.Target, e.Path); err != nil {
-			return wire.Errorf(wire.Internal, "check out source: %v", err)
+			return fmt.Errorf("check out source: %w", err)
 		}
 	}
 	return nil
@@ -158,11 +158,11 @@ func (c *checkout) write(h wire.BlobHeader, r io.Reader) error {
 // openEmpty opens a directory that is to be filled.
 func openEmpty(doing, dir string) (*os.Root, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, wire.Errorf(wire.Internal, "%s: %v", doing, err)
+		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return nil, wire.Errorf(wire.Internal, "%s: %v", doing, err)
+		return nil, fmt.Errorf("%s: %w", doing, err)
 	}
 	f, err := root.Open(".")
 	if err == nil {
@@ -175,7 +175,7 @@ func openEmpty(doing, dir string) (*os.Root, error) {
 	case err == nil:
 		err = wire.Errorf(wire.Conflict, "%s: %s is not empty", doing, dir)
 	default:
-		err = wire.Errorf(wire.Internal, "%s: %v", doing, err)
+		err = fmt.Errorf("%s: %w", doing, err)
 	}
 	root.Close()
 	return nil, err

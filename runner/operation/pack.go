@@ -48,7 +48,7 @@ func Pack(ctx context.Context, top, dir string, outputs []string, path string) (
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return wire.BlobHeader{}, wire.Errorf(wire.Internal, "pack outputs: %v", err)
+		return wire.BlobHeader{}, fmt.Errorf("pack outputs: %w", err)
 	}
 	h, err := p.write(f)
 	if err = errors.Join(err, f.Close()); err != nil {

@@ -33,7 +33,8 @@ type attempt struct {
 	out  *output
 	gone bool // no process is left; run's own
 
-	written atomic.Int64 // length of the log, for events
+	written atomic.Int64           // length of the log, for events
+	waits   atomic.Pointer[string] // why it waits for room, nil: it does not; for events
 
 	// Guarded by s.mu.
 	end  *End        // nil while it runs
@@ -118,7 +119,7 @@ func (a *attempt) steps(end *End) (outcome, executor.Usage) {
 // handle.
 func (a *attempt) newTree() (tree executor.Tree, err error) {
 	takeSpare(a.spec.Dir, handleFile)
-	err = a.s.untilRoom(func() error {
+	err = a.untilRoom(func() error {
 		if a.stopped() {
 			return errStopped
 		}
@@ -135,6 +136,9 @@ func (a *attempt) newTree() (tree executor.Tree, err error) {
 
 // runSteps runs one after the other.
 func (a *attempt) runSteps(tree executor.Tree, end *End) (last outcome) {
+	if a.spec.Notice != "" {
+		a.out.notice(a.spec.Notice + "\n")
+	}
 	for i := range a.spec.Steps {
 		step := &a.spec.Steps[i]
 		if len(a.spec.Steps) > 1 {

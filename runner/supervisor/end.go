@@ -112,7 +112,7 @@ func (a *attempt) finish(end *End) {
 	case isFull(err):
 		log.Warn("end of job is recorded once there is room", "error", err.Error())
 		a.s.wg.Go(func() {
-			if err := a.s.untilRoom(func() error { return a.record(end) }); err != nil {
+			if err := a.untilRoom(func() error { return a.record(end) }); err != nil {
 				log.Error("record end of job", "error", err.Error())
 				return
 			}
@@ -279,16 +279,24 @@ const (
 )
 
 // untilRoom repeats f while it fails for want of space, until the supervisor
-// is closed.
-func (s *Supervisor) untilRoom(f func() error) error {
-	wait := roomWaitFirst
+// is closed. Watchers are told that the attempt waits, and that it does no more.
+func (a *attempt) untilRoom(f func() error) error {
+	s, wait := a.s, roomWaitFirst
+	defer func() {
+		if wait != roomWaitFirst {
+			a.waits.Store(nil)
+			s.changed(a)
+		}
+	}()
 	for {
 		err := f()
 		if !isFull(err) {
 			return err
 		}
 		if wait == roomWaitFirst {
-			s.log.Warn("no space left: waiting for room", "error", err.Error())
+			s.log.Warn("no space left: waiting for room", "job", a.spec.Job, "attempt", a.spec.Attempt, "error", err.Error())
+			a.waits.Store(new(err.Error()))
+			s.changed(a)
 		}
 		t := time.NewTimer(wait) // a file system does not say when it has room again
 		select {

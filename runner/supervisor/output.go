@@ -164,7 +164,7 @@ func (o *output) append(stream wire.StreamID, b []byte) {
 		return
 	}
 	at := time.Now()
-	o.failed = o.a.s.untilRoom(func() error {
+	o.failed = o.a.untilRoom(func() error {
 		n, err := o.log.Append(stream, at, b)
 		b = b[n:]
 		return err

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -120,6 +121,8 @@ func TestFullDisk(t *testing.T) {
 			defer sup.Close()
 			s := sh(t, `head -c 5000000 /dev/zero | tr '\0' x; echo; echo end >&2`)
 			s.Dir = filepath.Join(small, "attempt")
+			waits := make(chan string, 1000) // as told; never full: an event tells of what has changed
+			go sup.Watch(t.Context(), func(e Event) { waits <- e.Waits })
 			start(t, sup, s)
 			await(t, "a full disk", func() bool {
 				var st unix.Statfs_t
@@ -129,7 +132,22 @@ func TestFullDisk(t *testing.T) {
 			if all, _ := sup.List(t.Context()); len(all) != 1 || all[0].End != nil {
 				t.Fatalf("with a full disk: %+v", all)
 			}
+			told := func(what string, cond func(string) bool) {
+				t.Helper()
+				for limit := time.After(time.Minute); ; {
+					select {
+					case why := <-waits:
+						if cond(why) {
+							return
+						}
+					case <-limit:
+						t.Fatalf("watchers are not told that %s", what)
+					}
+				}
+			}
+			told("it waits", func(why string) bool { return strings.Contains(why, "no space left") })
 			os.Remove(ballast)
+			told("it goes on", func(why string) bool { return why == "" })
 			end := ended(t, sup, s.JobRef)
 			check(t, s, end)
 			if end.State != wire.Success || logOf(t, s, wire.Stdout) != strings.Repeat("x", 5_000_000)+"\n" || logOf(t, s, wire.Stderr) != "end\n" {

@@ -51,6 +51,7 @@ type Spec struct {
 	Stdin    string        // a file; empty is /dev/null
 	Timeout  time.Duration // of all steps together; 0 is none
 	Grace    time.Duration // between TERM and kill; default 10 s
+	Notice   string        // a line said in-band before the first step
 	LogLimit int64         // bytes of output kept; what comes after is discarded, said in-band once; 0 is 1 GiB
 }
 
@@ -84,9 +85,10 @@ type Status struct {
 // attempt may be merged, never lost. With Leaving it is of no attempt.
 type Event struct {
 	wire.JobRef
-	LogBytes int64 `json:"log_bytes"`
-	Ended    bool  `json:"ended,omitempty"`
-	Leaving  bool  `json:"leaving,omitempty"` // the supervisor starts nothing more; what runs goes on for a while
+	LogBytes int64  `json:"log_bytes"`
+	Ended    bool   `json:"ended,omitempty"`
+	Waits    string `json:"waits,omitempty"`   // there is no room for what it writes, and why
+	Leaving  bool   `json:"leaving,omitempty"` // the supervisor starts nothing more; what runs goes on for a while
 }
 
 // Jobs is what the agent asks of a supervisor: one in its own process (New) or one behind a

@@ -143,6 +143,9 @@ func (s *Supervisor) event(a *attempt) (e Event, held bool) {
 		e.LogBytes = a.end.LogBytes
 	} else {
 		e.LogBytes = a.written.Load()
+		if why := a.waits.Load(); why != nil {
+			e.Waits = *why
+		}
 	}
 	return e, s.attempts[a.spec.JobRef] == a
 }

@@ -295,6 +295,15 @@ The server ends, and is started anew from what is durable. If this is said again
 the disk (dmesg, smartctl) or the database.`,
 	},
 	{
+		Text:    "job waits for room on this host's disk",
+		ID:      "5f3c1f0a7d0b4c52a9e64d8e21b7c36f",
+		Subject: "A job waits for room on its runner's disk",
+		Body: `
+There is no room to @WAYPOINT_TO@: @WAYPOINT_ERROR@
+What had been made of it was removed, so that others find room. It goes on by itself once there is room, or ends when it is
+canceled: waypoint job cancel @WAYPOINT_JOB@`,
+	},
+	{
 		Text:    "spool cannot be written: taking no jobs",
 		ID:      "a9aaaaa94f4841ee9cb25d9a99997550",
 		Subject: "The runner cannot write its jobs' directory",

@@ -1,0 +1,116 @@
+package runner
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/statedir"
+)
+
+// waitKind is who finds that an attempt waits: each says when it does no more.
+type waitKind int
+
+const (
+	waitAgent  waitKind = iota // this agent, to prepare or finish it
+	waitParent                 // its supervisor
+	waitReport                 // the server does not take its report
+	waitKinds
+)
+
+// waitsFor takes note of what keeps the attempt where it is; "" is nothing. The
+// server is told with the next heartbeat.
+func (a *attempt) waitsFor(of waitKind, what string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.waits[of] = what
+}
+
+// waiting is what the attempt waits for, "" for nothing.
+func (a *attempt) waiting() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.gone || a.acked {
+		return ""
+	}
+	return strings.Join(slices.DeleteFunc(slices.Clone(a.waits[:]), func(s string) bool { return s == "" }), "; ")
+}
+
+// waiting are the attempts that wait, the first few in the order of their names.
+func (r *Runner) waiting() []wire.Wait {
+	var list []wire.Wait
+	for _, a := range r.all() {
+		if what := a.waiting(); what != "" {
+			list = append(list, wire.Wait{JobRef: a.job.JobRef, For: plain(what, wire.MaxWaitText)})
+		}
+	}
+	slices.SortFunc(list, func(a, b wire.Wait) int { return cmp.Compare(a.Job, b.Job) })
+	return list[:min(len(list), wire.MaxWaits)]
+}
+
+// plain is text on one line, of at most so many bytes.
+func plain(text string, most int) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+	if len(text) <= most {
+		return text
+	}
+	const cut = "…"
+	return strings.ToValidUTF8(text[:most-len(cut)], "") + cut
+}
+
+// untilRoom has something made on this host's disk, and made again while there is
+// no room for it, until the attempt is to end. Before it waits undo removes what there
+// is of it: others wait as well. As much may have to be fetched each time, it waits as
+// long as it was at it, and while not even an assignment could be recorded it does not
+// try; no jobs are taken then. It returns how long it has waited.
+func (a *attempt) untilRoom(doing string, undo, do func() error) (waited time.Duration, err error) {
+	pause := backoff{min: a.r.waits.retryMin, max: a.r.waits.spool}
+	var since time.Time
+	for {
+		began := time.Now()
+		err := do()
+		if !statedir.NoSpace(err) || a.work.Err() != nil {
+			if !since.IsZero() {
+				a.waitsFor(waitAgent, "")
+				waited = began.Sub(since)
+			}
+			return waited, err
+		}
+		took := time.Since(began)
+		if since.IsZero() {
+			since = time.Now()
+			a.log.Warn("job waits for room on this host's disk", "to", doing, "error", err)
+		}
+		a.waitsFor(waitAgent, fmt.Sprintf("room on the runner's disk to %s: %v", doing, err))
+		if err := undo(); err != nil && a.work.Err() == nil {
+			a.log.Warn("files of a job that waits not removed", "error", err)
+		}
+		if err := a.r.probeSpool(); err != nil {
+			a.r.spoolFailed(err)
+		}
+		for least := took; ; least = 0 {
+			if !sleep(a.work, max(pause.next(), least)) {
+				a.waitsFor(waitAgent, "")
+				return time.Since(since), context.Cause(a.work)
+			}
+			if !statedir.NoSpace(a.r.probeSpool()) {
+				break
+			}
+		}
+	}
+}
+
+// waitedText is said in-band of a wait that is over.
+func waitedText(doing string, waited time.Duration) string {
+	return fmt.Sprintf("==> waited %s for room on the runner's disk to %s", waited.Round(time.Millisecond), doing)
+}
