@@ -220,8 +220,9 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 		w.violate("job %s is %s, and its runner did not say so", name, j.State)
 	case (j.State == wire.Success || j.Reason == wire.ReasonFailed) && j.LogBytes != int64(len(a.out)):
 		w.violate("job %s has %d bytes of output on record and wrote %d", name, j.LogBytes, len(a.out))
-	case j.Reason == wire.ReasonExpired && (j.ExpiresAt.IsZero() || w.life.clock.now().Before(j.ExpiresAt)):
-		w.violate("job %s has expired, and has time until %s", name, j.ExpiresAt)
+	case j.Reason == wire.ReasonExpired && (j.ExpiresAt.IsZero() || j.FinishedAt.Before(j.ExpiresAt) ||
+		!w.life.lookedAt.IsZero() && w.life.clock.now().Before(j.ExpiresAt)): // the life before had another clock
+		w.violate("job %s has expired at %s, and has time until %s", name, j.FinishedAt, j.ExpiresAt)
 	case j.Reason == wire.ReasonRunnerLost:
 		w.count["lost"]++
 		lease := w.life.s.cfg().Lease
