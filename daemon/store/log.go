@@ -162,7 +162,7 @@ const (
 	AND start >= COALESCE((SELECT MAX(c.start) FROM log_chunks c WHERE c.job_id = $1 AND c.attempt = $2 AND c.start <= $3), 0)
 	AND start < $4 ORDER BY start`
 	selectLength = `SELECT start + length(data) FROM log_chunks WHERE job_id = $1 AND attempt = $2 ORDER BY start DESC LIMIT 1`
-	selectTry    = `SELECT attempt FROM jobs WHERE id = $1`
+	selectTry    = `SELECT attempt, CASE WHEN finished_at > 0 THEN log_bytes ELSE 0 END FROM jobs WHERE id = $1`
 )
 
 // Log reads output of an attempt (0: newest) from offset, at most about limit
@@ -174,8 +174,11 @@ func (s *Store) Log(ctx context.Context, id string, attempt int, offset int64, l
 		return nil, 0, wire.Errorf(wire.BadUsage, "read output of job %s: negative offset or attempt", id)
 	}
 	q := s.read(ctx)
-	var newest int
-	switch err := one(q, selectTry, []any{id}, &newest); {
+	var (
+		newest int
+		whole  int64 // of the newest, once it has ended
+	)
+	switch err := one(q, selectTry, []any{id}, &newest, &whole); {
 	case errors.Is(err, errNoRow):
 		return nil, 0, notFound("job", id)
 	case err != nil:
@@ -189,6 +192,8 @@ func (s *Store) Log(ctx context.Context, id string, attempt int, offset int64, l
 	}
 	// The length first: it is never more than what can be read then.
 	switch err := one(q, selectLength, []any{id, attempt}, &length); {
+	case errors.Is(err, errNoRow) && attempt == newest && whole > 0: // it was removed since the job was read
+		return nil, 0, notKept(id, offset)
 	case errors.Is(err, errNoRow):
 		return nil, 0, nil
 	case err != nil:
@@ -214,10 +219,14 @@ func (s *Store) Log(ctx context.Context, id string, attempt int, offset int64, l
 		return nil, 0, fmt.Errorf("read output of job %s: %w", id, err)
 	}
 	if len(chunks) == 0 || chunks[0].Offset != offset { // never a gap in silence
-		return nil, 0, wire.Errorf(wire.NotFound, "output of job %s from byte %d on is not kept any more", id, offset)
+		return nil, 0, notKept(id, offset)
 	}
 	last := chunks[len(chunks)-1]
 	return chunks, max(length, last.Offset+int64(len(last.Bytes))), nil
+}
+
+func notKept(id string, offset int64) error {
+	return wire.Errorf(wire.NotFound, "output of job %s from byte %d on is not kept any more", id, offset)
 }
 
 // cut appends a row's bytes between from and to, in chunks that do not cross

@@ -178,5 +178,14 @@ func TestLogHasNoSilentGap(t *testing.T) {
 		if chunks, length, err := b.Log(t.Context(), id, 0, 10_001, 100_000); err != nil || length != 15_000 || chunks[0].Offset != 10_001 {
 			t.Fatal(chunks, length, err)
 		}
+		// What is left goes with the job, between two looks of a reader: it had output.
+		update(t, b.Store, func(tx *Tx) error {
+			_, err := tx.exec(deleteLog, id)
+			return err
+		})
+		for _, offset := range []int64{0, 10_001, 15_000} {
+			_, _, err := b.Log(t.Context(), id, 0, offset, 100_000)
+			want(t, err, wire.NotFound, "not kept")
+		}
 	})
 }
