@@ -13,7 +13,8 @@ import (
 
 const (
 	// accountsFresh is how long what was read of a token and its user is
-	// believed where another server of the database may change it.
+	// believed where nothing is heard of another server of the database that
+	// changes it: its notice was lost, or none can come.
 	accountsFresh = 5 * time.Second
 	// accountsKept bounds how many are remembered: past it all are read anew.
 	accountsKept = 10_000
@@ -30,8 +31,9 @@ type accounts struct {
 	keep func(uses map[int64]time.Time)
 
 	mu    sync.Mutex
-	known map[int64]account   // by serial; guarded by mu, as is what follows
-	edits int                 // changes by this process
+	fresh time.Duration       // accountsFresh; guarded by mu, as is what follows
+	known map[int64]account   // by serial
+	edits int                 // changes that were heard of
 	uses  map[int64]time.Time // not in the store yet, by serial
 	timer *time.Timer         // that keeps them; nil: not running
 }
@@ -44,7 +46,7 @@ type account struct {
 }
 
 func newAccounts(read func(context.Context, wire.Claims) (store.UserTokenRecord, store.UserRecord, error), keep func(map[int64]time.Time)) *accounts {
-	return &accounts{read: read, keep: keep, known: map[int64]account{}, uses: map[int64]time.Time{}}
+	return &accounts{read: read, keep: keep, fresh: accountsFresh, known: map[int64]account{}, uses: map[int64]time.Time{}}
 }
 
 // find is whose a token is whose claims have been proved, and notes its use.
@@ -63,9 +65,9 @@ func (a *accounts) look(ctx context.Context, c wire.Claims) (account, error) {
 	for {
 		a.mu.Lock()
 		found, ok := a.known[c.Serial]
-		edits := a.edits
+		edits, fresh := a.edits, a.fresh
 		a.mu.Unlock()
-		if ok && time.Since(found.at) < accountsFresh {
+		if ok && time.Since(found.at) < fresh {
 			return found, found.judge()
 		}
 		began := time.Now()
@@ -111,7 +113,8 @@ func (found account) judge() error {
 	return nil
 }
 
-// changed makes the next calls read anew: this server has changed something.
+// changed makes the next calls read anew: something was changed, here or on
+// another server.
 func (a *accounts) changed() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -168,7 +171,7 @@ func (s *Server) keepUses(uses map[int64]time.Time) {
 
 // confirm asks the store, in the transaction that changes what outlasts the call
 // (a token, a key, a user, a decision about a runner), for its caller: what is believed
-// of him may be some seconds old where another server has ended his token or taken his role.
+// of him may be older than what another server has done to his token or his role.
 func (s *Server) confirm(tx *store.Tx, by caller) error { return s.confirmBy(tx.Bearer, by) }
 
 // confirmBy is confirm with what the store has of a token asked of find.

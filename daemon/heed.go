@@ -38,8 +38,9 @@ type gossip struct {
 	more chan struct{} // one token
 
 	mu   sync.Mutex
-	jobs map[string]bool // guarded by mu
-	all  bool            // guarded by mu
+	jobs map[string]bool // guarded by mu, as is what follows
+	all  bool            //
+	ends bool            // of tokens, users or keys, maybe
 }
 
 func newGossip() *gossip { return &gossip{more: make(chan struct{}, 1), jobs: map[string]bool{}} }
@@ -50,6 +51,7 @@ func (g *gossip) put(n store.Notice) {
 		g.jobs[id] = true
 	}
 	g.all = g.all || n.All
+	g.ends = g.ends || n.Has(store.NewsUsers) || n.Has(store.NewsKeys)
 	g.mu.Unlock()
 	select {
 	case g.more <- struct{}{}:
@@ -57,12 +59,12 @@ func (g *gossip) put(n store.Notice) {
 	}
 }
 
-func (g *gossip) take() (jobs []string, all bool) {
+func (g *gossip) take() (jobs []string, all, ends bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	jobs, all = slices.Collect(maps.Keys(g.jobs)), g.all
-	g.jobs, g.all = map[string]bool{}, false
-	return jobs, all
+	jobs, all, ends = slices.Collect(maps.Keys(g.jobs)), g.all, g.ends
+	g.jobs, g.all, g.ends = map[string]bool{}, false, false
+	return jobs, all, ends
 }
 
 // listen passes on what other servers tell, until the server ends.
@@ -95,7 +97,14 @@ func (s *Server) told(n store.Notice) {
 	if n.Has(store.NewsReady) && s.fleet.hasRoom(s.now()) {
 		s.store.Kick()
 	}
-	if n.Has(store.NewsDecisions) || len(s.fleet.mine(n.Jobs, n.All)) > 0 {
+	users, keys := n.Has(store.NewsUsers), n.Has(store.NewsKeys)
+	if users {
+		s.accounts.changed()
+	}
+	if keys {
+		s.keys.stale()
+	}
+	if users || keys || n.Has(store.NewsDecisions) || len(s.fleet.mine(n.Jobs, n.All)) > 0 {
 		s.gossip.put(n)
 	}
 }
@@ -125,7 +134,10 @@ func (s *Server) heed() {
 		if err != nil && s.ctx.Err() == nil {
 			s.log.Warn("decisions of other servers not heeded, trying again", "error", err)
 		}
-		jobs, all := s.gossip.take()
+		jobs, all, ends := s.gossip.take()
+		if ends {
+			s.heedEnds()
+		}
 		all = all || s.now().Sub(reviewed) > reviewEvery
 		if err = s.review(s.ctx, jobs, all); err == nil && all {
 			reviewed = s.now()
@@ -144,11 +156,18 @@ func (s *Server) heed() {
 			return
 		case <-s.gossip.more:
 		case <-tick.C:
-			for _, session := range s.roster.all() {
-				s.recheckLogin(s.ctx, session) // asks the store for what has been believed for long
-			}
+			s.heedEnds() // asks the store for what has been believed for long
 		}
 	}
+}
+
+// heedEnds ends the sessions whose tokens, users or keys have come to an end on
+// another server. What the store does not answer is asked again.
+func (s *Server) heedEnds() {
+	if err := s.keys.renew(s.ctx); err != nil && s.ctx.Err() == nil {
+		s.log.Warn("token keys not read, trying again", "error", err)
+	}
+	s.endLogins(s.ctx, nil)
 }
 
 // review compares attempts here with the store: what has ended or gone back to

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// keysFresh is how long keys that were read are believed: another server
-	// of the database may revoke one.
+	// keysFresh is how long keys that were read are believed where nothing is
+	// heard of another server of the database that revokes one.
 	keysFresh = 5 * time.Second
 	// keysPause is between two readings of the keys because of tokens that
 	// name an unknown one: a flood of garbage costs no more than that.
@@ -31,10 +31,11 @@ type keyring struct {
 	turn chan struct{} // held by the one call that reads
 
 	mu    sync.Mutex
-	keys  map[[8]byte]verifier // guarded by mu, as is what follows
+	fresh time.Duration        // keysFresh; guarded by mu, as is what follows
+	keys  map[[8]byte]verifier //
 	read  time.Time            // when the reading began that found them; zero: to be read again
 	tried time.Time            // when the last reading began
-	edits int                  // changes by this process
+	edits int                  // changes that were heard of
 }
 
 // verifier is what is needed of a key to verify.
@@ -44,7 +45,7 @@ type verifier struct {
 }
 
 func newKeyring(load func(ctx context.Context) ([]token.Key, error), lost func()) *keyring {
-	return &keyring{load: load, lost: lost, turn: make(chan struct{}, 1)}
+	return &keyring{load: load, lost: lost, fresh: keysFresh, turn: make(chan struct{}, 1)}
 }
 
 // find returns the public key of an id, asking the store where it is unknown
@@ -69,7 +70,7 @@ func (k *keyring) look(id [8]byte) (v verifier, known, fresh bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	v, known = k.keys[id]
-	return v, known, !k.read.IsZero() && time.Since(k.read) < keysFresh
+	return v, known, !k.read.IsZero() && time.Since(k.read) < k.fresh
 }
 
 // refresh reads the keys, unless somebody else has begun to since the caller came.
@@ -143,12 +144,27 @@ func (k *keyring) reload(ctx context.Context) error {
 // has reports whether an id is known, without asking the store about it more
 // often than it is asked anyway.
 func (k *keyring) has(ctx context.Context, id [8]byte) bool {
-	came := time.Now()
-	_, known, fresh := k.look(id)
-	if !fresh && k.refresh(ctx, came) == nil {
-		_, known, _ = k.look(id)
-	}
+	_ = k.renew(ctx) // else by what was known
+	_, known, _ := k.look(id)
 	return known
+}
+
+// renew reads the keys where they have been believed for long.
+func (k *keyring) renew(ctx context.Context) error {
+	came := time.Now()
+	if _, _, fresh := k.look([8]byte{}); fresh {
+		return nil
+	}
+	return k.refresh(ctx, came)
+}
+
+// stale makes the next call read the keys, at once: another server has changed
+// them. Those that were known are kept to be compared with what it finds.
+func (k *keyring) stale() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.read, k.tried = time.Time{}, time.Time{}
+	k.edits++
 }
 
 // changed makes the next call read the keys, at once: this server has changed

@@ -237,7 +237,7 @@ func TestTwoServersOneStore(t *testing.T) {
 	}
 	a.rotate(t, sa, true)
 	b.keys.mu.Lock()
-	b.keys.read = b.keys.read.Add(-keysFresh)
+	b.keys.read = b.keys.read.Add(-b.keys.fresh)
 	b.keys.mu.Unlock()
 	if _, err := b.verify(t.Context(), text, time.Now()); wire.KindOf(err) != wire.Unauthenticated {
 		t.Errorf("the other server: %v", err)

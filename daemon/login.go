@@ -244,13 +244,6 @@ func (r *roster) end(now time.Time) []*mux.Session {
 	return slices.Collect(maps.Keys(r.sessions))
 }
 
-// all returns who is there.
-func (r *roster) all() []*mux.Session {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Collect(maps.Keys(r.sessions))
-}
-
 // lastAnswer is how long a session outlives the end of the last job for whose
 // sake it has outlived its login: what is on its way still arrives.
 const lastAnswer = 5 * time.Second

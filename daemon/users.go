@@ -94,6 +94,7 @@ func (s *Server) userAccept(ctx context.Context, peer *mux.Peer, _ wire.AcceptRe
 		if err := (account{UserRecord: u, token: t}).judge(); err != nil {
 			return u, err
 		}
+		tx.Announce(store.NewsUsers) // the invite is good for nothing more
 		return u, tx.UseUserToken(invite.Serial, now)
 	})
 	if err == nil {

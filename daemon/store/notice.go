@@ -24,7 +24,13 @@ const (
 	NewsReady     = "ready"     // there are jobs that a runner could have
 	NewsDecisions = "decisions" // about runners
 	NewsServers   = "servers"   // which servers there are, and who is connected where
+	NewsUsers     = "users"     // what users may, and which of their tokens are good
+	NewsKeys      = "keys"      // with which tokens are verified
 )
+
+// urgent is announced even where no other server is known: one that has only
+// just begun believes what it has read before it is.
+var urgent = []string{NewsServers, NewsUsers, NewsKeys}
 
 // Has reports whether a notice may mean something.
 func (n Notice) Has(what string) bool { return n.All || slices.Contains(n.News, what) }
@@ -43,9 +49,9 @@ const (
 )
 
 // notify tells the other servers, with the commit that follows, what it
-// changes. Who announces servers is heard even by those that are not known yet.
+// changes.
 func (c *committer) notify(n Notice, ready bool) (verdict, error) {
-	if c.s.instance == "" || !c.s.announce.Load() && !slices.Contains(n.News, NewsServers) {
+	if c.s.instance == "" || !c.s.announce.Load() && !slices.ContainsFunc(urgent, n.Has) {
 		return callersOwn, nil
 	}
 	tx := &Tx{s: c.s, c: c.c}

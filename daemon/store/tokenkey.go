@@ -68,6 +68,7 @@ func (tx *Tx) PutTokenKey(k token.Key) error {
 		micro(k.Created), micro(k.Retired), micro(k.Until)); err != nil {
 		return fmt.Errorf("keep token key %x: %w", k.ID, err)
 	}
+	tx.Announce(NewsKeys)
 	return nil
 }
 
@@ -80,5 +81,6 @@ func (tx *Tx) DeleteTokenKey(id [8]byte) error {
 	if _, err := tx.exec(deleteTokenKey, hex.EncodeToString(id[:])); err != nil {
 		return fmt.Errorf("remove token key %x: %w", id, err)
 	}
+	tx.Announce(NewsKeys)
 	return nil
 }

@@ -109,6 +109,7 @@ func (tx *Tx) PutUser(u UserRecord) error {
 		toJSON(u.Limits.Workspaces, len(u.Limits.Workspaces)), u.UID, u.Since, micro(u.CreatedAt), u.CreatedBy, micro(u.DeletedAt)); err != nil {
 		return fmt.Errorf("keep user %s: %w", u.Name, err)
 	}
+	tx.Announce(NewsUsers)
 	return nil
 }
 
@@ -251,6 +252,7 @@ func (tx *Tx) RevokeUserToken(serial int64, by string, now time.Time) error {
 	if _, err := tx.exec(revokeUserToken, micro(now), by, serial); err != nil {
 		return fmt.Errorf("revoke token %d: %w", serial, err)
 	}
+	tx.Announce(NewsUsers)
 	return nil
 }
 
