@@ -474,6 +474,7 @@ func (a *attempt) deliver(end *supervisor.End) error {
 	if err != nil {
 		return err
 	}
+	result.Error = withRefusal(result.Error, a.refusedText()) // of an agent before this one
 	a.log.Info("job ended", "state", result.State, "reason", result.Reason)
 	a.mu.Lock()
 	a.result = result
@@ -514,6 +515,11 @@ func (a *attempt) erase(ctx context.Context) {
 			if k := wire.KindOf(err); k != "" && k != wire.NotFound && k != wire.Unavailable && ctx.Err() == nil {
 				a.log.Warn("supervisor does not forget a job", "error", err)
 			}
+		}
+	}
+	if a.isWithheld() {
+		if err := a.putAway(ctx); err == nil || ctx.Err() != nil {
+			return
 		}
 	}
 	if err := a.r.freeSlot(a.dir); err != nil && ctx.Err() == nil {

@@ -54,6 +54,10 @@ func (r *Runner) load(ctx context.Context) error {
 		if !e.IsDir() {
 			continue // the supervisor's
 		}
+		if strings.HasPrefix(e.Name(), refusedPrefix) {
+			r.log.Warn("output that a server has refused is kept here", "dir", dir)
+			continue
+		}
 		if isSlot(e.Name()) {
 			r.skipSlotName(dir)
 			slots = append(slots, dir)

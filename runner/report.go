@@ -35,18 +35,20 @@ const maxRefusalText = 1 << 10
 // from where the server says. One that is refused may be of an attempt that was
 // lost meanwhile: it is given up, and reported late. So it is known at once
 // where nobody wants that, and what still runs is killed. Where it is the result
-// that the server cannot take, the job ends with what it says of that instead.
+// that the server cannot take, the job ends with what it says of that instead;
+// where it is output, see withhold.
 func (a *attempt) ship() {
 	defer a.shipped.open()
 	pause := backoff{min: a.r.waits.retryMin, max: a.r.waits.retryMax}
 	refusals, apart := 0, false
+	output := refusal{short: a.isWithheld()}
 	for {
 		s, err := a.r.uplink.wait(a.ctx)
 		if err != nil {
 			return
 		}
 		late := a.givenUp.opened()
-		offered, err := a.report(s, late, apart)
+		sh, err := a.report(s, late, apart, output)
 		switch k := wire.KindOf(err); {
 		case err == nil, a.ctx.Err() != nil:
 			return
@@ -62,11 +64,24 @@ func (a *attempt) ship() {
 			fallthrough
 		default:
 			a.log.Warn("job cannot be reported now", "error", err)
-			apart = k == wire.BadUsage || k == wire.TooLarge || k == wire.Internal
-			if !apart || !offered {
+			apart = isForGood(k)
+			switch {
+			case !apart:
+				refusals, output.times = 0, 0
+				a.waitsFor(waitReport, "")
+			case sh.offered && (!output.short || output.bare):
+				output.times = 0
+				if refusals++; refusals == maxRefusals {
+					a.replaceResult(err)
+				}
+			default:
 				refusals = 0
-			} else if refusals++; refusals == maxRefusals {
-				a.replaceResult(err)
+				if output.refused(max(sh.safe.Load(), output.at)) {
+					if !a.withhold(&output, err) {
+						return
+					}
+					continue
+				}
 			}
 			if !sleep(a.ctx, pause.next()) {
 				return
@@ -93,9 +108,11 @@ func (a *attempt) replaceResult(refusal error) {
 }
 
 // report is one report stream, late or not. Nil means that the server has the
-// result; offered says whether it was sent behind output that the server has. With
-// apart it waits for that, so that a refusal is certainly of the result.
-func (a *attempt) report(s *mux.Session, late, apart bool) (offered bool, err error) {
+// result; the shipment says whether it was sent behind output that the server has. With
+// apart it waits for that, so that a refusal is certainly of the result. Of output that
+// is withheld nothing more is sent.
+func (a *attempt) report(s *mux.Session, late, apart bool, output refusal) (*shipment, error) {
+	sh := &shipment{a: a, apart: apart, short: output.short, bare: output.bare}
 	// The stream outlives the attempt by the server's STATUS, so that its
 	// closing is no cancel.
 	ctx, cut := context.WithCancelCause(a.r.ctx)
@@ -104,15 +121,15 @@ func (a *attempt) report(s *mux.Session, late, apart bool) (offered bool, err er
 	st, err := s.Open(ctx, wire.MethodReport, wire.ReportRequest{JobRef: a.job.JobRef, Late: late})
 	if err != nil {
 		cut(err)
-		return false, err
+		return sh, err
 	}
 	var first wire.ReportOrder
 	if err := st.RecvMsg(&first); err != nil {
 		st.Close()
 		cut(err)
-		return false, err
+		return sh, err
 	}
-	sh := &shipment{a: a, st: st, at: first.Offset, apart: apart}
+	sh.st, sh.at = st, first.Offset
 	sh.safe.Store(first.Offset)
 	heard := make(chan error, 1) // how the server's side ended, sent once
 	a.r.attempts.Go(func() {
@@ -130,15 +147,18 @@ func (a *attempt) report(s *mux.Session, late, apart bool) (offered bool, err er
 	defer sh.close()
 	if err := sh.run(ctx, heard); err != nil {
 		cut(err)
-		return sh.offered, err
+		return sh, err
 	}
-	return true, nil
+	return sh, nil
 }
 
 // hear follows what the server has made durable, until that is the result.
 func (sh *shipment) hear(o wire.ReportOrder) error {
 	for !o.Ended {
-		if sh.safe.Store(o.Offset); sh.apart {
+		if sh.safe.Swap(o.Offset) < o.Offset {
+			sh.a.waitsFor(waitReport, "")
+		}
+		if sh.apart {
 			poke(sh.a.wake)
 		}
 		o = wire.ReportOrder{}
@@ -162,6 +182,8 @@ type shipment struct {
 	at  int64 // the offset reached
 	log *joblog.Reader
 	bad bool // the log cannot be read further
+
+	short, bare bool // see refusal
 
 	apart   bool         // the result waits until the output before it is durable
 	safe    atomic.Int64 // the offset up to which it is
@@ -189,7 +211,10 @@ func (sh *shipment) run(ctx context.Context, heard <-chan error) error {
 		// The result first: when it is there, the log has got all its bytes.
 		result := sh.a.outcome()
 		from := sh.at
-		err := sh.sendLog()
+		var err error
+		if !sh.short {
+			err = sh.sendLog()
+		}
 		if safe := sh.safe.Load() >= sh.at; err == nil && result != nil && (safe || !sh.apart) {
 			sh.offered = safe
 			err = sh.sendResult(*result)
@@ -262,7 +287,15 @@ func (sh *shipment) broken(err error) {
 // sendResult sends the result behind the last byte. Output that was written and
 // is not there any more is said in-band.
 func (sh *shipment) sendResult(result wire.Result) error {
-	if missing := result.LogBytes - sh.at; missing > 0 {
+	switch missing := result.LogBytes - sh.at; {
+	case missing <= 0, sh.bare:
+	case sh.short:
+		text := fmt.Sprintf("==> %d bytes of output are missing: the server refuses them, and they are kept on runner %s\n", missing, sh.a.r.name())
+		if err := sh.st.SendData(wire.Data{Offset: sh.at, Time: time.Now(), Stream: wire.Notice, Bytes: []byte(text)}); err != nil {
+			return err
+		}
+		sh.at += int64(len(text))
+	default:
 		sh.a.log.Error("job log is damaged", "missing_bytes", missing)
 		text := fmt.Sprintf("==> %d bytes of output are missing: the runner's log of this job is damaged\n", missing)
 		if err := sh.st.SendData(wire.Data{Offset: sh.at, Time: time.Now(), Stream: wire.Notice, Bytes: []byte(text)}); err != nil {

@@ -271,10 +271,9 @@ func TestRestartWithoutRoom(t *testing.T) {
 	b.s.assign(a)
 	waits := func() bool { return len(b.s.waits) == 1 && b.s.waits[0].JobRef == a.JobRef }
 	b.s.await("it waits", waits)
-	b.kill()
-	b.wait()
+	b.restart()
 	b.s.change(func() { b.s.waits = nil })
-	b.start().connected()
+	b.connected()
 	b.s.await("it waits again", waits)
 	free()
 	want(t, b.s.ended(a.JobRef), wire.Success, "")

@@ -159,6 +159,7 @@ type waits struct {
 	refusedMin, refusedMax time.Duration // the same, after a refusal
 	firstOrder             time.Duration // for the server's first word on a work stream: it may have to find out first whether an older session of this runner lives
 	retryMin, retryMax     time.Duration // of a call that the server could not serve now
+	refusedOutput          time.Duration // at most between two offers of output that the server refuses for good
 	spool                  time.Duration // until a spool that could not be written is tried again
 	counts                 time.Duration // between two events that say nothing but another number of jobs
 	call                   time.Duration // for the server's answer to tokens that are shown
@@ -175,7 +176,7 @@ var defaultWaits = waits{
 	connectMin: 100 * time.Millisecond, connectMax: 30 * time.Second,
 	refusedMin: time.Second, refusedMax: time.Minute,
 	firstOrder: 2 * time.Minute,
-	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second,
+	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second, refusedOutput: 10 * time.Minute,
 	spool: 10 * time.Second, counts: time.Second,
 	call: 30 * time.Second, anew: time.Minute, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
 	apart: 10 * time.Second, accept: time.Second, handOver: 5 * time.Second, supervisor: 2 * time.Second,

@@ -61,6 +61,7 @@ func (b *bench) start() *bench {
 	r.waits.connectMin, r.waits.connectMax = time.Millisecond, 20*time.Millisecond
 	r.waits.refusedMin, r.waits.refusedMax = 5*time.Millisecond, 50*time.Millisecond
 	r.waits.retryMin, r.waits.retryMax = time.Millisecond, 20*time.Millisecond
+	r.waits.refusedOutput = 40 * time.Millisecond
 	r.waits.spool, r.waits.counts = 5*time.Millisecond, time.Millisecond
 	r.waits.storeMin, r.waits.storeMax = time.Millisecond, 20*time.Millisecond
 	if b.waits != nil {
@@ -99,6 +100,7 @@ func (b *bench) restart() {
 	if err := b.wait(); err != nil {
 		b.t.Fatalf("killed agent returned %v", err)
 	}
+	b.s.await("the old work stream has ended", func() bool { return b.s.work == nil })
 	b.start()
 }
 

@@ -34,6 +34,7 @@ type testServer struct {
 	endWork        error         // ends the work stream at the runner's next word, once
 	refuseReport   func() error  // nil, or an error of each report
 	refuseResult   func(wire.Result) error
+	refuseData     func(wire.Data) error
 	authenticate   func() error      // nil, or an error of each authentication
 	offers         []wire.TokenOffer // seen last
 	auths          []wire.AuthenticateRequest
@@ -384,6 +385,11 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 			return wire.Errorf(wire.BadUsage, "report ended without a result")
 		}
 		if f.IsData() {
+			if s.refuseData != nil {
+				if err := s.refuseData(f.Data); err != nil {
+					return err
+				}
+			}
 			cut, gap, late, lost := false, false, false, false
 			s.change(func() {
 				if late = number < s.newest; late {

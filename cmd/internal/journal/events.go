@@ -295,6 +295,23 @@ The server ends, and is started anew from what is durable. If this is said again
 the disk (dmesg, smartctl) or the database.`,
 	},
 	{
+		Text:    "server does not take the output of a job: it is kept here and offered again",
+		ID:      "c2b8d1e07a5948b39f1d64a0be3d7721",
+		Subject: "The server refuses output of a job",
+		Body: `
+From byte @WAYPOINT_OFFSET@ on: @WAYPOINT_ERROR@
+It is a limit of a server of another release, or a defect. Output is offered again as long as the job runs; an upgrade of the
+server may heal it. When the job has ended its end is reported without it.`,
+	},
+	{
+		Text:    "output that the server has refused is kept here",
+		ID:      "0d9a4f3b6ce14e0c8a77b5d2f98e6013",
+		Subject: "A job has ended without all of its output, which is kept on its runner",
+		Body: `
+@WAYPOINT_DIR@ has the output as it was written (the file log) and, in the file refused, why the server does not have it.
+Nothing removes it: keep what is of use, then remove the directory.`,
+	},
+	{
 		Text:    "job waits for room on this host's disk",
 		ID:      "5f3c1f0a7d0b4c52a9e64d8e21b7c36f",
 		Subject: "A job waits for room on its runner's disk",
