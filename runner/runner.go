@@ -161,6 +161,7 @@ type waits struct {
 	retryMin, retryMax     time.Duration // of a call that the server could not serve now
 	refusedOutput          time.Duration // at most between two offers of output that the server refuses for good
 	spool                  time.Duration // until a spool that could not be written is tried again
+	room                   time.Duration // until what found no room is tried again though there is no more
 	counts                 time.Duration // between two events that say nothing but another number of jobs
 	call                   time.Duration // for the server's answer to tokens that are shown
 	anew                   time.Duration // until tokens that the server could not use are shown to it again
@@ -177,7 +178,7 @@ var defaultWaits = waits{
 	refusedMin: time.Second, refusedMax: time.Minute,
 	firstOrder: 2 * time.Minute,
 	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second, refusedOutput: 10 * time.Minute,
-	spool: 10 * time.Second, counts: time.Second,
+	spool: 10 * time.Second, room: 5 * time.Minute, counts: time.Second,
 	call: 30 * time.Second, anew: time.Minute, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
 	apart: 10 * time.Second, accept: time.Second, handOver: 5 * time.Second, supervisor: 2 * time.Second,
 	now: time.Now,

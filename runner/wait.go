@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/waypointd/waypoint/mux/wire"
 	"github.com/waypointd/waypoint/statedir"
 )
@@ -68,13 +70,13 @@ func plain(text string, most int) string {
 	return strings.ToValidUTF8(text[:most-len(cut)], "") + cut
 }
 
-// untilRoom has something made on this host's disk, and made again while there is
-// no room for it, until the attempt is to end. Before it waits undo removes what there
-// is of it: others wait as well. As much may have to be fetched each time, it waits as
-// long as it was at it, and while not even an assignment could be recorded it does not
-// try; no jobs are taken then. It returns how long it has waited.
+// untilRoom has something made on this host's disk, and made again once there is
+// more room than it found, or now and then, until the attempt is to end. To try is to fill the
+// disk up for a moment, which other jobs feel, and much may have to be fetched for it. Before it
+// waits undo removes what there is of it, since others wait as well; while not even an
+// assignment could be recorded no jobs are taken. It returns how long it has waited.
 func (a *attempt) untilRoom(doing string, undo, do func() error) (waited time.Duration, err error) {
-	pause := backoff{min: a.r.waits.retryMin, max: a.r.waits.spool}
+	r := a.r
 	var since time.Time
 	for {
 		began := time.Now()
@@ -86,7 +88,6 @@ func (a *attempt) untilRoom(doing string, undo, do func() error) (waited time.Du
 			}
 			return waited, err
 		}
-		took := time.Since(began)
 		if since.IsZero() {
 			since = time.Now()
 			a.log.Warn("job waits for room on this host's disk", "to", doing, "error", err)
@@ -95,19 +96,34 @@ func (a *attempt) untilRoom(doing string, undo, do func() error) (waited time.Du
 		if err := undo(); err != nil && a.work.Err() == nil {
 			a.log.Warn("files of a job that waits not removed", "error", err)
 		}
-		if err := a.r.probeSpool(); err != nil {
-			a.r.spoolFailed(err)
+		if err := r.probeSpool(); err != nil {
+			r.spoolFailed(err)
 		}
-		for least := took; ; least = 0 {
-			if !sleep(a.work, max(pause.next(), least)) {
+		found, tried := r.room(), time.Now()
+		pause := backoff{min: r.waits.retryMin, max: r.waits.spool}
+		for !r.room().beyond(found) && time.Since(tried) < r.waits.room {
+			if !sleep(a.work, pause.next()) {
 				a.waitsFor(waitAgent, "")
 				return time.Since(since), context.Cause(a.work)
 			}
-			if !statedir.NoSpace(a.r.probeSpool()) {
-				break
-			}
 		}
 	}
+}
+
+// room is what a file system has left; nothing where it does not say.
+type room struct{ bytes, files uint64 }
+
+func (r *Runner) room() room {
+	var st unix.Statfs_t
+	if err := unix.Statfs(r.cfg.Dir, &st); err != nil {
+		return room{}
+	}
+	return room{bytes: st.Bavail * uint64(st.Bsize), files: st.Ffree}
+}
+
+// beyond reports whether there is so much more that it is worth a try.
+func (m room) beyond(than room) bool {
+	return m.bytes > than.bytes+than.bytes/16+64<<10 || m.files > than.files+than.files/16+64
 }
 
 // waitedText is said in-band of a wait that is over.
