@@ -10,6 +10,7 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"maps"
 	"slices"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -35,18 +36,20 @@ func (s *Server) blobMissing(ctx context.Context, _ *mux.Peer, req wire.BlobDige
 	}
 	// What he has not sent himself is missing to him, be it there or not: by
 	// asking for digests he learns nothing of what others have.
-	sent, reply := []string{}, wire.BlobDigests{Digests: []string{}}
-	for _, digest := range req.Digests {
-		if s.proofs.has(c.prover(), digest) {
-			sent = append(sent, digest)
-		}
-	}
-	gone, err := s.store.MissingBlobs(ctx, sent)
+	sent, err := s.store.Proven(ctx, c.prover(), req.Digests)
 	if err != nil {
 		return wire.BlobDigests{}, err
 	}
+	gone, err := s.store.MissingBlobs(ctx, slices.Collect(maps.Keys(sent)))
+	if err != nil {
+		return wire.BlobDigests{}, err
+	}
+	for _, digest := range gone {
+		delete(sent, digest)
+	}
+	reply := wire.BlobDigests{Digests: []string{}}
 	for _, digest := range req.Digests {
-		if !slices.Contains(sent, digest) || slices.Contains(gone, digest) {
+		if !sent[digest] {
 			reply.Digests = append(reply.Digests, digest)
 		}
 	}
@@ -58,6 +61,9 @@ func (s *Server) blobMissing(ctx context.Context, _ *mux.Peer, req wire.BlobDige
 func (s *Server) blobPut(ctx context.Context, st *mux.Stream) error {
 	var stored wire.BlobDigests
 	up := &upload{s: s, ctx: ctx}
+	if c := callOf(ctx); !c.by.limits.None() {
+		up.sender = c.prover()
+	}
 	defer up.drop()
 	for {
 		f, err := st.Recv()
@@ -68,9 +74,6 @@ func (s *Server) blobPut(ctx context.Context, st *mux.Stream) error {
 			}
 			if err := up.flush(nil); err != nil {
 				return err
-			}
-			if c := callOf(ctx); !c.by.limits.None() {
-				s.proofs.add(c.prover(), stored.Digests)
 			}
 			return st.Send(stored)
 		case err != nil:
@@ -96,8 +99,9 @@ func (s *Server) blobPut(ctx context.Context, st *mux.Stream) error {
 // upload is the blob that is arriving, and small ones before it that are not
 // yet durable: many small files share a transaction.
 type upload struct {
-	s   *Server
-	ctx context.Context
+	s      *Server
+	ctx    context.Context
+	sender string // who has to show that he has what he uses; else ""
 
 	open   bool
 	id     string
@@ -164,7 +168,12 @@ func (u *upload) seal() error {
 	}
 	id, h := u.id, u.header
 	u.open = false
-	u.waiting = append(u.waiting, func(tx *store.Tx) error { return tx.SealBlob(id, h.Digest, h.Size, u.s.now()) })
+	u.waiting = append(u.waiting, func(tx *store.Tx) error {
+		if err := tx.SealBlob(id, h.Digest, h.Size, u.s.now()); err != nil || u.sender == "" {
+			return err
+		}
+		return tx.Prove(u.sender, h.Digest)
+	})
 	if len(u.waiting) >= 256 {
 		return u.flush(nil)
 	}

@@ -193,7 +193,6 @@ type Server struct {
 	keys     *keyring
 	accounts *accounts
 	audit    *auditor
-	proofs   proofs
 	host     atomic.Pointer[hostRoles] // of the configuration
 	roster   roster
 	metrics  *metrics.Metrics // nil where nothing is counted

@@ -30,7 +30,7 @@ func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitR
 	}
 	err = s.act(ctx, func(tx *store.Tx) (err error) {
 		for i, refused := range unfed {
-			// Who asks again, as the answer was lost, may find a server that has forgotten what he has sent.
+			// Who asks again, as the answer was lost, may find that what he has sent is gone.
 			if known, err := tx.Known(req.Jobs[i].IdempotencyKey); err != nil || !known {
 				return cmp.Or(err, refused)
 			}

@@ -3,84 +3,46 @@ package daemon
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
-	"strings"
-	"sync"
 
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // Who is limited to projects may use a blob only where he has shown that he has
 // its content, or where it is the artifact of a build that he may see: to know a
-// digest, or to guess one, is not enough.
-
-// maxProofs bounds what is remembered of all users, and with it the files of one
-// user's source tree.
-const maxProofs = 1 << 20
-
-// proofs are which blobs users have sent, since this process began: what is
-// forgotten is sent once more.
-type proofs struct {
-	mu   sync.Mutex
-	sent map[string]map[[32]byte]struct{} // by user; guarded by mu
-	size int                              // guarded by mu
-}
-
-func digestOf(text string) (sum [32]byte, ok bool) {
-	text, ok = strings.CutPrefix(text, "sha256:")
-	if !ok || len(text) != hex.EncodedLen(len(sum)) {
-		return sum, false
-	}
-	_, err := hex.Decode(sum[:], []byte(text))
-	return sum, err == nil && text == strings.ToLower(text)
-}
-
-func (p *proofs) add(user string, digests []string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, text := range digests {
-		sum, ok := digestOf(text)
-		if !ok {
-			continue
-		}
-		if p.size >= maxProofs || p.sent == nil {
-			p.sent, p.size = map[string]map[[32]byte]struct{}{}, 0
-		}
-		if p.sent[user] == nil {
-			p.sent[user] = map[[32]byte]struct{}{}
-		}
-		if _, known := p.sent[user][sum]; !known {
-			p.sent[user][sum] = struct{}{}
-			p.size++
-		}
-	}
-}
-
-func (p *proofs) has(user, digest string) bool {
-	sum, ok := digestOf(digest)
-	if !ok {
-		return false
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_, ok = p.sent[user][sum]
-	return ok
-}
+// digest, or to guess one, is not enough. Who has sent what is in the store, as
+// long as the blob is.
 
 // prover is under whose name a caller's proofs are kept: his runner's are his too.
 func (c *call) prover() string { return wire.UserKey(c.by.login.claims.User) }
 
+// hasSent reports whether a caller has sent all of the blobs.
+func (s *Server) hasSent(ctx context.Context, c *call, digests ...string) (bool, error) {
+	sent, err := s.store.Proven(ctx, c.prover(), digests)
+	if err != nil {
+		return false, err
+	}
+	for _, digest := range digests {
+		if !sent[digest] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // mayGet reports whether a caller may read a blob. Runners may read what their
 // jobs need, and nobody knows all that these need.
 func (s *Server) mayGet(ctx context.Context, c *call, digest string) (bool, error) {
-	if c.by.limits.None() || s.proofs.has(c.prover(), digest) {
+	if c.by.limits.None() {
 		return true, nil
 	}
+	if sent, err := s.hasSent(ctx, c, digest); err != nil || sent {
+		return sent, err
+	}
 	if v, ok := c.peer.Data.(*visitor); ok {
-		// The input of its job was his when that was queued, perhaps before this process began.
+		// The input of its job was his when that was queued.
 		for _, ref := range s.fleet.heldBy(v.id) {
 			if spec, err := s.store.Spec(ctx, ref.Job); err == nil && spec.Stdin == digest {
 				return true, nil
@@ -102,36 +64,59 @@ func (f *fleet) heldBy(runner string) (refs []wire.JobRef) {
 
 // mayLeave refuses an artifact that the caller, a command line's own runner, has
 // not sent: as the record of his project it would become his to read.
-func (s *Server) mayLeave(c *call, artifact *wire.BlobHeader) error {
-	if artifact == nil || artifact.Digest == "" || c.by.limits.None() || s.proofs.has(c.prover(), artifact.Digest) {
+func (s *Server) mayLeave(ctx context.Context, c *call, artifact *wire.BlobHeader) error {
+	if artifact == nil || artifact.Digest == "" || c.by.limits.None() {
 		return nil
+	}
+	if sent, err := s.hasSent(ctx, c, artifact.Digest); err != nil || sent {
+		return err
 	}
 	return wire.Errorf(wire.Denied, "the artifact of the job is not what its runner has sent")
 }
 
-// mayFeed refuses a job with a source or an input that its caller has not sent, as
-// far as this process knows.
+// mayFeed refuses a job with a source or an input that its caller has not sent.
 func (s *Server) mayFeed(ctx context.Context, c *call, spec *wire.JobSpec) error {
-	refused := func(what string) error {
-		return wire.Errorf(wire.Denied, "the %s of the job is not what %s has sent", what, c.by.name).
-			WithHint("run the command again: it sends what the server has forgotten")
+	sent := func(what string, digests ...string) error {
+		ok, err := s.hasSent(ctx, c, digests...)
+		if err == nil && !ok {
+			err = wire.Errorf(wire.Denied, "the %s of the job is not what %s has sent", what, c.by.name).
+				WithHint("run the command again: it sends what the server has no more")
+		}
+		return err
 	}
-	if spec.Stdin != "" && !s.proofs.has(c.prover(), spec.Stdin) {
-		return refused("input")
+	if spec.Stdin != "" {
+		if err := sent("input", spec.Stdin); err != nil {
+			return err
+		}
 	}
 	if spec.Source == nil || spec.Source.Tree == "" {
 		return nil
 	}
-	if !s.proofs.has(c.prover(), spec.Source.Tree) {
-		return refused("source")
+	if err := sent("source", spec.Source.Tree); err != nil {
+		return err
+	}
+	var (
+		files   []string
+		refused error
+	)
+	some := func() error {
+		refused = sent("source", files...)
+		files = files[:0]
+		return refused
 	}
 	d := json.NewDecoder(&blobReader{s: s, ctx: ctx, digest: spec.Source.Tree})
 	err := eachDigest(d, func(digest string) error {
-		if !s.proofs.has(c.prover(), digest) {
-			return refused("source")
+		if files = append(files, digest); len(files) < 256 {
+			return nil
 		}
-		return nil
+		return some()
 	})
+	if err == nil {
+		err = some()
+	}
+	if refused != nil {
+		return refused
+	}
 	if _, ours := errors.AsType[*wire.Error](err); err != nil && !ours {
 		err = wire.Errorf(wire.BadUsage, "read source tree: %v", err)
 	}

@@ -49,7 +49,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 			return err
 		}
 		if result != nil {
-			if err := s.mayLeave(callOf(ctx), result.Artifact); err != nil {
+			if err := s.mayLeave(ctx, callOf(ctx), result.Artifact); err != nil {
 				return err
 			}
 		}

@@ -5,13 +5,16 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"database/sql"
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/waypointd/waypoint/daemon/store/storetest"
 	dialer "github.com/waypointd/waypoint/mux/client"
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -253,7 +256,45 @@ func TestLimitsAndBlobs(t *testing.T) {
 	mustQueue(t, s.as(t, s.account(t, "otto", wire.Operator, wire.Limits{})), with(theirs.Digest, ""))
 }
 
-// A server that begins anew has forgotten what was sent to it: a job that is queued
+// What somebody has sent is his on every server of the store, and after a restart;
+// it is nobody's who is called like him later.
+func TestLimitsAndBlobsElsewhere(t *testing.T) {
+	for name, dsn := range map[string]func() string{
+		"sqlite":   func() string { return filepath.Join(t.TempDir(), "shared.db") },
+		"postgres": func() string { return storetest.Database(t) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := Config{StoreDSN: dsn()}
+			a, b := newSite(t, cfg), newSite(t, cfg)
+			limits := wire.Limits{Projects: []string{"shop"}}
+			token, other := a.account(t, "olga", wire.Operator, limits), a.account(t, "otto", wire.Operator, limits)
+			own := blob("the shop's own")
+			files := make([]string, 600)
+			for i := range files {
+				files[i] = fmt.Sprintf(`{"path":"f%d","type":"file","size":%d,"digest":"%s"}`, i, own.Size, own.Digest)
+			}
+			source := blob(`{"version":1,"entries":[` + strings.Join(files, ",") + `]}`)
+			if err := a.as(t, token).PutBlobs(t.Context(), []dialer.Blob{own, source}); err != nil {
+				t.Fatal(err)
+			}
+			spec := jobOf("shop", "")
+			spec.Stdin, spec.Source = own.Digest, &wire.Source{Tree: source.Digest}
+			mustQueue(t, b.as(t, token), spec)
+			if text, err := get(t.Context(), b.as(t, token), own.Digest); err != nil || text != "the shop's own" {
+				t.Errorf("%q, %v", text, err)
+			}
+			_, err := b.as(t, other).Submit(t.Context(), spec)
+			is(t, err, wire.Denied, "is not what otto has sent", "run the command again")
+			if err := b.root(t).Call(t.Context(), wire.MethodUserDelete, wire.UserRequest{User: "olga"}, nil); err != nil {
+				t.Fatal(err)
+			}
+			_, err = b.as(t, b.account(t, "olga", wire.Operator, limits)).Submit(t.Context(), spec)
+			is(t, err, wire.Denied, "is not what olga has sent", "run the command again")
+		})
+	}
+}
+
+// Where it is not known any more what somebody has sent, a job that is queued
 // is found again all the same, and its runner gets its input.
 func TestLimitsAndForgottenBlobs(t *testing.T) {
 	s := newSite(t, Config{})
@@ -294,9 +335,14 @@ func TestLimitsAndForgottenBlobs(t *testing.T) {
 			break
 		}
 	}
-	s.proofs.mu.Lock()
-	s.proofs.sent, s.proofs.size = nil, 0
-	s.proofs.mu.Unlock()
+	db, err := sql.Open("sqlite", s.dir.Path(storeFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, `PRAGMA busy_timeout = 10000; DELETE FROM proofs`); err != nil {
+		t.Fatal(err)
+	}
 	if again := mustQueue(t, limited, spec)[0]; again.ID != first.ID {
 		t.Errorf("queued again as %s", again.ID)
 	}

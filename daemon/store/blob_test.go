@@ -253,6 +253,57 @@ func TestPruneBlobs(t *testing.T) {
 // which stays for them while the retry has not ended.
 // A clock that is set back makes jobs that were queued earlier than those with
 // lower ids: what they need is kept as well.
+// Who has sent a blob is known as long as the blob is there, and somebody so called.
+func TestProofs(t *testing.T) {
+	onBoth(t, func(t *testing.T, dsn string) {
+		s := open(t, dsn, Config{})
+		now := time.Now()
+		sent := func(sender string, digests ...string) []string {
+			t.Helper()
+			proven, err := s.Proven(t.Context(), sender, digests)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return slices.DeleteFunc(digests, func(d string) bool { return !proven[d] })
+		}
+		old, young := "sha256:old", "sha256:young"
+		putBlob(t, s, "u1", old, []byte("x"), now.Add(-48*time.Hour))
+		putBlob(t, s, "u2", young, []byte("y"), now)
+		update(t, s, func(tx *Tx) error {
+			for _, sender := range []string{"ada", "olga", "ada"} {
+				for _, digest := range []string{old, young} {
+					if err := tx.Prove(sender, digest); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		many := append(slices.Repeat([]string{"sha256:none"}, 300), young, old)
+		if got := sent("olga", many...); !slices.Equal(got, []string{young, old}) {
+			t.Errorf("olga has sent %v", got)
+		}
+		if got := sent("otto", old, young); len(got) != 0 {
+			t.Errorf("otto has sent %v", got)
+		}
+		if _, err := s.Prune(t.Context(), 24*time.Hour, 0, now); err != nil {
+			t.Fatal(err)
+		}
+		if got := sent("olga", old, young); !slices.Equal(got, []string{young}) {
+			t.Errorf("after the blob has gone olga has sent %v", got)
+		}
+		update(t, s, func(tx *Tx) error {
+			return tx.PutUser(UserRecord{Name: "Olga", Role: wire.Viewer, CreatedAt: now, DeletedAt: now})
+		})
+		if got := sent("olga", young); len(got) != 0 {
+			t.Errorf("who is gone has sent %v", got)
+		}
+		if got := sent("ada", old, young); !slices.Equal(got, []string{young}) {
+			t.Errorf("ada has sent %v", got)
+		}
+	})
+}
+
 func TestPruneBlobsBehindAClockSetBack(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 1000})

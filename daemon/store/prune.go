@@ -34,6 +34,7 @@ const (
 	selectUnusedBlob = `SELECT digest, upload FROM blobs WHERE used_at < $1
 	AND NOT EXISTS (SELECT 1 FROM records r WHERE r.digest = blobs.digest AND r.digest <> '') ORDER BY used_at LIMIT 1`
 	deleteBlob      = `DELETE FROM blobs WHERE digest = $1`
+	deleteProofs    = `DELETE FROM proofs WHERE digest = $1`
 	selectOldUpload = `SELECT upload FROM uploads WHERE created_at < $1 LIMIT 1`
 	selectPieceStep = `SELECT start FROM blob_chunks WHERE upload = $1 ORDER BY start LIMIT 1 OFFSET 256`
 	deletePieceStep = `DELETE FROM blob_chunks WHERE upload = $1 AND start < $2`
@@ -180,8 +181,10 @@ func (tx *Tx) pruneBlob(oldest, created int64) (more bool, err error) {
 	switch err := one(tx, selectUnusedBlob, []any{oldest}, &digest, &upload); {
 	case err == nil:
 		// From here on it is an upload that was given up.
-		if _, err := tx.exec(deleteBlob, digest); err != nil {
-			return false, err
+		for _, text := range []string{deleteBlob, deleteProofs} {
+			if _, err := tx.exec(text, digest); err != nil {
+				return false, err
+			}
 		}
 		if _, err := tx.exec(upsertUpload, upload, 0); err != nil {
 			return false, err

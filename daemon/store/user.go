@@ -109,6 +109,11 @@ func (tx *Tx) PutUser(u UserRecord) error {
 		toJSON(u.Limits.Workspaces, len(u.Limits.Workspaces)), u.UID, u.Since, micro(u.CreatedAt), u.CreatedBy, micro(u.DeletedAt)); err != nil {
 		return fmt.Errorf("keep user %s: %w", u.Name, err)
 	}
+	if !u.DeletedAt.IsZero() { // who is called so next has sent nothing
+		if _, err := tx.exec(deleteSender, wire.UserKey(u.Name)); err != nil {
+			return fmt.Errorf("forget what user %s has sent: %w", u.Name, err)
+		}
+	}
 	tx.Announce(NewsUsers)
 	return nil
 }
