@@ -102,14 +102,15 @@ func (l *life) pause() time.Duration {
 	return time.Duration(60+w.rng.IntN(120)) * time.Second
 }
 
-// setClock has somebody set the host's clock, which stays within some decades.
+// setClock has somebody set the host's clock, which is never before 1970.
 func (l *life) setClock() {
 	w := l.w
 	unit := []time.Duration{time.Second, time.Minute, time.Hour, 24 * time.Hour, 365 * 24 * time.Hour}[w.rng.IntN(5)]
 	by := time.Duration(1+w.rng.IntN(60)) * unit / time.Duration(1+w.rng.IntN(6))
 	at := time.Duration(l.clock.shift.Load())
-	if by > 0 && at > 0 && w.rng.IntN(3) > 0 || at+by > 60*365*24*time.Hour {
-		by = -by
+	const years = 365 * 24 * time.Hour
+	if at > -20*years && w.rng.IntN(2) == 0 || at+by > 60*years {
+		by = -min(by, at+25*years)
 	}
 	if w.rng.IntN(8) == 0 { // it is set right
 		by = -at

@@ -19,21 +19,24 @@ func (w *world) nameOf(j wire.Job) string {
 	}
 	name := j.Command[0]
 	if j.RetryOf != "" {
-		again := 0
-		for _, o := range w.seen {
-			if o.RetryOf == j.RetryOf {
-				again++
-			}
-		}
-		name = fmt.Sprintf("%sr%d", w.names[j.RetryOf], again)
+		name = fmt.Sprintf("%sr%d", w.names[j.RetryOf], w.retries[j.RetryOf])
+		w.retries[j.RetryOf]++
 	}
 	for id, other := range w.names {
-		if other == name {
+		if _, gone := w.gone[id]; other == name && !gone {
 			w.violate("job %s is two on record: %s and %s", name, w.seen[id].State, j.State)
 		}
 	}
 	w.names[j.ID] = name
 	return name
+}
+
+// job is a job on record, or as it was when it was removed.
+func (w *world) job(id string) wire.Job {
+	if j, ok := w.seen[id]; ok {
+		return j
+	}
+	return w.gone[id]
 }
 
 // ref is an attempt, as the history has it.
@@ -47,9 +50,28 @@ func rank(s wire.State) int {
 
 // observe compares the record with what it was.
 func (w *world) observe(jobs []wire.Job, now time.Time) {
-	there := map[string]bool{}
+	there := map[string]wire.Job{}
 	for _, j := range jobs {
-		there[j.ID] = true
+		there[j.ID] = j
+	}
+	for _, id := range slices.Sorted(maps.Keys(w.seen)) {
+		if _, ok := there[id]; ok {
+			continue
+		}
+		if why := w.mayGo(w.seen[id], there); why != "" {
+			w.violate("job %s was on record (%s) and is not: %s", w.names[id], w.seen[id].State, why)
+		}
+		w.say("record: %s is removed", w.names[id])
+		w.count["removed"]++
+	}
+	maps.DeleteFunc(w.seen, func(id string, j wire.Job) bool {
+		_, ok := there[id]
+		if !ok {
+			w.gone[id] = j
+		}
+		return !ok
+	})
+	for _, j := range jobs {
 		name := w.nameOf(j)
 		w.checkMoments(name, j)
 		was, known := w.seen[j.ID]
@@ -79,12 +101,46 @@ func (w *world) observe(jobs []wire.Job, now time.Time) {
 			w.checkEnding(name, j, now)
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(w.seen)) {
-		if !there[id] {
-			w.violate("job %s was on record (%s) and is not", w.names[id], w.seen[id].State)
+	w.checkTogether(jobs)
+}
+
+// mayGo says why a job may not be removed, "" where it may; there is what is on record.
+func (w *world) mayGo(j wire.Job, there map[string]wire.Job) string {
+	keep, now := w.keep, w.life.clock.now()
+	before := w.life.lookedAt.IsZero() // it was the life before, by its clock
+	if before {
+		keep = w.kept
+	}
+	newer, all := 0, maps.Clone(w.seen)
+	maps.Copy(all, there)
+	for id, o := range all {
+		if id != j.ID && o.State.Ended() && !o.FinishedAt.Before(j.FinishedAt) {
+			newer++
 		}
 	}
-	w.checkTogether(jobs)
+	switch {
+	case !j.State.Ended():
+		return "it has not ended"
+	case keep.age == 0:
+		return "nothing is removed"
+	case !before && now.Before(j.FinishedAt.Add(keep.age)) && (keep.jobs == 0 || newer < keep.jobs):
+		return fmt.Sprintf("it ended %s ago, and %d have ended since; kept are those of %s, and %d", now.Round(0).Sub(j.FinishedAt), newer, keep.age, keep.jobs)
+	}
+	for _, id := range slices.Sorted(maps.Keys(there)) {
+		o := there[id]
+		if o.State.Ended() {
+			continue
+		}
+		if slices.Contains(o.DependsOn, j.ID) {
+			return fmt.Sprintf("%s depends on it", w.nameOf(o))
+		}
+		for of := o.RetryOf; of != ""; of = w.job(of).RetryOf {
+			if of == j.ID {
+				return fmt.Sprintf("%s is a retry of it", w.nameOf(o))
+			}
+		}
+	}
+	return ""
 }
 
 // checkStep holds what may become of one job.
@@ -198,7 +254,7 @@ func (r *simRunner) checkTold() {
 		return
 	}
 	for _, a := range r.has() {
-		j := w.seen[a.Job]
+		j := w.job(a.Job)
 		switch {
 		case !a.alive || w.orphans[a.JobRef] || a.report != nil && a.report.busy:
 		case j.State.Ended() || j.Attempt != a.Attempt:
@@ -266,7 +322,7 @@ func (w *world) checkTogether(jobs []wire.Job) {
 			continue
 		}
 		for _, id := range j.DependsOn {
-			if dep := w.seen[id]; !dep.State.Ended() || dep.State != wire.Success && !w.mayFail(name) {
+			if dep := w.job(id); !dep.State.Ended() || dep.State != wire.Success && !w.mayFail(name) {
 				w.violate("job %s is %s, and %s that it depends on is %s", name, j.State, w.names[id], dep.State)
 			}
 		}
@@ -296,7 +352,7 @@ func (w *world) checkLate(name string, j wire.Job) {
 // recordedLate holds what a runner was told of its late result.
 func (w *world) recordedLate(a *simTry) {
 	w.say("%s: knows that the late result of %s is recorded", a.r.id, w.ref(a.JobRef))
-	if j := w.seen[a.Job]; j.LateResult == nil || j.LateResult.State != a.result.State || j.LogBytes != int64(len(a.out)) {
+	if j := w.job(a.Job); j.LateResult == nil || j.LateResult.State != a.result.State || j.LogBytes != int64(len(a.out)) {
 		w.violate("%s was told that the late result of %s is recorded; on record is %+v", a.r.id, w.ref(a.JobRef), j.LateResult)
 	}
 	a.held, a.alive = false, false
@@ -308,7 +364,7 @@ func (w *world) recorded(a *simTry) {
 	if a.r.nobody(false) {
 		w.violate("the result of %s is recorded, and %s was forgotten and not admitted again", w.ref(a.JobRef), a.r.id)
 	}
-	if j := w.seen[a.Job]; j.State != a.result.State || j.Attempt != a.Attempt || a.safe != int64(len(a.out)) {
+	if j := w.job(a.Job); j.State != a.result.State || j.Attempt != a.Attempt || a.safe != int64(len(a.out)) {
 		w.violate("%s was told that %s is recorded as %s with %d bytes; on record is %s, attempt %d, %d bytes",
 			a.r.id, w.ref(a.JobRef), a.result.State, len(a.out), j.State, j.Attempt, a.safe)
 	}
@@ -335,7 +391,7 @@ func (w *world) checkRead(ref wire.JobRef, chunks []wire.Data, length int64) {
 // checkAll holds what is left in the end.
 func (w *world) checkAll() {
 	for _, name := range slices.Sorted(maps.Keys(w.ids)) {
-		if _, ok := w.seen[w.ids[name]]; !ok {
+		if w.job(w.ids[name]).ID == "" {
 			w.violate("job %s was acknowledged and is not on record", name)
 		}
 	}

@@ -297,10 +297,11 @@ func (r *simRunner) obey(k *simLink) {
 	case o.Start != nil:
 		if a := r.try(*o.Start); a != nil && !a.started {
 			w.say("%s: starts %s", r.id, w.ref(a.JobRef))
-			if before, ok := w.starts[a.name]; ok {
+			if before, ok := w.starts[a.Job]; ok {
 				w.violate("job %s was started as attempt %d and is started as %d", a.name, before, a.Attempt)
 			}
-			w.starts[a.name] = a.Attempt
+			w.starts[a.Job] = a.Attempt
+			w.checkInput(a)
 			a.started, a.alive, a.since = true, true, time.Now()
 			w.count["start"]++
 		}

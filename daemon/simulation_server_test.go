@@ -2,12 +2,15 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
@@ -268,7 +271,7 @@ func (l *life) client() {
 	}
 	switch n := w.rng.IntN(10); {
 	case n < 6:
-		if len(w.names) < simJobs {
+		if len(w.seen) < simJobs && len(w.names) < 3*simJobs {
 			l.send(w.wishJobs())
 		}
 	case n < 9:
@@ -385,6 +388,10 @@ func (w *world) wishJobs() *wish {
 		if w.rng.IntN(4) == 0 {
 			spec.ExpiresIn = wire.Duration(time.Duration(1+w.rng.IntN(100)) * time.Second)
 		}
+		if w.rng.IntN(4) == 0 {
+			spec.Stdin = fmt.Sprint("sha256:", w.rng.IntN(3))
+			w.inputs[name] = spec.Stdin
+		}
 		if dep := w.any(); dep != "" && w.rng.IntN(4) == 0 {
 			spec.DependsOn = append(spec.DependsOn, w.ids[dep])
 		}
@@ -427,6 +434,9 @@ func (l *life) send(k *wish) {
 		switch k.what {
 		case "submit":
 			var reply wire.SubmitReply
+			if err = l.sendInputs(k.specs); err != nil {
+				break
+			}
 			reply, err = s.jobSubmit(ctx, simClient, wire.SubmitRequest{Jobs: slices.Clone(k.specs)})
 			jobs = reply.Jobs
 		case "retry":
@@ -448,11 +458,66 @@ func (l *life) send(k *wish) {
 				w.count["refused for room"]++
 			case k.what == "retry" && wire.KindOf(err) == wire.Conflict:
 				k.done = true
+			case wire.KindOf(err) == wire.NotFound && w.asksForGone(k, id):
+				w.count["asked for what is removed"]++
+				k.done = true
 			default:
 				w.violate("%s %v%s: %v", k.what, k.names, k.name, err)
 			}
 		}
 	})
+}
+
+// sendInputs has a client send what its jobs read, as far as that is missing.
+func (l *life) sendInputs(specs []wire.JobSpec) error {
+	for _, spec := range specs {
+		if spec.Stdin == "" {
+			continue
+		}
+		missing, err := l.s.store.MissingBlobs(l.ctx, []string{spec.Stdin})
+		if err != nil {
+			return err
+		}
+		if len(missing) == 0 {
+			continue
+		}
+		if err := l.s.store.Update(l.ctx, func(tx *store.Tx) error {
+			upload := rand.Text()
+			if err := tx.PutBlobChunk(upload, 0, []byte(spec.Stdin)); err != nil {
+				return err
+			}
+			return tx.SealBlob(upload, spec.Stdin, int64(len(spec.Stdin)), l.s.now())
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// asksForGone reports whether a wish is about a job that has been removed.
+func (w *world) asksForGone(k *wish, id string) bool {
+	if k.what != "submit" {
+		return w.gone[id].ID != ""
+	}
+	for _, spec := range k.specs {
+		if slices.ContainsFunc(spec.DependsOn, func(id string) bool { return w.gone[id].ID != "" }) {
+			return true
+		}
+	}
+	return false
+}
+
+// checkInput holds that what a job reads is there when it is started.
+func (w *world) checkInput(a *simTry) {
+	name, _, _ := strings.Cut(a.name, "r") // those of a retry are the job's
+	want := w.inputs[name]
+	if want == "" {
+		return
+	}
+	w.count["input"]++
+	if got, err := w.life.s.store.BlobChunk(w.life.ctx, want, 0); err != nil || string(got) != want {
+		w.violate("%s is started, and what it reads is %q, %v", w.ref(a.JobRef), got, err)
+	}
 }
 
 // answered holds what a client was told.
@@ -461,7 +526,7 @@ func (l *life) answered(k *wish, jobs []wire.Job) {
 	for i, j := range jobs {
 		switch k.what {
 		case "submit":
-			if id := w.ids[k.names[i]]; id != "" && id != j.ID {
+			if id := w.ids[k.names[i]]; id != "" && id != j.ID && w.gone[id].ID == "" {
 				w.violate("job %s is two", k.names[i])
 			}
 			w.ids[k.names[i]] = j.ID
@@ -472,11 +537,11 @@ func (l *life) answered(k *wish, jobs []wire.Job) {
 				w.violate("job %s was canceled by force and is %s", k.name, j.State)
 			}
 		case "cancel":
-			if now := w.seen[j.ID]; !now.State.Ended() && now.CancelRequested.IsZero() {
+			if now := w.job(j.ID); !now.State.Ended() && now.CancelRequested.IsZero() {
 				w.violate("the end of job %s was asked for, and it is not on record", k.name)
 			}
 		}
-		if _, ok := w.seen[j.ID]; !ok {
+		if w.job(j.ID).ID == "" {
 			w.violate("a client was told of job %s, which is not on record", w.nameOf(j))
 		}
 	}
@@ -486,14 +551,17 @@ func (l *life) answered(k *wish, jobs []wire.Job) {
 // follow reads some output from where its reader has got to.
 func (l *life) follow(name string) {
 	w := l.w
-	j := w.seen[w.ids[name]]
+	j := w.job(w.ids[name])
 	if name == "" || j.Attempt == 0 {
 		return
 	}
+	_, gone := w.gone[j.ID]
 	ref := wire.JobRef{Job: j.ID, Attempt: j.Attempt}
 	chunks, length, err := l.s.store.Log(l.ctx, j.ID, j.Attempt, w.read[ref], 100+w.rng.IntN(1000))
-	if err != nil {
-		w.violate("read output of %s: %v", w.ref(ref), err)
+	if err != nil || gone {
+		if !gone || wire.KindOf(err) != wire.NotFound {
+			w.violate("read output of %s, removed %v: %v", w.ref(ref), gone, err)
+		}
 		return
 	}
 	w.checkRead(ref, chunks, length)

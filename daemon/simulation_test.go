@@ -31,8 +31,9 @@ import (
 //
 // At every moment, of all jobs on record:
 //
-//   - A job stays on record, and with it its name: one idempotency key is one job,
-//     however often it was submitted.
+//   - A job stays on record until it has ended and is of an age, or of a place among those that
+//     have ended, that is not kept, and until nothing that has not ended depends on it or is a retry
+//     of it; and with it its name: one idempotency key is one job, however often it was submitted.
 //   - An end is final: state, reason, time, attempt and length of the output. Only the output of
 //     a lost attempt grows, until its late result, which is there once, closes it.
 //   - Attempts only grow, and one that runs is the last.
@@ -65,6 +66,7 @@ import (
 //   - Output on record is what the attempt wrote, from the first byte on, each once
 //     and in order: for a success all of it, and never less than the runner was told is
 //     safe or than a follower has read. A result that comes before it is refused.
+//   - The input of a job is there when it is started.
 //   - Whatever a runner is told to drop does not run on record.
 //   - A runner whose session has begun has been told of every end of what it runs, and
 //     of each that was asked for; within a heartbeat what it runs is on record so.
@@ -83,7 +85,8 @@ import (
 // last may be missing then; its disk is lost. It comes back as somebody else, under its id. Operators adopt, reject, forget and
 // drain; tokens expire, are renewed, and granted to runners that do not store them.
 // The store refuses for want of room. Requests are sent twice, answers are lost.
-// A session that the server has given up delivers what was on its way.
+// A session that the server has given up delivers what was on its way. Some servers
+// remove what has ended soon, beside those who still ask for it and runners that report it.
 //
 // SIM_DURATION is how long to look for a seed that fails; SIM_SEED is one to be
 // told of in full.
@@ -145,7 +148,7 @@ func TestSimulation(t *testing.T) {
 	}
 	slices.Sort(said)
 	t.Logf("%d seeds from %d: %s", next.Load(), first+1, strings.Join(said, ", "))
-	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame", "late result", "clock set"} {
+	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame", "late result", "clock set", "removed", "input"} {
 		enough := uint64(100)
 		if what == "late result" { // takes a runner that is away for a lease, and comes back with its disk
 			enough = 1000
@@ -272,7 +275,12 @@ type world struct {
 	names   map[string]string       // job id -> name
 	ids     map[string]string       // name -> job id, once somebody was told
 	seen    map[string]wire.Job     // by id: the record at the last look
-	starts  map[string]int          // name -> the attempt that was started
+	gone    map[string]wire.Job     // by id: those that have been removed, as they were last
+	retries map[string]int          // id -> how many there are of it
+	inputs  map[string]string       // name -> the digest of its input, of those that have one
+	keep    simKeep                 // what is kept
+	kept    simKeep                 // and what was by the server before
+	starts  map[string]int          // id -> the attempt that was started
 	read    map[wire.JobRef]int64   // how far a follower has read
 	orphans map[wire.JobRef]bool    // their runner has been forgotten
 	spools  map[wire.JobRef]string  // under what their runner remembered what it was given then
@@ -289,7 +297,7 @@ func (g *ground) run(t *testing.T, seed uint64) *world {
 	w := &world{
 		g: g, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)),
 		tries: map[wire.JobRef]*simTry{}, names: map[string]string{}, ids: map[string]string{},
-		seen: map[string]wire.Job{}, starts: map[string]int{}, read: map[wire.JobRef]int64{}, orphans: map[wire.JobRef]bool{}, spools: map[wire.JobRef]string{}, count: map[string]int{},
+		seen: map[string]wire.Job{}, gone: map[string]wire.Job{}, retries: map[string]int{}, inputs: map[string]string{}, starts: map[string]int{}, read: map[wire.JobRef]int64{}, orphans: map[wire.JobRef]bool{}, spools: map[wire.JobRef]string{}, count: map[string]int{},
 	}
 	base := filepath.Join(g.dir, fmt.Sprint(g.worlds.Add(1)))
 	defer os.RemoveAll(base)
@@ -345,6 +353,12 @@ func (w *world) story(lines int) string {
 // chance is true once in n times, and never when it is calm.
 func (w *world) chance(n int) bool { return !w.calm && w.rng.IntN(n) == 0 }
 
+// simKeep is which ended jobs a server keeps: those of an age, and the newest. Zero: all.
+type simKeep struct {
+	age  time.Duration
+	jobs int
+}
+
 // life is one server from its start to its death, and a clock.
 type life struct {
 	w       *world
@@ -383,6 +397,7 @@ func (w *world) live(last bool) {
 	}
 	w.say("a server starts at %s", l.began.UTC().Format(time.DateTime))
 	w.count["life"]++
+	time.Sleep(time.Microsecond) // what is due at once is done
 	l.look()
 	l.rebegin()
 	switch {
@@ -410,8 +425,17 @@ func (l *life) start() {
 	if !w.calm && w.rng.IntN(3) == 0 {
 		grant, keep = time.Minute, w.rng.IntN(2) == 0
 	}
+	w.kept, w.keep = w.keep, simKeep{}
+	age, jobs := 200*365*24*time.Hour, 0
+	if w.rng.IntN(3) == 0 {
+		w.keep.age = []time.Duration{20 * time.Second, 2 * time.Minute, 10 * time.Minute}[w.rng.IntN(3)]
+		if w.rng.IntN(2) == 0 {
+			w.keep.jobs = 2 + w.rng.IntN(6)
+		}
+		age, jobs = w.keep.age, w.keep.jobs
+	}
 	s, err := New(l.ctx, Config{
-		StateDir: w.dir, Software: "waypoint simulation", GrantLife: grant, NoTokenRenew: !keep, RetainFor: 100 * 365 * 24 * time.Hour, // what is removed is not looked at here
+		StateDir: w.dir, Software: "waypoint simulation", GrantLife: grant, NoTokenRenew: !keep, RetainFor: age, RetainJobs: jobs,
 		now: l.clock.now, faults: &store.Faults{Gather: synctest.Wait, Begin: l.begin},
 	})
 	if err != nil {
