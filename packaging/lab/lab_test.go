@@ -395,16 +395,22 @@ func (l *lab) push(files ...string) []string {
 	for _, f := range files {
 		path := filepath.Join("/root", filepath.Base(f))
 		text, err := os.ReadFile(f)
-		if err == nil {
-			// By way of the process: what is mounted inside is seen from there.
-			err = os.WriteFile(fmt.Sprintf("/proc/%d/root%s", l.leader, path), text, 0o644)
-		}
 		if err != nil {
 			l.t.Fatal(err)
 		}
+		l.place(path, string(text), 0o644)
 		inside = append(inside, path)
 	}
 	return inside
+}
+
+// place makes a file inside without a process that is seen there.
+func (l *lab) place(path, text string, mode fs.FileMode) {
+	l.t.Helper()
+	// By way of PID 1: what is mounted inside is seen from there.
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/root%s", l.leader, path), []byte(text), mode); err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 // write makes a file inside.

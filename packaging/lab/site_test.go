@@ -34,6 +34,17 @@ func (l *lab) runners() []remote {
 	return decode[[]remote](l, "waypoint", "runner", "list", "--json")
 }
 
+// runner is one of those, or the zero value.
+func (l *lab) runner(id string) remote {
+	l.t.Helper()
+	for _, r := range l.runners() {
+		if r.ID == id {
+			return r
+		}
+	}
+	return remote{}
+}
+
 // awaitRunner returns the only runner once it is as wanted.
 func (l *lab) awaitRunner(what string, wanted func(r remote) bool) remote {
 	l.t.Helper()
