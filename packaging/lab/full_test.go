@@ -12,7 +12,7 @@ import (
 // on by itself, also for a service that died meanwhile.
 func TestFullDisk(t *testing.T) {
 	units := []string{"waypoint-server", "waypoint-runner", "waypoint-jobs"}
-	onEach(t, func(l *lab, p packages) {
+	onNewest(t, func(l *lab, p packages) {
 		l.install(p.new.deb)
 		for _, unit := range units {
 			l.dropIn(unit, "WatchdogSec=3s")
@@ -74,10 +74,13 @@ func (l *lab) fed(units ...string) {
 		fmt.Sscan(l.property(unit, "WatchdogTimestampMonotonic"), &usec)
 		return usec
 	}
+	began, pids := map[string]int64{}, map[string]string{}
 	for _, unit := range units {
-		began, pid := at(unit), l.property(unit, "MainPID")
-		l.await(unit+" feeds its watchdog", func() bool { return at(unit) > began+5_000_000 })
-		equal(l, "the process of "+unit, l.property(unit, "MainPID"), pid)
+		began[unit], pids[unit] = at(unit), l.property(unit, "MainPID")
+	}
+	for _, unit := range units {
+		l.await(unit+" feeds its watchdog", func() bool { return at(unit) > began[unit]+5_000_000 })
+		equal(l, "the process of "+unit, l.property(unit, "MainPID"), pids[unit])
 	}
 }
 

@@ -59,8 +59,8 @@ func onEach(t *testing.T, test func(l *lab, p packages), setup ...func(l *lab)) 
 	onLabs(t, suites, test, setup...)
 }
 
-// onNewest is onEach where it does not matter which systemd there is: in the short
-// form with one.
+// onNewest is onEach for what is the program's doing more than systemd's: in the short
+// form there is one lab.
 func onNewest(t *testing.T, test func(l *lab, p packages), setup ...func(l *lab)) {
 	t.Helper()
 	onLabs(t, newest(), test, setup...)

@@ -9,7 +9,7 @@ import (
 // TestJournal: what server and runner log has fields that can be asked for, and
 // explanations.
 func TestJournal(t *testing.T) {
-	onEach(t, func(l *lab, p packages) {
+	onNewest(t, func(l *lab, p packages) {
 		l.install(p.new.deb)
 		l.waypoint("server", "status")
 		runner := l.adopted()

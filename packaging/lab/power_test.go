@@ -63,7 +63,7 @@ func TestPowerCut(t *testing.T) {
 	if long() {
 		cuts, latest = 25, 8*time.Second // the kernel begins to write by itself after five
 	}
-	onEach(t, func(l *lab, p packages) {
+	onNewest(t, func(l *lab, p packages) {
 		l.install(p.new.deb)
 		l.sh("echo 'concurrency = 20' >>/etc/waypoint/runner.toml")
 		l.waypoint("server", "status")

@@ -38,7 +38,7 @@ func (l *lab) listening() {
 // manual's. The runner of the first host is told of the new address: it is let in
 // as before, its job goes on, and so do operators' tokens.
 func TestRestoreElsewhere(t *testing.T) {
-	onEach(t, func(l *lab, p packages) {
+	onNewest(t, func(l *lab, p packages) {
 		other := boot(t, l.suite)
 		wire(l, other)
 		l.install(p.new.deb)

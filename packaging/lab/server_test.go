@@ -8,7 +8,7 @@ import (
 
 // TestGroup holds who may do what on the sockets of a host.
 func TestGroup(t *testing.T) {
-	onEach(t, func(l *lab, p packages) {
+	onNewest(t, func(l *lab, p packages) {
 		l.install(p.new.deb)
 		l.sh("useradd --create-home alice; usermod --append --groups waypoint alice; useradd --create-home bob")
 		for _, user := range []string{"root", "alice"} {
