@@ -62,6 +62,11 @@ const (
 	machinePatience = 6 * bound
 )
 
+// idle is what a boot does besides, for nobody here.
+var idle = []string{
+	"modprobe@.service", "systemd-modules-load.service", "systemd-logind.service", "dev-hugepages.mount", "dev-mqueue.mount", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
+}
+
 // onMachines runs a test on a whole machine of each of some suites: its kernel is its
 // own, and so are its clock and all controllers of cgroup v2. What setup makes of a
 // fresh lab is on its disk when it boots.
@@ -98,12 +103,19 @@ func (l *lab) image(disk string) error {
 			return err
 		}
 	}
-	wants := filepath.Join(l.root(), "etc/systemd/system/graphical.target.wants")
-	if err := os.MkdirAll(wants, 0o755); err != nil {
-		return err
+	system := filepath.Join(l.root(), "etc/systemd/system")
+	links := map[string]string{"graphical.target.wants/attendant.service": "../attendant.service"}
+	for _, unit := range idle {
+		links[unit] = "/dev/null"
 	}
-	if err := os.Symlink("../attendant.service", filepath.Join(wants, "attendant.service")); err != nil {
-		return err
+	for name, to := range links {
+		path := filepath.Join(system, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := os.Symlink(to, path); err != nil {
+			return err
+		}
 	}
 	if err := os.WriteFile(disk, nil, 0o600); err != nil {
 		return err
