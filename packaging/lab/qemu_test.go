@@ -91,6 +91,7 @@ func onMachines(t *testing.T, suites []string, setup func(l *lab, p packages), t
 			if err := l.image(disk); err != nil {
 				t.Fatal(err)
 			}
+			l.journal = newJournal() // what is shown of a failure is the machine's
 			test(bootMachine(t, suite, dir, disk))
 		})
 	}
