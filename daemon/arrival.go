@@ -80,7 +80,7 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 		return was, out, nil
 	}
 	if was.ID == "" {
-		if err := s.roomOfToken(out, func(issued, expiry time.Time) (int, error) { return s.store.Preadopted(ctx, issued, expiry) }); err != nil {
+		if err := s.roomOfToken(v, out, func(issued, expiry time.Time) (int, error) { return s.store.Preadopted(ctx, issued, expiry) }); err != nil {
 			return was, out, err
 		}
 		if err := s.room(v, func(g string) ([]string, error) { return s.store.Pending(ctx, g) },
@@ -104,7 +104,7 @@ func (s *Server) arrive(ctx context.Context, v *visitor, tokens []shown, stored 
 			}
 			gone = ""
 			if was.ID == "" {
-				if err := s.roomOfToken(out, tx.Preadopted); err != nil {
+				if err := s.roomOfToken(v, out, tx.Preadopted); err != nil {
 					return err
 				}
 				if err := s.room(v, tx.Pending, tx.PendingCount, out, func(id string) error {
@@ -237,7 +237,8 @@ func (s *Server) room(v *visitor, pending func(group string) ([]string, error), 
 	if out.Standing.State != wire.Pending {
 		return nil
 	}
-	full := func(n int, of string) error {
+	full := func(limit string, most, n int, of string) error {
+		s.tally.note(limit, v.peerGroup, most)
 		return wire.Errorf(wire.Unavailable, "%d runners%s are waiting for adoption already", n, of).
 			WithHint("adopt or reject some on the server: waypoint runner list --pending")
 	}
@@ -246,21 +247,21 @@ func (s *Server) room(v *visitor, pending func(group string) ([]string, error), 
 		return err
 	}
 	gone := ""
-	if len(ids) >= s.cfg().MaxPendingPerPeer {
+	if most := s.cfg().MaxPendingPerPeer; len(ids) >= most {
 		if gone = s.fleet.firstOffline(ids); gone == "" {
-			return full(len(ids), " of this peer")
+			return full("max_pending_per_peer", most, len(ids), " of this peer")
 		}
 	}
 	n, err := count()
 	if err != nil {
 		return err
 	}
-	if gone == "" && n >= s.cfg().MaxPending {
+	if most := s.cfg().MaxPending; gone == "" && n >= most {
 		if ids, err = pending(""); err != nil {
 			return err
 		}
 		if gone = s.fleet.firstOffline(ids); gone == "" {
-			return full(n, "")
+			return full("max_pending", most, n, "")
 		}
 	}
 	if gone == "" || remove == nil {
@@ -271,7 +272,7 @@ func (s *Server) room(v *visitor, pending func(group string) ([]string, error), 
 
 // roomOfToken refuses a newcomer whose token, which is for any id, has brought as
 // many runners as one may: its bearer could go on for ever.
-func (s *Server) roomOfToken(out adoption.Outcome, preadopted func(issued, expiry time.Time) (int, error)) error {
+func (s *Server) roomOfToken(v *visitor, out adoption.Outcome, preadopted func(issued, expiry time.Time) (int, error)) error {
 	if out.Used == nil || out.Used.Claims.ID != "" {
 		return nil
 	}
@@ -280,6 +281,7 @@ func (s *Server) roomOfToken(out adoption.Outcome, preadopted func(issued, expir
 	if err != nil || n < most {
 		return err
 	}
+	s.tally.note("runners_per_token", v.peerGroup, most)
 	return wire.Errorf(wire.Unavailable, "%d runners have come with this token, which is as many as may", n).
 		WithHint("make another one on the server with waypoint runner token, forget runners that are gone, or raise limits.runners_per_token")
 }

@@ -450,6 +450,10 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, in door, greeted 
 		Software: cfg.Software, Logger: s.log, MaxStreams: maxStreams,
 		TLS: s.shown().config(), Plain: cfg.Plain,
 		Handshakes: *s.handshakes.Load(), Unread: s.unread,
+		Limit: func(limit string, most int64) {
+			peer, _ := cameFrom(conn)
+			s.tally.note(limit, peer, int(most))
+		},
 	}, func(ctx context.Context, peer *mux.Peer) (*mux.Admission, error) {
 		a, err := s.admit(ctx, peer, in)
 		if err == nil {

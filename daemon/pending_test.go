@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/daemon/daemontest"
@@ -110,4 +111,58 @@ func TestRunnersOfOneToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	connected(t, s, "e", nil, any)
+}
+
+// said is a log that hands over its lines; those that nobody takes are lost.
+type said chan string
+
+func (s said) Write(p []byte) (int, error) {
+	select {
+	case s <- string(p):
+	default:
+	}
+	return len(p), nil
+}
+
+// await returns the first line with all of the words in it.
+func (s said) await(t *testing.T, words ...string) {
+	t.Helper()
+	late := time.After(daemontest.Patience)
+next:
+	for {
+		select {
+		case line := <-s:
+			for _, w := range words {
+				if !strings.Contains(line, w) {
+					continue next
+				}
+			}
+			return
+		case <-late:
+			t.Fatalf("the log does not say %q", words)
+		}
+	}
+}
+
+// Who is refused for a limit of runners is told so himself; an administrator reads it
+// in the log.
+func TestLimitsOfRunnersAreSaid(t *testing.T) {
+	log := make(said, 1000)
+	s := daemontest.Start(t, daemon.Config{
+		MaxPendingPerPeer: 1, Limits: daemon.Limits{RunnersPerToken: 1}, Logger: slog.New(slog.NewTextHandler(log, nil)),
+	})
+	any := s.Token(t, wire.RunnerTokenRequest{})
+	connected(t, s, "a", nil, any)
+	second := s.Runner(t, "b", nil)
+	second.Show(any)
+	wantKind(t, second.Connect(), wire.Unavailable)
+	log.await(t, "limit reached", "limit=runners_per_token", "most=1", `peer="uid `)
+
+	connected(t, s, "c", nil)
+	wantKind(t, s.Runner(t, "d", nil).Connect(), wire.Unavailable)
+	log.await(t, "limit reached", "limit=max_pending_per_peer", "most=1", `peer="uid `)
+
+	s.Reload(func(c *daemon.Config) { c.MaxPending, c.MaxPendingPerPeer = 1, 10 })
+	wantKind(t, s.Runner(t, "e", nil).Connect(), wire.Unavailable)
+	log.await(t, "limit reached", "limit=max_pending ", "most=1", `peer="uid `)
 }

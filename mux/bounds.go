@@ -77,32 +77,39 @@ func (g *guard) taken(id uint32, n int64) {
 	}
 }
 
-// crowded reports whether the peer has to wait before more is read of it.
-func (g *guard) crowded() bool {
+// crowded reports whether the peer has to wait before more is read of it, and
+// what the bound is that it has come to.
+func (g *guard) crowded() (most int64, wait bool) {
 	n := g.unread.Load()
 	if n == 0 {
-		return false
+		return 0, false
 	}
 	if b := g.bounds.Load(); b != nil {
 		if most := b.unread.Load(); most > 0 && n > most {
-			return true
+			return most, true
 		}
 	}
-	return g.budget != nil && n > share && g.budget.held.Load() > g.budget.most.Load()
+	if g.budget == nil || n <= share {
+		return 0, false
+	}
+	most = g.budget.most.Load()
+	return most, g.budget.held.Load() > most
 }
 
 // awaitRoom waits while the peer has sent too much that nobody has taken. One of
 // whom nothing is taken for as long as a peer may not read loses the session.
 func (g *guard) awaitRoom() error {
-	if !g.crowded() {
+	most, wait := g.crowded()
+	if !wait {
 		return nil
 	}
+	g.limit(LimitUnread, most)
 	end := time.NewTimer(g.writeTimeout)
 	defer end.Stop()
 	poll := time.NewTicker(crowdedPoll)
 	defer poll.Stop()
 	before := g.unread.Load()
-	for g.crowded() {
+	for ; wait; _, wait = g.crowded() {
 		select {
 		case <-g.room:
 		case <-poll.C:

@@ -2,6 +2,7 @@ package mux_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -70,10 +71,21 @@ func fill(t *testing.T, raw net.Conn, calls int, limit time.Duration) error {
 	return nil
 }
 
+// told is a Config.Limit that sends what it is told.
+func told(to chan<- string) func(string, int64) {
+	return func(limit string, most int64) {
+		select {
+		case to <- fmt.Sprintf("%s %d", limit, most):
+		default:
+		}
+	}
+}
+
 // Who sends what nobody takes is not read any further, and goes on when it is.
 func TestUnreadOfOneSession(t *testing.T) {
 	budget := mux.NewBudget(1 << 30)
-	raw, session, take := hoard(t, mux.Config{Unread: budget}, 400<<10)
+	limits := make(chan string, 100)
+	raw, session, take := hoard(t, mux.Config{Unread: budget, Limit: told(limits)}, 400<<10)
 	sent := make(chan error, 1)
 	go func() { sent <- fill(t, raw, 8, time.Minute) }()
 	for budget.Held() < 400<<10 {
@@ -89,6 +101,9 @@ func TestUnreadOfOneSession(t *testing.T) {
 	}
 	if n := budget.Held(); n > 700<<10 {
 		t.Errorf("%d bytes are held", n)
+	}
+	if got := await(t, "word of the limit", limits); got != "unread 409600" {
+		t.Errorf("told of %q", got)
 	}
 	close(take)
 	if err := <-sent; err != nil {
@@ -113,12 +128,16 @@ func TestUnreadForEver(t *testing.T) {
 // All sessions together have so much, and the share of each.
 func TestUnreadOfAll(t *testing.T) {
 	budget := mux.NewBudget(1)
-	raw, _, take := hoard(t, mux.Config{Unread: budget}, 0)
+	limits := make(chan string, 100)
+	raw, _, take := hoard(t, mux.Config{Unread: budget, Limit: told(limits)}, 0)
 	if err := fill(t, raw, 5, time.Minute); err != nil { // 1 MB: its share
 		t.Fatal(err)
 	}
 	sent := make(chan error, 1)
 	go func() { sent <- fillMore(t, raw) }()
+	if got := await(t, "word of the limit", limits); got != "unread 1" {
+		t.Errorf("told of %q", got)
+	}
 	other, _, free := hoard(t, mux.Config{Unread: budget}, 0)
 	close(free)
 	if err := fill(t, other, 8, time.Minute); err != nil {

@@ -56,12 +56,13 @@ type guard struct {
 	pings        atomic.Int32  // asked by the peer, not answered yet
 	reads        atomic.Int64  // how often something has come from the peer
 	began        time.Time
-	dataAt       atomic.Int64           // when it last sent data, on any stream; since began
-	unread       atomic.Int64           // bytes of all streams that have come and were not taken
-	bounds       atomic.Pointer[Bounds] // of the peer; nil until the hello has succeeded
-	budget       *Budget                // shared with other sessions; nil: none
-	room         chan struct{}          // something was taken
-	shut         chan struct{}          // closed by Close
+	dataAt       atomic.Int64                   // when it last sent data, on any stream; since began
+	unread       atomic.Int64                   // bytes of all streams that have come and were not taken
+	bounds       atomic.Pointer[Bounds]         // of the peer; nil until the hello has succeeded
+	budget       *Budget                        // shared with other sessions; nil: none
+	limit        func(limit string, most int64) // Config.Limit
+	room         chan struct{}                  // something was taken
+	shut         chan struct{}                  // closed by Close
 
 	// Of the reading goroutine.
 	inHeader [yamuxHeader]byte
@@ -104,6 +105,7 @@ func newGuard(conn net.Conn, dialing bool, writeTimeout time.Duration) *guard {
 		writeTimeout: writeTimeout,
 		syns:         make(chan struct{}, maxUnacknowledged),
 		began:        time.Now(),
+		limit:        func(string, int64) {},
 		room:         make(chan struct{}, 1),
 		shut:         make(chan struct{}),
 		streams:      make(map[uint32]*link),
@@ -316,6 +318,7 @@ func (g *guard) receivedFlags(flags uint16, id uint32) (closed func(), err error
 				return nil, wire.Errorf(wire.BadUsage, "the peer opened a second stream before the hello was answered")
 			}
 		} else if most := int(b.streams.Load()); g.theirs > most || len(g.streams) > 4*most+slack {
+			g.limit(LimitStreams, int64(most))
 			return nil, wire.Errorf(wire.TooLarge, "the peer has more than %d streams open", most)
 		}
 	}

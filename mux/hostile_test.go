@@ -263,8 +263,8 @@ func TestTooManyStreams(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			settle(t)
-			release := make(chan struct{})
-			raw, accepted, session := acceptRaw(t, mux.Config{MaxStreams: 16}, mux.Table{
+			release, limits := make(chan struct{}), make(chan string, 100)
+			raw, accepted, session := acceptRaw(t, mux.Config{MaxStreams: 16, Limit: told(limits)}, mux.Table{
 				// Deaf to its context, as a handler in a long system call is.
 				"stuck": func(context.Context, *mux.Stream) error { <-release; return nil },
 			})
@@ -286,6 +286,9 @@ func TestTooManyStreams(t *testing.T) {
 				t.Errorf("%d goroutines for a limit of 16 streams", n)
 			}
 			wantKind(t, s.Err(), wire.Unavailable, "more than")
+			if got := await(t, "word of the limit", limits); !strings.HasPrefix(got, "streams ") {
+				t.Errorf("told of %q", got)
+			}
 			close(release)
 		})
 	}

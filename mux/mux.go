@@ -74,11 +74,24 @@ type Config struct {
 	// Shared by the sessions of one accepting side; nil: no bound.
 	Handshakes chan struct{} // room for each handshake of TLS that is worked at, not waited for, at once
 	Unread     *Budget
+	// Limit is told that a limit has held the peer up: LimitHandshakes, LimitUnread
+	// or LimitStreams, and how much it allows. It must not block. nil: nobody is told.
+	Limit func(limit string, most int64)
 }
+
+// What Config.Limit is told of.
+const (
+	LimitHandshakes = "handshakes" // the peer has waited for a second, as others are worked at
+	LimitUnread     = "unread"     // nothing is read of it until calls have taken what came
+	LimitStreams    = "streams"    // it has opened more than it may, and has lost its session
+)
 
 func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Limit == nil {
+		c.Limit = func(string, int64) {}
 	}
 	c.MaxStreams = cmp.Or(c.MaxStreams, 1024)
 	c.HandshakeTimeout = cmp.Or(c.HandshakeTimeout, 10*time.Second)

@@ -50,7 +50,7 @@ func newSession(ctx context.Context, conn net.Conn, cfg Config, peer *Peer, dial
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	s.guard.lost = s.end
-	s.guard.budget = cfg.Unread
+	s.guard.budget, s.guard.limit = cfg.Unread, cfg.Limit
 
 	yc := yamux.DefaultConfig()
 	yc.LogOutput = nil
@@ -99,6 +99,7 @@ func (s *Session) accept() {
 				<-s.handling
 			})
 		default:
+			s.cfg.Limit(LimitStreams, int64(cap(s.handling)))
 			s.end(wire.Errorf(wire.TooLarge, "the peer has more than %d calls running", cap(s.handling)))
 			return
 		}

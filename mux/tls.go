@@ -57,7 +57,7 @@ func (c Config) secureTCP(ctx context.Context, conn net.Conn) (net.Conn, error) 
 		}
 		conn = begun
 	}
-	at := &workedConn{Conn: conn, ctx: ctx, places: c.Handshakes}
+	at := &workedConn{Conn: conn, ctx: ctx, places: c.Handshakes, limit: c.Limit}
 	tc := tls.Server(at, serverTLS(c.TLS))
 	err := tc.HandshakeContext(ctx)
 	at.finish()
@@ -87,6 +87,7 @@ type workedConn struct {
 	ctx    context.Context // of the handshake
 	places chan struct{}   // nil once the handshake is over, or where there is no bound
 	holds  bool
+	limit  func(limit string, most int64) // Config.Limit
 }
 
 func (c *workedConn) Read(p []byte) (int, error) {
@@ -96,14 +97,29 @@ func (c *workedConn) Read(p []byte) (int, error) {
 	c.yield()
 	n, err := c.Conn.Read(p)
 	if err == nil {
+		err = c.take()
+	}
+	return n, err
+}
+
+// heldUp is how long a handshake waits for its place before that is spoken of: a
+// few at once are nothing to say.
+const heldUp = time.Second
+
+func (c *workedConn) take() error {
+	late := time.NewTimer(heldUp)
+	defer late.Stop()
+	for {
 		select {
 		case c.places <- struct{}{}:
 			c.holds = true
+			return nil
+		case <-late.C:
+			c.limit(LimitHandshakes, int64(cap(c.places)))
 		case <-c.ctx.Done():
-			err = context.Cause(c.ctx)
+			return context.Cause(c.ctx)
 		}
 	}
-	return n, err
 }
 
 func (c *workedConn) yield() {

@@ -460,9 +460,12 @@ by the role @WAYPOINT_ROLE@, with the outcome @WAYPOINT_OUTCOME@. Make room: way
 		ID:      "4be0b6f1b4a24b16a7c0a0e9b6d3f58c",
 		Subject: "The limit @WAYPOINT_LIMIT@ of the server has held somebody up",
 		Body: `
-@WAYPOINT_TIMES@ connections met the limit of @WAYPOINT_MOST@ since this was said last, at the latest a minute
-later; the last one was of @WAYPOINT_PEER@. Those who are connected and greet in time do not notice.
-Where these are good peers, many behind one address perhaps, raise it: [limits] in waypoint-server.toml(5).`,
+@WAYPOINT_TIMES@ times somebody met the limit of @WAYPOINT_MOST@ since this was said last, at the latest a minute
+later; the last one was @WAYPOINT_PEER@. Whom the limits of connections, handshakes and hellos hold up, waits or comes
+again; whoever has too many calls open (streams) loses his session; with "unread", nothing is read of him until
+his calls have taken what he has sent; newcomers over runners_per_token, max_pending and
+max_pending_per_peer are refused until runners are adopted, rejected or forgotten.
+Where these are good peers, many behind one address perhaps, raise it: waypoint-server.toml(5).`,
 	},
 	{
 		Text:    "the limit of open files is below max_sessions",
