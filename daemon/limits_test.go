@@ -9,14 +9,25 @@ import (
 	"testing"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/daemon/daemontest"
+	"github.com/waypointd/waypoint/daemon/store/storetest"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // Whatever stands in a request, the answer is an error of the right kind, and
 // the server goes on.
 func TestExtremeValues(t *testing.T) {
-	s := daemontest.Start(t, slowly)
+	t.Run("SQLite", func(t *testing.T) { extremeValues(t, slowly) })
+	t.Run("PostgreSQL", func(t *testing.T) { // which takes no NUL in a text
+		cfg := slowly
+		cfg.StoreDSN = storetest.Database(t)
+		extremeValues(t, cfg)
+	})
+}
+
+func extremeValues(t *testing.T, cfg daemon.Config) {
+	s := daemontest.Start(t, cfg)
 	c := s.Client(t)
 	call := func(kind wire.Kind, method string, body any) {
 		t.Helper()
