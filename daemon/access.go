@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/waypointd/waypoint/daemon/queue"
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -458,4 +459,50 @@ func (c *call) maySee(jobs []wire.Job) error {
 		}
 	}
 	return nil
+}
+
+// outsideJob is what a job is called that is outside of a caller's limits.
+const outsideJob = "a job outside of your limits"
+
+// asSeen are jobs as the caller sees them, who may see them: what is outside of
+// his limits is not named by them, neither as what one depends on nor as what
+// has ended it. Those that are given stay as they are.
+func (s *Server) asSeen(ctx context.Context, jobs ...wire.Job) ([]wire.Job, error) {
+	l := callOf(ctx).by.limits
+	if l.None() {
+		return jobs, nil
+	}
+	var named []string
+	for i := range jobs {
+		named = append(named, jobs[i].DependsOn...)
+		if id := queue.Blamed(&jobs[i]); id != "" {
+			named = append(named, id)
+		}
+	}
+	slices.Sort(named)
+	outside, err := s.store.Outside(ctx, slices.Compact(named), l)
+	if err != nil || len(outside) == 0 {
+		return jobs, err
+	}
+	seen := slices.Clone(jobs)
+	for i := range seen {
+		j := &seen[i]
+		if outside[queue.Blamed(j)] {
+			j.Error = queue.Unnamed(j, outsideJob)
+		}
+		j.DependsOn = slices.DeleteFunc(slices.Clone(j.DependsOn), func(id string) bool { return outside[id] })
+	}
+	return seen, nil
+}
+
+// asSeenOne is asSeen of one job, behind the error of who has read it.
+func (s *Server) asSeenOne(ctx context.Context, job wire.Job, err error) (wire.Job, error) {
+	if err != nil {
+		return job, err
+	}
+	seen, err := s.asSeen(ctx, job)
+	if err != nil {
+		return wire.Job{}, err
+	}
+	return seen[0], nil
 }

@@ -64,7 +64,8 @@ func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitR
 	for _, j := range reply.Jobs {
 		s.queued(j, peer)
 	}
-	return reply, nil
+	reply.Jobs, err = s.asSeen(ctx, reply.Jobs...)
+	return reply, err
 }
 
 // queued follows up a job that has been queued.
@@ -94,12 +95,16 @@ func (s *Server) update(f func(*store.Tx) error) error {
 const endWithin = 5 * time.Second
 
 func (s *Server) jobGet(ctx context.Context, _ *mux.Peer, req wire.JobRequest) (wire.Job, error) {
-	return s.store.Job(ctx, req.ID)
+	job, err := s.store.Job(ctx, req.ID)
+	return s.asSeenOne(ctx, job, err)
 }
 
 func (s *Server) jobList(ctx context.Context, _ *mux.Peer, f wire.JobFilter) (wire.JobPage, error) {
 	jobs, err := s.store.JobsWithin(ctx, f, callOf(ctx).by.limits)
 	if err != nil {
+		return wire.JobPage{}, err
+	}
+	if jobs, err = s.asSeen(ctx, jobs...); err != nil {
 		return wire.JobPage{}, err
 	}
 	n := fitting(jobs)
@@ -154,10 +159,10 @@ func (s *Server) jobCancel(ctx context.Context, peer *mux.Peer, req wire.CancelR
 			s.fleet.settleRejected(job.RunnerID)
 			s.store.Kick()
 		}
-		return job, nil
+		return s.asSeenOne(ctx, job, nil)
 	}
 	s.fleet.cancel(job.ID, req.Force)
-	return job, nil
+	return s.asSeenOne(ctx, job, nil)
 }
 
 // jobRetry queues the same as a new job.
@@ -181,7 +186,7 @@ func (s *Server) jobRetry(ctx context.Context, peer *mux.Peer, req wire.JobReque
 	if err == nil {
 		s.queued(job, peer)
 	}
-	return job, err
+	return s.asSeenOne(ctx, job, err)
 }
 
 // watchPoll is the safety net behind wake-ups.
@@ -196,7 +201,7 @@ func (s *Server) jobWait(ctx context.Context, _ *mux.Peer, req wire.JobRequest) 
 	for {
 		job, err := w.look(ctx, s.store)
 		if wire.KindOf(err) != wire.Unavailable && (err != nil || job.State.Ended()) { // a database that is out of reach comes back
-			return job, err
+			return s.asSeenOne(ctx, job, err)
 		}
 		select {
 		case <-w.c:

@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/waypointd/waypoint/daemon/store/storetest"
 	dialer "github.com/waypointd/waypoint/mux/client"
@@ -162,6 +164,114 @@ func TestLimitsAndSharedNames(t *testing.T) {
 	first := mustQueue(t, limited, mine)[0]
 	if again := mustQueue(t, limited, mine)[0]; again.ID != first.ID {
 		t.Errorf("queued again as %s", again.ID)
+	}
+}
+
+// A job that somebody may see names none that he may not: not as what it depends
+// on, nor as what it waits for, nor as what has ended it.
+func TestLimitsHideNames(t *testing.T) {
+	s := newSite(t, Config{})
+	ctx := t.Context()
+	admin := s.clientBy(t, "memory", "")
+	limited := s.as(t, s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop"}}))
+	next := works(t, s.mustHello(t, "tcp", remote("r1", s.runnerToken(t, time.Hour))))
+	queue := func(project, singleton string, dependsOn ...string) wire.Job {
+		t.Helper()
+		spec := jobOf(project, "")
+		spec.Singleton, spec.DependsOn = singleton, dependsOn
+		return mustQueue(t, admin, spec)[0]
+	}
+	theirs := queue("bank", "nightly")
+	await(t, next, func(o wire.WorkOrder) bool { return o.Assign != nil && o.Assign.Job == theirs.ID }) // it is in the way
+	mine := queue("shop", "")
+	behind := queue("shop", "nightly")
+	dependent := queue("shop", "", theirs.ID, mine.ID)
+	superseded := queue("shop", "hourly")
+	superseder := queue("bank", "hourly")
+
+	why := func(c *dialer.Client, id string) string {
+		t.Helper()
+		w, err := c.Why(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w.Sentence
+	}
+	for _, c := range []struct {
+		about       string
+		job         wire.Job
+		named, seen string // to who may see all, and to who is limited
+	}{
+		{"the singleton in the way", behind, "it waits for job " + theirs.ID, "it waits for a job outside of your limits"},
+		{"the dependencies", dependent, "it waits for job " + theirs.ID, "it waits for job " + mine.ID + " (run, queued), a job outside of your limits"},
+		{"the one that took its place", superseded, "job " + superseder.ID + " of the same", "a job outside of your limits of the same singleton took its place"},
+	} {
+		if got := why(admin, c.job.ID); !strings.Contains(got, c.named) {
+			t.Errorf("%s: an admin is told %q", c.about, got)
+		}
+		if got := why(limited, c.job.ID); !strings.Contains(got, c.seen) {
+			t.Errorf("%s: the limited one is told %q", c.about, got)
+		}
+	}
+	if _, err := admin.Cancel(ctx, theirs.ID, true); err != nil {
+		t.Fatal(err)
+	}
+	failed, err := limited.Wait(ctx, dependent.ID)
+	if err != nil || failed.Error != "a job outside of your limits that it depends on did not succeed" {
+		t.Errorf("%q, %v", failed.Error, err)
+	}
+	if failed, err = admin.Job(ctx, dependent.ID); err != nil || !strings.Contains(failed.Error, "job "+theirs.ID+" (run) that") || len(failed.DependsOn) != 2 {
+		t.Errorf("an admin sees %+v, %v", failed, err)
+	}
+
+	// However they are asked for.
+	retried, err := limited.Retry(ctx, dependent.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed, err := limited.Jobs(ctx, wire.JobFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := map[string]any{"retry": retried, "list": listed}
+	for _, j := range []wire.Job{mine, behind, dependent, superseded, retried} {
+		canceled, err := limited.Cancel(ctx, j.ID, true) // so that there is an end to wait for
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers["cancel of "+j.ID] = canceled
+		for what, call := range map[string]func() (any, error){
+			"get":  func() (any, error) { return limited.Job(ctx, j.ID) },
+			"why":  func() (any, error) { return limited.Why(ctx, j.ID) },
+			"wait": func() (any, error) { return limited.Wait(ctx, j.ID) },
+			"stream": func() (any, error) {
+				var events []any
+				for item, err := range limited.Stream(ctx, wire.StreamRequest{ID: j.ID, Follow: true}) {
+					if err != nil {
+						return nil, err
+					}
+					events = append(events, item.Event)
+				}
+				return events, nil
+			},
+		} {
+			answer, err := call()
+			if err != nil {
+				t.Errorf("%s of job %s: %v", what, j.ID, err)
+			}
+			answers[what+" of "+j.ID] = answer
+		}
+	}
+	for what, answer := range answers {
+		text, err := json.Marshal(answer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, other := range []wire.Job{theirs, superseder} {
+			if strings.Contains(string(text), other.ID) {
+				t.Errorf("%s names job %s of project %q: %s", what, other.ID, other.Project, text)
+			}
+		}
 	}
 }
 

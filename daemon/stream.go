@@ -72,7 +72,7 @@ func (f *follower) read(err error) error {
 // what there was then.
 func (f *follower) advance(ctx context.Context) (done bool, err error) {
 	job, err := f.watch.look(ctx, f.s.store)
-	if f.read(err) != nil {
+	if job, err = f.s.asSeenOne(ctx, job, err); f.read(err) != nil {
 		return false, err
 	}
 	if f.req.Attempt > job.Attempt {

@@ -21,6 +21,9 @@ func (s *Server) jobWhy(ctx context.Context, _ *mux.Peer, req wire.JobRequest) (
 	if err != nil {
 		return wire.Why{}, err
 	}
+	if facts.Job, err = s.asSeenOne(ctx, facts.Job, nil); err != nil {
+		return wire.Why{}, err
+	}
 	w := wire.Why{Job: facts.Job}
 	w.Code, w.Sentence = s.why(ctx, facts)
 	return w, nil
@@ -38,12 +41,12 @@ func (s *Server) why(ctx context.Context, f store.QueueFacts) (code, sentence st
 	}
 	switch f.Blocked {
 	case queue.ByDependency:
-		return "dependency", "it waits for " + jobNames(f.By)
+		return "dependency", "it waits for " + jobNames(f.By, callOf(ctx).by.limits)
 	case queue.BySerial:
 		return "serialized", fmt.Sprintf("deploy, release and destroy of %s in workspace %s run one at a time: it waits behind %s",
-			j.Project+"/"+j.App, j.Workspace, jobNames(f.By))
+			j.Project+"/"+j.App, j.Workspace, jobNames(f.By, callOf(ctx).by.limits))
 	case queue.BySingleton:
-		return "singleton", fmt.Sprintf("singleton %q runs one at a time: it waits for %s", j.Singleton, jobNames(f.By))
+		return "singleton", fmt.Sprintf("singleton %q runs one at a time: it waits for %s", j.Singleton, jobNames(f.By, callOf(ctx).by.limits))
 	}
 	code, sentence = s.whyNoRunner(ctx, f)
 	problem, room := s.storeProblem(), ""
@@ -219,10 +222,22 @@ func whyLate(l wire.LateResult) string {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-func jobNames(jobs []wire.Job) string {
-	names := make([]string, len(jobs))
-	for i, j := range jobs {
-		names[i] = fmt.Sprintf("job %s (%s, %s)", j.ID, j.Operation, j.State)
+// jobNames names jobs, but for those outside of the limits of who asks.
+func jobNames(jobs []wire.Job, l wire.Limits) string {
+	var names []string
+	outside := 0
+	for _, j := range jobs {
+		if !l.Allow(j.Project, j.Workspace) {
+			outside++
+			continue
+		}
+		names = append(names, fmt.Sprintf("job %s (%s, %s)", j.ID, j.Operation, j.State))
+	}
+	switch {
+	case outside == 1:
+		names = append(names, outsideJob)
+	case outside > 1:
+		names = append(names, fmt.Sprintf("%d jobs outside of your limits", outside))
 	}
 	return enumerate(names)
 }

@@ -130,7 +130,7 @@ func (j *Job) Supersede(by string, now time.Time) error {
 	if j.State != wire.Queued {
 		return j.refuse("supersede")
 	}
-	j.End(wire.Canceled, wire.ReasonSuperseded, fmt.Sprintf("job %s of the same singleton took its place", by), now)
+	j.End(wire.Canceled, wire.ReasonSuperseded, fmt.Sprintf(textSuperseded, jobName(by)), now)
 	return nil
 }
 
@@ -170,8 +170,36 @@ func (j *Job) DependencyFailed(dep *Job, now time.Time) error {
 		return j.refuse("end for its dependency")
 	}
 	j.End(wire.Failed, wire.ReasonDependency,
-		fmt.Sprintf("job %s (%s) that it depends on did not succeed: %s", dep.ID, dep.Operation, dep.outcome()), now)
+		fmt.Sprintf(textDependency, jobName(dep.ID)+" ("+string(dep.Operation)+")", dep.outcome()), now)
 	return nil
+}
+
+// The ends of a job that another one is to blame for.
+const (
+	textSuperseded = "%s of the same singleton took its place"
+	textDependency = "%s that it depends on did not succeed: %s"
+)
+
+func jobName(id string) string { return "job " + id }
+
+// Blamed is the job that the text of an end names, "" for none.
+func Blamed(j *wire.Job) string {
+	if j.Reason != wire.ReasonSuperseded && j.Reason != wire.ReasonDependency {
+		return ""
+	}
+	rest, _ := strings.CutPrefix(j.Error, jobName(""))
+	id, _, _ := strings.Cut(rest, " ")
+	return id
+}
+
+// Unnamed is the text of an end of which another job is to blame, without saying
+// which: other takes its place.
+func Unnamed(j *wire.Job, other string) string {
+	if j.Reason == wire.ReasonSuperseded {
+		return fmt.Sprintf(textSuperseded, other)
+	}
+	text, _, _ := strings.Cut(fmt.Sprintf(textDependency, other, ""), ":")
+	return text
 }
 
 // outcome is the end of a job in a few words.

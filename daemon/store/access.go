@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -89,4 +90,35 @@ func (s *Store) ArtifactWithin(ctx context.Context, digest string, l wire.Limits
 		return false, fmt.Errorf("look for the artifact %s: %w", digest, err)
 	}
 	return true, nil
+}
+
+// outsideBatch is how many jobs one query of Outside is about.
+const outsideBatch = 500
+
+// Outside are those of some jobs that exist and are not within limits.
+func (s *Store) Outside(ctx context.Context, ids []string, l wire.Limits) (map[string]bool, error) {
+	outside := map[string]bool{}
+	if l.None() {
+		return outside, nil
+	}
+	for batch := range slices.Chunk(ids, outsideBatch) {
+		var w where
+		marks := make([]string, len(batch))
+		for i, id := range batch {
+			marks[i] = w.param(id)
+		}
+		w.addLiteral("id IN (" + strings.Join(marks, ", ") + ")")
+		err := each(s.read(ctx), `SELECT id, project, workspace FROM jobs`+w.String(), w.args, func(rows *sql.Rows) error {
+			var id, project, workspace string
+			err := rows.Scan(&id, &project, &workspace)
+			if !l.Allow(project, workspace) {
+				outside[id] = true
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("look whose jobs are named: %w", err)
+		}
+	}
+	return outside, nil
 }
