@@ -38,6 +38,10 @@ type table struct {
 func parseDocument(name string, data []byte) (*document, *table, error) {
 	values := map[string]any{}
 	d := &document{name: name}
+	if line := tooDeep(string(data)); line > 0 {
+		d.wrong = append(d.wrong, fault{line: line, text: fmt.Sprintf("nested more than %d deep", maxDepth)})
+		return nil, nil, d.first()
+	}
 	if _, err := toml.Decode(string(data), &values); err != nil {
 		line, text := 0, err.Error()
 		if pe, ok := errors.AsType[toml.ParseError](err); ok {

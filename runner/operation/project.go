@@ -1,7 +1,10 @@
 package operation
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -111,16 +114,9 @@ func fileError(doing string, err error) error {
 // Load reads a project file. Errors are NotFound where there is none, Denied
 // where it may not be read, else BadUsage with file, line and, for an unknown key, the nearest known one.
 func Load(path string) (*Project, error) {
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, wire.Errorf(wire.NotFound, "read project file: %v", err)
-	}
-	if err == nil && info.Size() > maxProjectFile {
-		return nil, wire.Errorf(wire.TooLarge, "read project file: %s is longer than %d bytes", path, maxProjectFile)
-	}
-	data, err := os.ReadFile(path)
+	data, err := readProject(path)
 	if err != nil {
-		return nil, fileError("read project file", err)
+		return nil, err
 	}
 	p, err := parseProject(path, data)
 	if err != nil {
@@ -132,6 +128,30 @@ func Load(path string) (*Project, error) {
 	}
 	p.root = filepath.Dir(abs)
 	return p, nil
+}
+
+// readProject reads a plain file: somebody else's tree may have a pipe, which nobody
+// writes to, or a device without an end in its place.
+func readProject(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, wire.Errorf(wire.NotFound, "read project file: %v", err)
+	}
+	if err != nil {
+		return nil, fileError("read project file", err)
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, fileError("read project file", cmp.Or(err, fmt.Errorf("%s is no plain file", path)))
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxProjectFile+1))
+	if err != nil {
+		return nil, fileError("read project file", err)
+	}
+	if len(data) > maxProjectFile {
+		return nil, wire.Errorf(wire.TooLarge, "read project file: %s is longer than %d bytes", path, maxProjectFile)
+	}
+	return data, nil
 }
 
 // Name is the project's.
