@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -104,8 +105,14 @@ func (s *Server) mayFeed(ctx context.Context, c *call, spec *wire.JobSpec) error
 		files = files[:0]
 		return refused
 	}
-	d := json.NewDecoder(&blobReader{s: s, ctx: ctx, digest: spec.Source.Tree})
-	err := eachDigest(d, func(digest string) error {
+	size, err := s.store.BlobSize(ctx, spec.Source.Tree)
+	if err != nil {
+		return err
+	}
+	if size > maxManifest {
+		return wire.Errorf(wire.TooLarge, "the source tree of %d bytes is over the limit of %d", size, maxManifest)
+	}
+	err = eachDigest(&blobReader{s: s, ctx: ctx, digest: spec.Source.Tree}, func(digest string) error {
 		if files = append(files, digest); len(files) < 256 {
 			return nil
 		}
@@ -125,14 +132,20 @@ func (s *Server) mayFeed(ctx context.Context, c *call, spec *wire.JobSpec) error
 
 // eachDigest calls f for each file that a manifest names: the "digest" of each of
 // its "entries", wherever they are.
-func eachDigest(d *json.Decoder, f func(digest string) error) error {
+// Whoever has sent it may have made one value of all of it: as little of that is kept in memory as of any other.
+func eachDigest(text io.Reader, f func(digest string) error) error {
+	short := &ration{r: text}
+	d := json.NewDecoder(short)
+	short.left = maxEntry
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return cmp.Or(err, errors.New("it is no object"))
 	}
 	for d.More() {
+		short.left = maxEntry
 		if _, err := d.Token(); err != nil { // a key
 			return err
 		}
+		short.left = maxEntry
 		t, err := d.Token()
 		switch t {
 		case json.Delim('['):
@@ -140,6 +153,7 @@ func eachDigest(d *json.Decoder, f func(digest string) error) error {
 				var entry struct {
 					Digest string `json:"digest"`
 				}
+				short.left = maxEntry
 				if err := d.Decode(&entry); err != nil {
 					return err
 				}
@@ -159,6 +173,26 @@ func eachDigest(d *json.Decoder, f func(digest string) error) error {
 	}
 	_, err := d.Token()
 	return err
+}
+
+const (
+	maxManifest = 256 << 20 // bytes of a source tree's manifest, as runners take it
+	maxEntry    = 64 << 10  // of one value in it: two paths at most
+)
+
+// ration is a reader of which so much may be read until it is given more.
+type ration struct {
+	r    io.Reader
+	left int
+}
+
+func (r *ration) Read(p []byte) (int, error) {
+	if r.left <= 0 {
+		return 0, fmt.Errorf("a part of it is longer than %d bytes", maxEntry)
+	}
+	n, err := r.r.Read(p[:min(len(p), r.left)])
+	r.left -= n
+	return n, err
 }
 
 // blobReader reads a stored blob.

@@ -19,6 +19,7 @@ const (
 	maxManifest = 256 << 20
 	maxEntries  = 1 << 20
 	maxUnpacked = 256 << 30
+	maxNames    = 128 << 20 // bytes of the paths and targets of an archive, which compress to nothing
 	maxPath     = 4095
 	maxFileName = 255
 )
@@ -110,9 +111,10 @@ func parseManifest(data []byte) (*manifest, error) {
 // checker refuses entries that could reach out of the directory they are
 // written to. Directories have to come before what is in them.
 type checker struct {
-	what string // "manifest" or "archive"
-	seen map[string]entryType
-	size int64
+	what  string // "manifest", whose length is bounded, or "archive"
+	seen  map[string]entryType
+	size  int64
+	names int // bytes of paths and targets
 }
 
 func (c *checker) add(e *entry) error {
@@ -127,6 +129,9 @@ func (c *checker) add(e *entry) error {
 	}
 	if len(c.seen) >= maxEntries {
 		return wire.Errorf(wire.TooLarge, "read %s: more than %d entries", c.what, maxEntries)
+	}
+	if c.names += len(e.Path) + len(e.Target); c.what == "archive" && c.names > maxNames {
+		return wire.Errorf(wire.TooLarge, "read archive: it has names of more than %d bytes", maxNames)
 	}
 	switch e.Type {
 	case entryDir:
