@@ -233,3 +233,37 @@ func TestLongResults(t *testing.T) {
 		t.Fatalf("%d jobs, %v", len(list), err)
 	}
 }
+
+// What a runner says of a job's end is kept as text that no terminal obeys, and what
+// cannot be so is refused.
+func TestHostileResults(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	job := submit(t, c, run(func(j *wire.JobSpec) { j.Operation, j.Project, j.App = wire.OpBuild, "p", "a" }))[0]
+	a := r.MustStart()
+	digest := "sha256:" + strings.Repeat("0", 64)
+	for _, bad := range []wire.Result{
+		{State: wire.Success, Artifact: &wire.BlobHeader{Digest: "\x1b[2J"}},
+		{State: wire.Success, Artifact: &wire.BlobHeader{Digest: strings.ToUpper(digest)}},
+		{State: wire.Success, Artifact: &wire.BlobHeader{Digest: digest, Size: -1}},
+		{State: wire.Success, Reason: wire.ReasonOOM},
+		{State: wire.Failed, Reason: "\x1b[2J"},
+		{State: wire.Failed, Reason: wire.ReasonExpired},
+		{State: wire.Running},
+		{State: "\x00"},
+	} {
+		wantKind(t, r.Finish(a.JobRef, "", bad), wire.BadUsage)
+	}
+	r.MustFinish(a.JobRef, "", wire.Result{
+		State: wire.Failed, Reason: wire.ReasonFailed,
+		Error: "a\x1b[2J\nb\u009bc\u202ed\x00", Signal: strings.Repeat("\x1b", 1000),
+	})
+	got, err := c.Job(t.Context(), job.ID)
+	if err != nil || got.Error != "a?[2J b?c?d?" || got.Signal != strings.Repeat("?", 255) {
+		t.Errorf("error %q, signal %q, %v", got.Error, got.Signal, err)
+	}
+	if why, err := c.Why(t.Context(), job.ID); err != nil || !strings.HasSuffix(why.Sentence, ": a?[2J b?c?d?") {
+		t.Errorf("%q, %v", why.Sentence, err)
+	}
+}

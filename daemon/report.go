@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -198,6 +199,8 @@ func (in *intake) fill(st *mux.Stream) {
 				err = wire.Errorf(wire.BadUsage, "read result: %v", jerr)
 			} else if err = checkResult(*result); err != nil {
 				result = nil
+			} else {
+				result.Error, result.Signal = printable(strings.ReplaceAll(result.Error, "\n", " ")), plain(result.Signal)
 			}
 		}
 		full := in.put(f, result, err)
@@ -274,6 +277,11 @@ func checkResult(r wire.Result) error {
 	}
 	if !ok {
 		return wire.Errorf(wire.BadUsage, "state %q with reason %q is no result", r.State, r.Reason)
+	}
+	if a := r.Artifact; a != nil {
+		if _, ok := digestOf(a.Digest); !ok || a.Size < 0 {
+			return wire.Errorf(wire.BadUsage, "artifact %.80q of %d bytes is none", a.Digest, a.Size)
+		}
 	}
 	size := len(r.Signal)
 	for k, v := range r.Outputs {

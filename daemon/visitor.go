@@ -93,15 +93,19 @@ func newVisitor(peer *mux.Peer) *visitor {
 // most 253.
 const maxText = 255
 
-// plain makes text that a stranger chose fit to be kept and shown: without
-// what is not printable, and short.
-func plain(text string) string {
-	text = strings.Map(func(c rune) rune {
+// printable is a text without what is not: a terminal might obey it.
+func printable(text string) string {
+	return strings.Map(func(c rune) rune {
 		if !unicode.IsPrint(c) {
 			return '?'
 		}
 		return c
 	}, strings.ToValidUTF8(text, "?"))
+}
+
+// plain makes text that a stranger chose fit to be kept and shown: printable, and short.
+func plain(text string) string {
+	text = printable(text)
 	for len(text) > maxText {
 		_, size := utf8.DecodeLastRuneInString(text)
 		text = text[:len(text)-size]

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/waypointd/waypoint/cmd/internal/output"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -169,10 +170,11 @@ next:
 	return kept
 }
 
-// oneLine keeps what others said from looking like more lines of ours.
+// oneLine keeps what others said from looking like more lines of ours, and a
+// terminal from obeying it: also controls of C1 and what changes the direction.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r

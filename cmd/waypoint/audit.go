@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -128,13 +127,11 @@ func (c *auditExport) Run(a *app) error {
 		return err
 	}
 	return a.withServer(func(ctx context.Context, conn *connection) error {
-		out := json.NewEncoder(a.stdout)
-		out.SetEscapeHTML(false)
 		for e, err := range conn.Audit(ctx, f) {
 			if err != nil {
 				return fmt.Errorf("export audit: %w", err)
 			}
-			if err := out.Encode(e); err != nil {
+			if err := output.Line(a.stdout, e); err != nil {
 				return err
 			}
 		}

@@ -125,7 +125,7 @@ func (a *app) report(err error) int {
 func writeError(w io.Writer, err error) {
 	fmt.Fprintf(w, "waypoint: %s\n", concealed(oneLine(err.Error())))
 	if e, ok := errors.AsType[*wire.Error](err); ok && e.Hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", oneLine(e.Hint))
+		fmt.Fprintf(w, "hint: %s\n", concealed(oneLine(e.Hint)))
 	}
 }
 

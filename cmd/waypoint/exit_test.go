@@ -62,7 +62,7 @@ func TestReport(t *testing.T) {
 		{"nothing", nil, 0, ""},
 		{"kind", fmt.Errorf("inspect job: %w", wire.Errorf(wire.NotFound, "no job 7").WithHint("waypoint job list")), 3,
 			"waypoint: inspect job: no job 7\nhint: waypoint job list\n"},
-		{"one line", errors.New("bad\nthing\x1b[2J"), 1, "waypoint: bad thing [2J\n"},
+		{"one line", errors.New("bad\nthing\x1b[2J\u009b2J\u202e"), 1, "waypoint: bad thing [2J 2J \n"},
 		{"status", status(42), 42, ""},
 		{"own code", withCode{wire.Errorf(wire.Conflict, "lost"), 1}, 1, "waypoint: lost\n"},
 		{"deadline", fmt.Errorf("list jobs: %w", context.DeadlineExceeded), 7, "waypoint: list jobs: context deadline exceeded\n"},

@@ -220,7 +220,7 @@ func (c *jobWhy) Run(a *app) error {
 			return fmt.Errorf("ask why: %w", err)
 		}
 		return a.print(why, func(w io.Writer) error {
-			_, err := fmt.Fprintln(w, why.Sentence)
+			_, err := fmt.Fprintln(w, oneLine(why.Sentence))
 			return err
 		})
 	})

@@ -4,6 +4,7 @@
 package output
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,13 +14,14 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
 
 	"golang.org/x/term"
 )
 
 // JSON writes v as one indented document.
 func JSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	e := json.NewEncoder(escaper{w})
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
@@ -27,9 +29,40 @@ func JSON(w io.Writer, v any) error {
 
 // Line writes v as one document on one line.
 func Line(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	e := json.NewEncoder(escaper{w})
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
+}
+
+// escaper writes documents without what a terminal would obey: JSON itself escapes
+// only the controls below the space. An encoder writes each document whole.
+type escaper struct{ w io.Writer }
+
+func (e escaper) Write(p []byte) (int, error) {
+	if !bytes.ContainsFunc(p, hidden) {
+		return e.w.Write(p)
+	}
+	var b bytes.Buffer
+	for _, r := range string(p) {
+		switch {
+		case !hidden(r):
+			b.WriteRune(r)
+		case r > 0xffff:
+			high, low := utf16.EncodeRune(r)
+			fmt.Fprintf(&b, `\u%04x\u%04x`, high, low)
+		default:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		}
+	}
+	if _, err := e.w.Write(b.Bytes()); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// hidden are characters that are not seen, but in what they do.
+func hidden(r rune) bool {
+	return r >= 0x7f && (unicode.Is(unicode.Cc, r) || unicode.Is(unicode.Cf, r))
 }
 
 // Table is rows of cells, written with their columns aligned.

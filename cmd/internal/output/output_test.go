@@ -2,6 +2,8 @@ package output
 
 import (
 	"bytes"
+	"encoding/json"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -85,5 +87,23 @@ func TestMeter(t *testing.T) {
 	NewMeter(nil).Say("nothing")
 	if IsTerminal(&b) || IsTerminal(strings.NewReader("")) {
 		t.Error("a buffer is taken for a terminal")
+	}
+}
+
+// A document says what is not seen by its number, and is the same document.
+func TestHiddenCharacters(t *testing.T) {
+	const text = "a\x1b\x7f\u009b\u202e\U000e0001 \u00a0ü☺"
+	for name, write := range map[string]func(io.Writer, any) error{"JSON": JSON, "Line": Line} {
+		var b bytes.Buffer
+		if err := write(&b, map[string]string{"k" + text: text}); err != nil {
+			t.Fatal(err)
+		}
+		if want := `"a\u001b\u007f\u009b\u202e\udb40\udc01 ` + "\u00a0ü☺\""; !strings.Contains(b.String(), want) {
+			t.Errorf("%s: %s, want %s", name, &b, want)
+		}
+		var back map[string]string
+		if err := json.Unmarshal(b.Bytes(), &back); err != nil || back["k"+text] != text {
+			t.Errorf("%s: read back as %q, %v", name, back, err)
+		}
 	}
 }
