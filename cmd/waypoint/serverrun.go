@@ -27,7 +27,7 @@ type serverRun struct {
 	Config       string   `placeholder:"FILE" help:"Configuration in TOML (default /etc/waypoint/server.toml if present)."`
 	StateDir     string   `placeholder:"DIR" from:"WAYPOINT_SERVER_STATE_DIR" help:"What the server remembers (default /var/lib/waypoint, or $$XDG_STATE_HOME/waypoint-server without root)."`
 	Listen       []string `sep:"none" placeholder:"ADDR" help:"Where to listen, unix:///path or tcp://host:port; repeatable ($$WAYPOINT_SERVER_LISTEN). Not needed with sockets from systemd."`
-	Store        string   `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory)."`
+	Store        string   `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory). Every user of this host can see arguments: give a URL with a password by the configuration or the environment."`
 	StoreReserve *int64   `placeholder:"BYTES" from:"WAYPOINT_SERVER_STORE_RESERVE" help:"Room on the store's file system that new work leaves for what is under way; 0 is none (default 64 MiB or a hundredth of it, whichever is less)."`
 	Metrics      string   `name:"metrics-listen" placeholder:"ADDR" from:"WAYPOINT_SERVER_METRICS_LISTEN" help:"Where to tell Prometheus, over plain HTTP, what the server does: unix:///path or host:port. Nobody is asked for a token there."`
 	TLSCert      string   `name:"tls-cert" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_CERT" help:"The certificate for TCP in PEM, with what lies between it and its root. Without one the server makes its own."`
