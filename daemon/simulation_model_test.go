@@ -221,6 +221,7 @@ func (l *life) checkTime() {
 
 // checkAssigned holds to whom a job may be given, and until when.
 func (w *world) checkAssigned(name string, j wire.Job) {
+	w.checkTarget(name, j)
 	for _, k := range w.life.links {
 		if k.m != nil && k.r.id == j.RunnerID && w.life.s.fleet.member(k.r.id) == k.m {
 			w.spools[wire.JobRef{Job: j.ID, Attempt: j.Attempt}] = k.spool
@@ -281,9 +282,12 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 		w.violate("job %s has expired at %s, and has time until %s", name, j.FinishedAt, j.ExpiresAt)
 	case j.Reason == wire.ReasonRunnerLost:
 		w.count["lost"]++
-		lease := w.life.s.cfg().Lease
+		lease, lost := w.life.s.cfg().Lease, now
+		if !w.life.lookedAt.IsZero() {
+			lost = j.FinishedAt.Add(-time.Duration(w.life.clock.shift.Load()))
+		}
 		for _, r := range w.runners {
-			if r.id == j.RunnerID && !(a != nil && !a.held) && !(a != nil && a.offered && a.result.Reason == wire.ReasonRunnerLost) && now.Sub(r.heard) < lease {
+			if r.id == j.RunnerID && !(a != nil && !a.held) && !(a != nil && a.offered && a.result.Reason == wire.ReasonRunnerLost) && now.Sub(r.since(lost)) < lease {
 				ref := wire.JobRef{Job: j.ID, Attempt: j.Attempt}
 				if w.orphans[ref] && !r.forgot.IsZero() && r.nobody(false) && now.Sub(r.forgot) < lease {
 					w.violate("job %s is lost, and %s was forgotten %s ago and nobody admitted since", name, r.id, now.Sub(r.forgot))
@@ -291,7 +295,7 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 				if w.orphans[ref] || a == nil && w.spools[ref] != r.spool() {
 					continue // its runner has been forgotten since, or does not know whether it was given it
 				}
-				w.violate("job %s is lost (%s), and %s had contact %s ago", name, j.Error, r.id, now.Sub(r.heard))
+				w.violate("job %s is lost (%s), and %s had contact %s ago", name, j.Error, r.id, now.Sub(r.since(lost)))
 			}
 		}
 	}
@@ -299,7 +303,7 @@ func (w *world) checkEnding(name string, j wire.Job, now time.Time) {
 
 // checkTogether holds what jobs must not be at the same moment.
 func (w *world) checkTogether(jobs []wire.Job) {
-	active, waiting, serial := map[string]string{}, map[string]string{}, map[string]string{}
+	active, waiting, serial, held := map[string]string{}, map[string]string{}, map[string]string{}, map[string]int{}
 	once := func(m map[string]string, key, name, what string) {
 		if other := m[key]; other != "" {
 			w.violate("jobs %s and %s are both %s of %q", other, name, what, key)
@@ -318,6 +322,9 @@ func (w *world) checkTogether(jobs []wire.Job) {
 		if key := (&queue.Job{Job: j}).SerialKey(); key != "" && going {
 			once(serial, key, name, "at work")
 		}
+		if going {
+			held[j.RunnerID]++
+		}
 		if !going && j.State != wire.Success {
 			continue
 		}
@@ -325,6 +332,21 @@ func (w *world) checkTogether(jobs []wire.Job) {
 			if dep := w.job(id); !dep.State.Ended() || dep.State != wire.Success && !w.mayFail(name) {
 				w.violate("job %s is %s, and %s that it depends on is %s", name, j.State, w.names[id], dep.State)
 			}
+		}
+	}
+	for _, r := range w.runners {
+		if held[r.id] > r.slots() {
+			w.violate("%s has %d jobs, and room for %d", r.id, held[r.id], r.slots())
+		}
+	}
+}
+
+// checkTarget holds that a job is given to whom it is for.
+func (w *world) checkTarget(name string, j wire.Job) {
+	for _, r := range w.runners {
+		parity := j.Target.Labels["parity"]
+		if r.id == j.RunnerID && (j.Target.ID != "" && j.Target.ID != r.id || parity != "" && parity != fmt.Sprint(r.n%2)) {
+			w.violate("job %s is for %v, and is given to %s", name, j.Target, r.id)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon/store"
@@ -21,6 +22,9 @@ type simRunner struct {
 	link  *simLink // as the agent has it; nil: none
 	tries []*simTry
 	heard time.Time // when the server last had a session of it
+	quiet time.Time // that, at the look before
+
+	entered atomic.Pointer[time.Time] // when a session of it last began to be its own; nil: not in this life
 
 	silent, absent time.Duration // how long ago that was, and that it was forgotten, when the last server ended
 
@@ -77,6 +81,14 @@ func newSimRunner(w *world, n int) *simRunner {
 	r := &simRunner{w: w, id: simRunnerID(n), n: n, key: w.g.keys[n]}
 	r.store(w.g.tokens[n])
 	return r
+}
+
+// since is when the server last had a session of it, as of a moment since the last look.
+func (r *simRunner) since(at time.Time) time.Time {
+	if e := r.entered.Load(); e != nil && e.After(at) {
+		return r.quiet
+	}
+	return r.heard
 }
 
 // orphaned notes that what is on record as the runner's may be nobody's.

@@ -39,8 +39,11 @@ func (l *life) settle(d time.Duration) {
 		return
 	}
 	for _, r := range l.w.runners {
+		r.quiet = r.heard
 		if _, ok := l.s.fleet.get(r.id); ok {
 			r.heard = time.Now()
+		} else if e := r.entered.Load(); e != nil && e.After(r.heard) { // it has come, and left
+			r.heard = *e
 		}
 	}
 	was := maps.Clone(l.w.seen)
@@ -126,6 +129,7 @@ func (k *simLink) serve(begin wire.WorkBegin) (then func()) {
 		parted()
 		return refused(err)
 	}
+	k.r.entered.Store(new(time.Now()))
 	if err := s.begin(k.ctx, m, begin); err != nil {
 		s.exit(m)
 		parted()

@@ -37,6 +37,7 @@ import (
 //   - An end is final: state, reason, time, attempt and length of the output. Only the output of
 //     a lost attempt grows, until its late result, which is there once, closes it.
 //   - Attempts only grow, and one that runs is the last.
+//   - A job is given to whom it is for, and to nobody more than he has room for.
 //   - Of a singleton one job at most is active and one waits; of an app one
 //     deploy, release or destroy is active.
 //   - What is active, or has succeeded, depends on nothing that has not ended, nor on
@@ -445,6 +446,7 @@ func (l *life) start() {
 	l.s = s
 	for _, r := range w.runners { // until the first look, which finds what the life before did while it died
 		r.heard = l.began.Add(-r.silent)
+		r.entered.Store(nil)
 		r.deciding, r.trusted = 0, false
 		if !r.forgot.IsZero() {
 			r.forgot = l.began.Add(-r.absent)
@@ -455,7 +457,7 @@ func (l *life) start() {
 // rebegin gives every runner a whole lease from the server's start on.
 func (l *life) rebegin() {
 	for _, r := range l.w.runners {
-		r.heard = l.began
+		r.heard, r.quiet = l.began, l.began
 		if !r.forgot.IsZero() {
 			r.forgot = l.began
 		}
