@@ -249,6 +249,9 @@ func (s *Server) note(ctx context.Context, r rollCall, beat bool) error {
 			}
 		}
 		for _, id := range r.drop {
+			if s.fleet.joined(id) {
+				continue // it has come back since, and may be in the store anew
+			}
 			if err := tx.DropSession(id); err != nil {
 				return err
 			}
@@ -460,7 +463,7 @@ func (s *Server) answerClaim(runner, by string) error {
 		}
 	}
 	s.presence.wrote(runner, "")
-	return s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.DropSession(runner) })
+	return s.store.Update(s.ctx, func(tx *store.Tx) error { return tx.YieldSession(runner, by) })
 }
 
 // takeIn makes this server the keeper of all that a runner holds which begins

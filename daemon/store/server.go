@@ -36,10 +36,11 @@ const (
 	upsertSession  = `INSERT INTO runner_sessions (runner_id, server, claim, view) VALUES ($1, $2, '', $3)
 	ON CONFLICT (runner_id) DO UPDATE SET server = excluded.server, claim = excluded.claim, view = excluded.view`
 	// The claim stays: it is answered by what the session does, not by how it looks.
-	viewSession = `UPDATE runner_sessions SET view = $1 WHERE runner_id = $2 AND server = $3`
-	claim       = `UPDATE runner_sessions SET claim = $1 WHERE runner_id = $2 AND server = $3`
-	seeClaim    = `UPDATE runner_sessions SET claim = $1 WHERE runner_id = $2 AND server = $3 AND claim = $4`
-	unclaim     = `UPDATE runner_sessions SET claim = '' WHERE runner_id = $1 AND server = $2 AND claim = $3`
+	viewSession  = `UPDATE runner_sessions SET view = $1 WHERE runner_id = $2 AND server = $3`
+	claim        = `UPDATE runner_sessions SET claim = $1 WHERE runner_id = $2 AND server = $3`
+	seeClaim     = `UPDATE runner_sessions SET claim = $1 WHERE runner_id = $2 AND server = $3 AND claim = $4`
+	yieldSession = `DELETE FROM runner_sessions WHERE runner_id = $1 AND server = $2 AND claim = $3`
+	unclaim      = `UPDATE runner_sessions SET claim = '' WHERE runner_id = $1 AND server = $2 AND claim = $3`
 
 	selectKept    = `SELECT ` + activeColumns + ` FROM jobs WHERE id = $1`
 	selectKeepers = `SELECT DISTINCT keeper FROM jobs WHERE finished_at = 0 AND state IN ('assigned', 'running')`
@@ -259,6 +260,17 @@ func (tx *Tx) ViewSession(runner, view string) error {
 func (tx *Tx) DropSession(runner string) error {
 	if _, err := tx.exec(deleteSession, runner, tx.s.instance); err != nil {
 		return fmt.Errorf("note that runner %s has left: %w", runner, err)
+	}
+	tx.Announce(NewsServers)
+	return nil
+}
+
+// YieldSession is DropSession for the server that claims the runner, and whose claim has been
+// seen. Where another has claimed it since, or it is connected here anew, nothing is
+// dropped: that is another question.
+func (tx *Tx) YieldSession(runner, by string) error {
+	if _, err := tx.exec(yieldSession, runner, tx.s.instance, Seen+by); err != nil {
+		return fmt.Errorf("yield runner %s: %w", runner, err)
 	}
 	tx.Announce(NewsServers)
 	return nil
