@@ -142,8 +142,8 @@ func (s *Server) recordLate(ctx context.Context, ref wire.JobRef, v *visitor, ch
 // any more: it goes on from the one that is.
 var errNotHere = wire.Errorf(wire.Unavailable, "the runner does not work on this session any more: report on the one where it does")
 
-// persist commits what a report brings. While there is no room it waits and
-// tries again: the rest is safe on the runner's disk. Of a session whose runner
+// persist commits what a report brings. While there is no room, or the database is out
+// of reach, it waits and tries again: the rest is safe on the runner's disk. Of a session whose runner
 // works on another nothing is recorded any more.
 func (s *Server) persist(ctx context.Context, ref wire.JobRef, v *visitor, f func(tx *store.Tx, now time.Time) error) error {
 	for {
@@ -157,7 +157,7 @@ func (s *Server) persist(ctx context.Context, ref wire.JobRef, v *visitor, f fun
 		if wire.KindOf(err) != wire.Unavailable || errors.Is(err, errNotHere) {
 			return err
 		}
-		s.log.Warn("job output waits for room", "job", ref.Job, "attempt", ref.Attempt, "runner", v.id, "error", err)
+		s.log.Warn("job output waits for the store", "job", ref.Job, "attempt", ref.Attempt, "runner", v.id, "error", err)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

@@ -35,7 +35,8 @@ type Config struct {
 	// Reconnecting, if set, is told when there is no contact with the server for
 	// some seconds, when a lost connection is being re-made (err), once for each
 	// attempt, and when it is back (nil), so that nothing waits in silence. It is
-	// called by one goroutine at a time.
+	// called by one goroutine at a time; while it does not return only the last of what comes is
+	// kept for it, and nothing else waits but calls, until they end or Close ends them.
 	Reconnecting func(err error)
 }
 
@@ -61,10 +62,10 @@ type Client struct {
 	closed chan struct{} // closed by Close
 	once   sync.Once
 
-	telling sync.Mutex    // held while Reconnecting is told
-	making  chan struct{} // held by the one call that makes a session
-	mu      sync.Mutex
-	now     *mux.Session // the last one made
+	teller teller
+	making chan struct{} // held by the one call that makes a session
+	mu     sync.Mutex
+	now    *mux.Session // the last one made
 }
 
 // Dial connects once; errors are mux.Dial's and the handshake's.
@@ -73,6 +74,14 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{cfg: cfg, closed: make(chan struct{}), making: make(chan struct{}, 1)}
+	c.teller.to = func(err error) {
+		if err != nil {
+			cfg.Logger.Debug("no contact with the server", "error", err)
+		}
+		if cfg.Reconnecting != nil {
+			cfg.Reconnecting(err)
+		}
+	}
 	s, err := c.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -94,7 +103,7 @@ func (c *Client) connect(ctx context.Context) (*mux.Session, error) {
 		if c.cfg.Token != nil {
 			hello.Token = c.cfg.Token()
 		}
-		s, err := mux.Connect(ctx, conn, mux.Config{Software: c.cfg.Software, Logger: c.cfg.Logger, Contact: c.tell}, hello, nil, nil)
+		s, err := mux.Connect(ctx, conn, mux.Config{Software: c.cfg.Software, Logger: c.cfg.Logger, Contact: func(err error) { c.teller.tell(err) }}, hello, nil, nil)
 		if err == nil {
 			return s, nil
 		}
@@ -142,7 +151,7 @@ func (c *Client) session(ctx context.Context, tried int) (*mux.Session, error) {
 	}
 	why := s.Err()
 	for {
-		c.tell(why)
+		c.tell(ctx, why)
 		if err := c.wait(ctx, tried); err != nil {
 			return nil, err
 		}
@@ -152,7 +161,7 @@ func (c *Client) session(ctx context.Context, tried int) (*mux.Session, error) {
 			if err := c.keep(s); err != nil {
 				return nil, err
 			}
-			c.tell(nil)
+			c.tell(ctx, nil)
 			return s, nil
 		}
 		if ctx.Err() != nil {
@@ -179,14 +188,13 @@ func (c *Client) keep(s *mux.Session) error {
 	}
 }
 
-func (c *Client) tell(err error) {
-	if err != nil {
-		c.cfg.Logger.Debug("no contact with the server", "error", err)
-	}
-	if c.cfg.Reconnecting != nil {
-		c.telling.Lock()
-		defer c.telling.Unlock()
-		c.cfg.Reconnecting(err)
+// tell has the contact told before the call goes on, so that what is said is in
+// order; but a call that is over, and Close, wait for nobody who listens.
+func (c *Client) tell(ctx context.Context, err error) {
+	select {
+	case <-c.teller.tell(err):
+	case <-ctx.Done():
+	case <-c.closed:
 	}
 }
 

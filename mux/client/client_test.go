@@ -294,3 +294,112 @@ func TestManyCallersOverRestarts(t *testing.T) {
 	close(stop)
 	callers.Wait()
 }
+
+// Who is told of a lost connection and never returns, as one who writes to a pipe
+// that nobody reads, holds up neither Close nor a call beyond its deadline.
+func TestListenerThatHangs(t *testing.T) {
+	s := newServer(t)
+	told, end := make(chan error, 10), make(chan struct{})
+	defer close(end)
+	c := dial(t, s, func(err error) {
+		told <- err
+		<-end
+	})
+	s.Drop()
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan error, 1)
+	go func() { _, err := c.Job(ctx, "j"); got <- err }()
+	<-told
+	cancel()
+	if err := <-got; !errors.Is(err, context.Canceled) {
+		t.Errorf("a call that is over: %v", err)
+	}
+	go func() { _, err := c.Job(t.Context(), "j"); got <- err }()
+	c.Close()
+	if err := <-got; wire.KindOf(err) != wire.Unavailable {
+		t.Errorf("a call of a client that is closed: %v", err)
+	}
+}
+
+// deafConn is one on which nothing comes any more once it is deaf.
+type deafConn struct {
+	net.Conn
+	deaf, closed chan struct{}
+	once         sync.Once
+}
+
+func (c *deafConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	select {
+	case <-c.deaf:
+		<-c.closed
+		return 0, net.ErrClosed
+	default:
+		return n, err
+	}
+}
+
+func (c *deafConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// The same with a session on which nothing comes, which is told by who watches it.
+func TestListenerThatHangsInSilence(t *testing.T) {
+	if testing.Short() {
+		t.Skip("silence is told of after five seconds")
+	}
+	s := newServer(t)
+	deaf := make(chan struct{})
+	told, end := make(chan error, 10), make(chan struct{})
+	c, err := client.Dial(t.Context(), client.Config{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			conn, err := s.Dial(ctx)
+			return &deafConn{Conn: conn, deaf: deaf, closed: make(chan struct{})}, err
+		},
+		Reconnecting: func(err error) {
+			told <- err
+			<-end
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(deaf)
+	if err := <-told; err == nil {
+		t.Error("told of contact")
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close() }()
+	select {
+	case <-closed:
+		close(end)
+	case <-time.After(30 * time.Second):
+		close(end)
+		<-closed
+		t.Error("Close waits for who is told")
+	}
+}
+
+// Each loss and its end are told one after the other, before the call goes on.
+func TestToldInOrder(t *testing.T) {
+	s := newServer(t)
+	var mu sync.Mutex
+	var told []bool // whether there was contact
+	c := dial(t, s, func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		told = append(told, err == nil)
+	})
+	for range 5 {
+		s.Drop()
+		if _, err := c.Job(t.Context(), "none"); wire.KindOf(err) != wire.NotFound {
+			t.Fatal(err)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if want := slices.Repeat([]bool{false, true}, 5); !slices.Equal(told, want) {
+		t.Errorf("told %v", told)
+	}
+}
