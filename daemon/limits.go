@@ -3,6 +3,7 @@ package daemon
 import (
 	"cmp"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,8 +43,8 @@ func (l *Limits) withDefaults(maxSessions int) error {
 	return nil
 }
 
-// tally says that a limit holds somebody up: the first time at once, then once a
-// minute for all the times since. So who runs into one fills no log.
+// tally counts how often a limit holds somebody up, and says so: the first time at
+// once, then once a minute for all the times since. So who runs into one fills no log.
 type tally struct {
 	say func(limit, peer string, most, times int)
 
@@ -51,10 +52,12 @@ type tally struct {
 	bite map[string]*bites
 }
 
-// bites are those of one limit that have not been told.
+// bites are those of one limit.
 type bites struct {
+	all   int64
+	last  time.Time
 	told  time.Time
-	times int
+	times int    // that have not been told
 	peer  string // the last
 	most  int
 	timer *time.Timer
@@ -76,8 +79,9 @@ func (t *tally) note(limit, peer string, most int) {
 		b = &bites{}
 		t.bite[limit] = b
 	}
+	b.all++
 	b.times++
-	b.peer, b.most = peer, most
+	b.peer, b.most, b.last = peer, most, now
 	if b.timer == nil {
 		wait := time.Duration(0)
 		if !b.told.IsZero() {
@@ -98,6 +102,41 @@ func (t *tally) tell(limit string) {
 		t.say(limit, peer, most, times)
 	}
 }
+
+// met is how often a limit has held somebody up, and when last.
+func (t *tally) met(limit string) (times int64, last time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if b := t.bite[limit]; b != nil {
+		return b.all, b.last
+	}
+	return 0, time.Time{}
+}
+
+// limits are those that hold now, with how often each was met.
+func (s *Server) limits() []wire.PeerLimit {
+	c := s.cfg()
+	l := c.Limits
+	list := []wire.PeerLimit{
+		{Name: "max_sessions", Most: int64(c.MaxSessions)},
+		{Name: openFiles, Most: int64(s.entrance.files)},
+		{Name: "limits.sessions_per_peer", Most: int64(l.SessionsPerPeer)},
+		{Name: "limits.greeting", Most: int64(l.Greeting)},
+		{Name: "limits.greeting_per_peer", Most: int64(l.GreetingPerPeer)},
+		{Name: "limits.hellos_per_peer", Most: int64(l.HellosPerPeer)},
+		{Name: "limits.runners_per_token", Most: int64(l.RunnersPerToken)},
+		{Name: "max_pending", Most: int64(c.MaxPending)},
+		{Name: "max_pending_per_peer", Most: int64(c.MaxPendingPerPeer)},
+	}
+	for i := range list {
+		times, last := s.tally.met(strings.TrimPrefix(list[i].Name, "limits."))
+		list[i].Refused, list[i].Last = &times, last
+	}
+	return append(list, wire.PeerLimit{Name: "limits.handshakes", Most: int64(l.Handshakes)}, wire.PeerLimit{Name: "limits.unread", Most: l.Unread})
+}
+
+// openFiles is the limit that the process has of its host.
+const openFiles = "open_files"
 
 // flush tells what has not been told, at the end.
 func (t *tally) flush() {

@@ -100,7 +100,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.Wait
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-			s.tally.note("open files", l.Addr().String(), s.entrance.files)
+			s.tally.note(openFiles, l.Addr().String(), s.entrance.files)
 			if s.entrance.shed() {
 				continue
 			}

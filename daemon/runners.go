@@ -149,7 +149,7 @@ func (s *Server) serverStatus(ctx context.Context, _ *mux.Peer, _ wire.ServerSta
 		UptimeSeconds: int64(time.Since(s.started).Seconds()),
 		Store:         s.store.Describe(), StateDir: s.dir.Path(),
 		Runners: map[string]int{}, Jobs: map[string]int{},
-		ProtocolMin: wire.VersionMin, ProtocolMax: wire.VersionMax,
+		ProtocolMin: wire.VersionMin, ProtocolMax: wire.VersionMax, Limits: s.limits(),
 	}
 	probing, cancel := context.WithTimeoutCause(ctx, healthWithin, errors.New("no answer within "+healthWithin.String()))
 	defer cancel()

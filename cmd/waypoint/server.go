@@ -37,6 +37,7 @@ func (serverStatus) Run(a *app) error {
 			f.Add("Queue depth", strconv.Itoa(s.QueueDepth))
 			f.Add("TLS fingerprint", s.Fingerprint)
 			f.Add("Certificate expires", instant(s.CertExpiry))
+			f.Add("Limits met", limitWords(s.Limits))
 			f.Add("Protocol", fmt.Sprintf("%d to %d", s.ProtocolMin, s.ProtocolMax))
 			return f.Write(w)
 		})
@@ -54,6 +55,17 @@ func listenerWords(listeners []wire.Listener) string {
 		}
 	}
 	return strings.Join(words, ", ")
+}
+
+// limitWords are the limits that somebody was refused for; all are in the JSON.
+func limitWords(limits []wire.PeerLimit) string {
+	var words []string
+	for _, l := range limits {
+		if l.Refused != nil && *l.Refused > 0 {
+			words = append(words, fmt.Sprintf("%s = %d refused %d times, last at %s", l.Name, l.Most, *l.Refused, instant(l.Last)))
+		}
+	}
+	return strings.Join(words, "; ")
 }
 
 // roomOf is how the store is off for room, "" where that is not known and all is well.

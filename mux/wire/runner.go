@@ -127,6 +127,15 @@ type ServerStatus struct {
 	ProtocolMax   int            `json:"protocol_max"`
 	Fingerprint   string         `json:"tls_fingerprint,omitempty"` // of the certificate to trust, "SHA256:…"; where there is a TCP listener
 	CertExpiry    time.Time      `json:"tls_expires_at,omitzero"`   // of the certificate in use
+	Limits        []PeerLimit    `json:"limits,omitempty"`          // of what peers can take, as they hold now
+}
+
+// PeerLimit is a bound on what peers can take of a server, and how often it has been met.
+type PeerLimit struct {
+	Name    string    `json:"name"`              // its key in server.toml; open_files is the process's own
+	Most    int64     `json:"most"`              //
+	Refused *int64    `json:"refused,omitempty"` // times that somebody was refused for it since the server began; of one that only holds up none
+	Last    time.Time `json:"last,omitzero"`     // the last of them
 }
 
 // StoreProblem is what a server's store is short of.
