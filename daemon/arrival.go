@@ -222,7 +222,7 @@ func (s *Server) logStanding(was, is store.RunnerRecord, admitted bool) {
 	}
 	switch {
 	case is.State == wire.Pending:
-		s.log.Info("runner pending", attrs...)
+		s.strangers.of(is.PeerGroup).Info("runner pending", attrs...)
 	case !admitted && is.Problem != "":
 		s.log.Warn("runner gets no jobs", attrs...)
 	default:

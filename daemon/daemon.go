@@ -206,6 +206,7 @@ type Server struct {
 
 	serving    sync.WaitGroup // of ServeConn; no Add once closed is set
 	tally      *tally
+	strangers  *strangerLog
 	entrance   *entrance
 	handshakes atomic.Pointer[chan struct{}] // room for each of TLS that is worked at; replaced by Reload
 	unread     *mux.Budget
@@ -259,6 +260,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		s.metrics = metrics.New(cfg.Software)
 	}
 	s.tally = newTally(s.sayLimit)
+	s.strangers = newStrangerLog(s.log, s.tally)
 	s.entrance = newEntrance(s.tally)
 	s.unread = mux.NewBudget(cfg.Limits.Unread)
 	s.handshakes.Store(new(make(chan struct{}, cfg.Limits.Handshakes)))

@@ -65,7 +65,8 @@ func (s *Server) login(ctx context.Context, peer *mux.Peer, in door) (*login, er
 		}
 	}
 	if err != nil {
-		s.log.Info("login refused", "peer", peer, "error", err)
+		_, group := peerOf(peer)
+		s.strangers.of(group).Info("login refused", "peer", peer, "error", err)
 		if c.Kind == wire.RunnerToken { // a new one of its kind would not help
 			e := wire.Errorf(wire.KindOf(err), "%s, and a runner token is no login", err)
 			err = e.WithHint("%s", errRunnerToken.Hint)

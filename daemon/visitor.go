@@ -187,6 +187,13 @@ func (f *fleet) stand(v *visitor, out adoption.Outcome, labels map[string]string
 	f.refuse(m)
 }
 
+// pending reports whether a session is of a runner that nobody has decided about.
+func (f *fleet) pending(v *visitor) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return v.standing.State == wire.Pending
+}
+
 func (f *fleet) tellStanding(m *member) {
 	st := m.standing
 	f.tell(m.id, wire.WorkOrder{Standing: &st})

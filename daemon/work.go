@@ -92,7 +92,12 @@ func (s *Server) enter(ctx context.Context, m *member) error {
 		return m.why
 	}
 	s.tell()
-	s.log.Info("runner connected", "runner", m.id, "kind", m.kind, "peer", m.peer)
+	attrs := []any{"runner", m.id, "kind", m.kind, "peer", m.peer}
+	if s.fleet.pending(m.visitor) {
+		s.strangers.of(m.peerGroup).Info("runner connected", attrs...)
+	} else {
+		s.log.Info("runner connected", attrs...)
+	}
 	return nil
 }
 
@@ -109,7 +114,11 @@ func (s *Server) exit(m *member) {
 			s.log.Warn("runner's leave not recorded", "runner", m.id, "error", err)
 		}
 	}
-	s.log.Info("runner disconnected", "runner", m.id)
+	if s.fleet.pending(m.visitor) {
+		s.strangers.of(m.peerGroup).Info("runner disconnected", "runner", m.id)
+	} else {
+		s.log.Info("runner disconnected", "runner", m.id)
+	}
 }
 
 // begin sorts what the runner holds and what the store gave it.

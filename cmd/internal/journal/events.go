@@ -464,7 +464,8 @@ by the role @WAYPOINT_ROLE@, with the outcome @WAYPOINT_OUTCOME@. Make room: way
 later; the last one was @WAYPOINT_PEER@. Whom the limits of connections, handshakes and hellos hold up, waits or comes
 again; whoever has too many calls open (streams) loses his session; with "unread", nothing is read of him until
 his calls have taken what he has sent; newcomers over runners_per_token, max_pending and
-max_pending_per_peer are refused until runners are adopted, rejected or forgotten.
+max_pending_per_peer are refused until runners are adopted, rejected or forgotten. Of "log lines" only those
+are left out that are of strangers: at -v they are all there.
 Where these are good peers, many behind one address perhaps, raise it: waypoint-server.toml(5).`,
 	},
 	{
