@@ -43,6 +43,8 @@ func (l *life) step() {
 		r.drainHost(w.rng.IntN(2) == 0)
 	case n < 32:
 		l.setClock()
+	case n < 35:
+		l.usurp(r)
 	default:
 		for range 4 {
 			w.runners[w.rng.IntN(len(w.runners))].step()
@@ -158,6 +160,34 @@ func (r *simRunner) rekey() {
 	for _, a := range r.has() {
 		a.held, a.alive = false, false
 	}
+}
+
+// usurp has a runner say how an attempt went that is another's, or that was its own.
+func (l *life) usurp(r *simRunner) {
+	w, k := l.w, r.link
+	o := w.runners[w.rng.IntN(len(w.runners))]
+	if k == nil || k.m == nil || len(o.tries) == 0 {
+		return
+	}
+	a := o.tries[w.rng.IntN(len(o.tries))]
+	if j := w.job(a.Job); o == r && j.Attempt == a.Attempt {
+		return
+	}
+	var chunks []wire.Data
+	result := &wire.Result{State: wire.Success}
+	if w.rng.IntN(2) == 0 {
+		chunks, result = []wire.Data{{Offset: int64(len(a.out)), Time: time.Now(), Stream: wire.Stdout, Bytes: []byte("usurped\n")}}, nil
+	}
+	w.say("%s: says how %s went", r.id, w.ref(a.JobRef))
+	s := l.s
+	l.call(func() func() {
+		_, err := s.record(k.ctx, a.JobRef, k.v, 0, chunks, result)
+		return func() {
+			if err == nil {
+				w.violate("what %s says of %s, which is not its own, is recorded", r.id, w.ref(a.JobRef))
+			}
+		}
+	})
 }
 
 // loseAgain has the server come to lose an attempt that it has found due before

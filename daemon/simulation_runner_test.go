@@ -449,6 +449,14 @@ func (a *simTry) send() {
 	if w.chance(2) {
 		rest = rest[:w.rng.IntN(len(rest)+1)]
 	}
+	gap := len(rest) > 1 && w.chance(25) // some of it is left out
+	if gap {
+		skip := max(0, int(stored-from)) + 1
+		gap = skip < len(rest)
+		if gap {
+			from, rest = from+int64(skip), rest[skip:]
+		}
+	}
 	var chunks []wire.Data
 	for at := from; len(rest) > 0; {
 		n := min(len(rest), 1+w.rng.IntN(400))
@@ -458,7 +466,7 @@ func (a *simTry) send() {
 	}
 	var result *wire.Result
 	hasty := max(from, stored) < int64(len(a.out)) && w.chance(12) // the end is said before all of the output
-	if a.result != nil && (hasty || max(from, stored) == int64(len(a.out))) {
+	if a.result != nil && !gap && (hasty || max(from, stored) == int64(len(a.out))) {
 		result, a.offered = a.result, true
 	}
 	hasty = hasty && result != nil
@@ -470,7 +478,10 @@ func (a *simTry) send() {
 	l.call(func() func() {
 		length, err := l.record(k, a.JobRef, late, stored, chunks, result)
 		return func() {
-			if hasty && err != nil && a.report == rep {
+			if gap && err == nil {
+				w.violate("output of %s is recorded from byte %d on, and there were %d", w.ref(a.JobRef), chunks[0].Offset, stored)
+			}
+			if (hasty || gap) && err != nil && a.report == rep {
 				a.report = nil
 			}
 			if a.report != rep || a.failed(err) {

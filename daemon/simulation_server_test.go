@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/waypointd/waypoint/mux"
@@ -181,10 +182,24 @@ func (k *simLink) listen(was map[string]wire.Job) {
 			}
 		}
 	}
-	k.down = append(k.down, said...)
+	k.down = append(k.down, k.l.w.inOrder(said)...)
 	if over != nil || k.ctx.Err() != nil {
 		k.give(fmt.Sprintf("its work stream ends: %v", context.Cause(k.ctx)))
 	}
+}
+
+// inOrder puts what a runner is told at once to drop in the order of its jobs'
+// names: those that are due together go in any.
+func (w *world) inOrder(said []wire.WorkOrder) []wire.WorkOrder {
+	for from := 0; from < len(said); from++ {
+		to := from
+		for to < len(said) && said[to].Drop != nil {
+			to++
+		}
+		slices.SortFunc(said[from:to], func(a, b wire.WorkOrder) int { return strings.Compare(w.ref(*a.Drop), w.ref(*b.Drop)) })
+		from = max(from, to-1)
+	}
+	return said
 }
 
 // hear has the server deal with the next event. See Server.hear.

@@ -71,7 +71,8 @@ import (
 //   - Whatever a runner is told to drop does not run on record.
 //   - A runner whose session has begun has been told of every end of what it runs, and
 //     of each that was asked for; within a heartbeat what it runs is on record so.
-//   - What a session says whose runner works on another changes nothing.
+//   - What a session says whose runner works on another changes nothing, nor what a runner
+//     says of an attempt that is not its own any more, nor output that something is left out of.
 //   - Once nothing goes wrong any more every job ends and no runner keeps anything; and
 //     a runner that is adopted, or is adopted then, once, gets jobs and keeps the right to them.
 //
