@@ -38,6 +38,7 @@ type simRunner struct {
 	record   store.RunnerRecord // at the last look
 	before   store.RunnerRecord // at the look before it
 	unstored string             // the last token granted to it, which it has not stored
+	forgets  int                // how often it may have been forgotten
 	forgot   time.Time          // since when what it was given is nobody's; zero: it is its own
 	trusted  bool               // adopted and admitted, since nothing goes wrong any more
 
@@ -52,6 +53,8 @@ type simTry struct {
 	wire.JobRef
 	name    string
 	r       *simRunner
+	key     string // the runner's, and how often it had been forgotten, when it was given
+	forgets int
 	given   time.Time
 	held    bool // its directory is there
 	late    bool // the server has given it up: what there is to say of it is said late
@@ -93,6 +96,7 @@ func (r *simRunner) since(at time.Time) time.Time {
 
 // orphaned notes that what is on record as the runner's may be nobody's.
 func (r *simRunner) orphaned() {
+	r.forgets++
 	for id, j := range r.w.seen {
 		if j.RunnerID == r.id && !j.State.Ended() {
 			r.w.orphans[wire.JobRef{Job: id, Attempt: j.Attempt}] = true
@@ -290,7 +294,7 @@ func (r *simRunner) obey(k *simLink) {
 			}
 		}
 	case o.Assign != nil:
-		a := &simTry{JobRef: o.Assign.JobRef, name: w.names[o.Assign.Job], r: r, given: time.Now(), lines: w.rng.IntN(30)}
+		a := &simTry{JobRef: o.Assign.JobRef, name: w.names[o.Assign.Job], r: r, key: r.fingerprint(), forgets: r.forgets, given: time.Now(), lines: w.rng.IntN(30)}
 		if w.tries[a.JobRef] != nil {
 			w.violate("%s is assigned twice", w.ref(a.JobRef))
 			return
@@ -411,10 +415,13 @@ func (a *simTry) openReport() {
 	k, s := r.link, w.life.s
 	rep := &simReport{k: k, busy: true}
 	a.report = rep
-	late := a.late
+	late, owed := a.late, a.owed()
 	w.life.call(func() func() {
 		length, err := s.reported(k.ctx, wire.ReportRequest{JobRef: a.JobRef, Late: late}, k.v)
 		return func() {
+			if owed && a.owed() && (wire.KindOf(err) == wire.Conflict || wire.KindOf(err) == wire.NotFound) {
+				w.violate("%s was lost, and what its runner says of it late is refused: %v", w.ref(a.JobRef), err)
+			}
 			if a.report != rep || a.failed(err) {
 				return
 			}
@@ -424,6 +431,14 @@ func (a *simTry) openReport() {
 			rep.at, rep.open, rep.busy = length, true, false
 		}
 	})
+}
+
+// owed reports whether the server is to take what there is to say late: the attempt was
+// lost, is still on record without its late result, and its runner is who it was.
+func (a *simTry) owed() bool {
+	j, r := a.r.w.seen[a.Job], a.r
+	return a.late && j.Reason == wire.ReasonRunnerLost && j.Attempt == a.Attempt && j.LateResult == nil &&
+		a.key == r.fingerprint() && a.forgets == r.forgets && !a.r.w.orphans[a.JobRef]
 }
 
 // failed deals with a report that cannot go on, as an agent does.

@@ -68,6 +68,7 @@ import (
 //     and in order: for a success all of it, and never less than the runner was told is
 //     safe or than a follower has read. A result that comes before it is refused.
 //   - The input of a job is there when it is started.
+//   - What the runner of a lost attempt says of it late is taken, while the job is on record.
 //   - Whatever a runner is told to drop does not run on record.
 //   - A runner whose session has begun has been told of every end of what it runs, and
 //     of each that was asked for; within a heartbeat what it runs is on record so.
