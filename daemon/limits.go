@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -126,13 +127,15 @@ func (s *Server) limits() []wire.PeerLimit {
 		{Name: "limits.hellos_per_peer", Most: int64(l.HellosPerPeer)},
 		{Name: "limits.runners_per_token", Most: int64(l.RunnersPerToken)},
 		{Name: "max_pending", Most: int64(c.MaxPending)},
+		{Name: "limits.handshakes", Most: int64(l.Handshakes)},
+		{Name: "limits.unread", Most: l.Unread},
+		{Name: mux.LimitStreams, Most: maxStreams},
 		{Name: "max_pending_per_peer", Most: int64(c.MaxPendingPerPeer)},
 	}
 	for i := range list {
-		times, last := s.tally.met(strings.TrimPrefix(list[i].Name, "limits."))
-		list[i].Refused, list[i].Last = &times, last
+		list[i].Times, list[i].Last = s.tally.met(strings.TrimPrefix(list[i].Name, "limits."))
 	}
-	return append(list, wire.PeerLimit{Name: "limits.handshakes", Most: int64(l.Handshakes)}, wire.PeerLimit{Name: "limits.unread", Most: l.Unread})
+	return list
 }
 
 // openFiles is the limit that the process has of its host.

@@ -57,12 +57,12 @@ func listenerWords(listeners []wire.Listener) string {
 	return strings.Join(words, ", ")
 }
 
-// limitWords are the limits that somebody was refused for; all are in the JSON.
+// limitWords are the limits that somebody has met; all are in the JSON.
 func limitWords(limits []wire.PeerLimit) string {
 	var words []string
 	for _, l := range limits {
-		if l.Refused != nil && *l.Refused > 0 {
-			words = append(words, fmt.Sprintf("%s = %d refused %d times, last at %s", l.Name, l.Most, *l.Refused, instant(l.Last)))
+		if l.Times > 0 {
+			words = append(words, fmt.Sprintf("%s = %d, %d times, last at %s", l.Name, l.Most, l.Times, instant(l.Last)))
 		}
 	}
 	return strings.Join(words, "; ")

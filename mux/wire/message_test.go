@@ -53,7 +53,7 @@ func goldenMessages() []any {
 		DrainRequest{ID: "r1", Drain: true},
 		TokenReply{Token: "wpusr_x", Expiry: when, Fingerprint: "SHA256:x"},
 		ServerStatus{ID: "s1", Version: "waypoint 0.1.0", Store: "sqlite /s", Listeners: []Listener{{Address: "unix:///s", Kind: ForRunners}},
-			Limits: []PeerLimit{{Name: "max_sessions", Most: 10, Refused: new(int64(1)), Last: when}, {Name: "limits.unread", Most: 9}}},
+			Limits: []PeerLimit{{Name: "max_sessions", Most: 10, Times: 1, Last: when}, {Name: "limits.unread", Most: 9}}},
 		Reloaded{Changed: []string{"lease"}, RestartNeeded: []string{"listen"}},
 		SnapshotHeader{Format: 1, Schema: 3, ServerID: "s1", TakenAt: when, Software: "waypoint 0.1.0", Engine: "sqlite", Size: 8192},
 		UserTokenRequest{ExpiresIn: Duration(time.Hour)},

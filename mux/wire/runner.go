@@ -132,10 +132,10 @@ type ServerStatus struct {
 
 // PeerLimit is a bound on what peers can take of a server, and how often it has been met.
 type PeerLimit struct {
-	Name    string    `json:"name"`              // its key in server.toml; open_files is the process's own
-	Most    int64     `json:"most"`              //
-	Refused *int64    `json:"refused,omitempty"` // times that somebody was refused for it since the server began; of one that only holds up none
-	Last    time.Time `json:"last,omitzero"`     // the last of them
+	Name  string    `json:"name"` // its key in server.toml; open_files and streams are fixed
+	Most  int64     `json:"most"`
+	Times int64     `json:"times"`         // that somebody was refused or held up for it, since the server began
+	Last  time.Time `json:"last,omitzero"` // of them
 }
 
 // StoreProblem is what a server's store is short of.
