@@ -46,11 +46,12 @@ func (l *lab) limits() {
 	}
 
 	agent, supervisor := l.property("waypoint-runner", "MainPID"), l.property("waypoint-jobs", "MainPID")
-	l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=150M", "MemorySwapMax=0", "TasksMax=120")
+	l.run("systemctl", "set-property", "--runtime", "waypoint-jobs.slice", "MemoryMax=80M", "MemorySwapMax=0", "TasksMax=60")
 	other := l.running("until [ -e /tmp/enough ]; do sleep 0.5; done; echo well")
-	greedy := l.ended(l.submit("head -c 600M /dev/zero | tail >/dev/null"))
+	greedy := l.ended(l.submit("head -c 200M /dev/zero | tail >/dev/null"))
 	equal(l, "a greedy job", fmt.Sprintf("%s %s", greedy.State, greedy.Reason), "error oom")
-	l.ended(l.submit("i=0; while [ $i -lt 200 ]; do i=$((i+1)); sleep 1 & done; wait"))
+	many := l.ended(l.submit("i=0; while [ $i -lt 100 ]; do i=$((i+1)); sleep 1000 & done; wait"))
+	equal(l, "a job of too many processes", many.State, "error")
 	equal(l, "the agent and the supervisor after that", l.property("waypoint-runner", "MainPID")+" "+l.property("waypoint-jobs", "MainPID"), agent+" "+supervisor)
 	l.run("touch", "/tmp/enough")
 	equal(l, "a job that ran beside them", l.ended(other).State, "success")
@@ -85,9 +86,11 @@ var slowly = strings.Replace(counting, "sleep 0.5", "sleep 3", 1)
 // while jobs run: they go on, and nothing of what they say is lost.
 func (l *lab) exhausted(unit string) {
 	l.t.Helper()
-	n := 5
+	// With 3 MiB it lives on for half a minute, reading its own program again and
+	// again; with one it is ended as it is started.
+	n, room := 5, "1M"
 	if long() {
-		n = 20
+		n, room = 20, "3M"
 	}
 	l.run("rm", "/tmp/enough")
 	var jobs []string
@@ -97,7 +100,7 @@ func (l *lab) exhausted(unit string) {
 	l.awaitRunner("at work", func(r remote) bool { return r.RunningJobs == n })
 	supervisor := l.property("waypoint-jobs", "MainPID")
 	before := l.job(jobs[0]).LogBytes
-	l.run("systemctl", "set-property", "--runtime", unit, "MemoryMax=3M", "MemorySwapMax=0")
+	l.run("systemctl", "set-property", "--runtime", unit, "MemoryMax="+room, "MemorySwapMax=0")
 	l.await(unit+" is ended and ended again", func() bool {
 		return strings.Count(l.run("journalctl", "--output=cat", "--unit="+unit), "Failed with result 'oom-kill'") >= 2
 	})

@@ -78,7 +78,10 @@ func onMachines(t *testing.T, suites []string, setup func(l *lab, p packages), t
 	t.Parallel()
 	for _, suite := range suites {
 		t.Run(suite, func(t *testing.T) {
-			t.Parallel()
+			// The only one begins at once: it is what takes the longest.
+			if len(suites) > 1 {
+				t.Parallel()
+			}
 			dir, err := os.MkdirTemp("", "waypoint-lab-") // short, for the socket
 			if err != nil {
 				t.Fatal(err)
@@ -157,6 +160,12 @@ func bootMachine(t *testing.T, suite, dir, disk string) *lab {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the machine's console:\n%s\n%s", s.tail(200), stderr.String())
+		}
+		if dir := os.Getenv("LAB_KEEP_JOURNAL"); dir != "" {
+			name := filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "-")+".console")
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(name, []byte(s.tail(1<<30)), 0o644)); err != nil {
+				t.Errorf("keep the console: %v", err)
+			}
 		}
 		qemu.Process.Kill()
 		<-s.ended
