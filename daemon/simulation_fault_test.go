@@ -80,7 +80,7 @@ func (l *life) step() {
 	if w.rng.IntN(3) == 0 {
 		l.pass(l.pause())
 	}
-	if k := r.link; k != nil && w.rng.IntN(60) == 0 { // for longer than a lease; its jobs go on
+	if k := r.link; k != nil && w.rng.IntN(40) == 0 { // for longer than a lease; its jobs go on
 		r.cut("the network is gone")
 		k.give("the network is gone")
 		for range 3 {
@@ -170,7 +170,9 @@ func (l *life) usurp(r *simRunner) {
 		return
 	}
 	a := o.tries[w.rng.IntN(len(o.tries))]
-	if j := w.job(a.Job); o == r && j.Attempt == a.Attempt {
+	j := w.job(a.Job)
+	late := j.State.Ended() && w.rng.IntN(3) > 0
+	if o == r && j.Attempt == a.Attempt && (!late || j.Reason == wire.ReasonRunnerLost && j.LateResult == nil) {
 		return
 	}
 	var chunks []wire.Data
@@ -181,7 +183,12 @@ func (l *life) usurp(r *simRunner) {
 	w.say("%s: says how %s went", r.id, w.ref(a.JobRef))
 	s := l.s
 	l.call(func() func() {
-		_, err := s.record(k.ctx, a.JobRef, k.v, 0, chunks, result)
+		var err error
+		if late {
+			_, err = s.recordLate(k.ctx, a.JobRef, k.v, chunks, result)
+		} else {
+			_, err = s.record(k.ctx, a.JobRef, k.v, 0, chunks, result)
+		}
 		return func() {
 			if err == nil {
 				w.violate("what %s says of %s, which is not its own, is recorded", r.id, w.ref(a.JobRef))
