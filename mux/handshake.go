@@ -88,10 +88,11 @@ func (s *Session) answerHello(st *Stream, admit Admit) error {
 	if err := st.Body(&hello); err != nil {
 		return err
 	}
-	version, err := commonVersion(hello.VersionMin, hello.VersionMax)
-	if err != nil {
-		return err
+	version := commonVersion(hello.VersionMin, hello.VersionMax)
+	if version == 0 {
+		return s.noVersion(hello)
 	}
+	var err error
 	switch hello.Role {
 	case wire.RoleRunner:
 		if s.peer.Key, err = s.proveKey(st, hello.Runner); err != nil {
@@ -119,14 +120,33 @@ func (s *Session) answerHello(st *Stream, admit Admit) error {
 	return st.Queue(welcome)
 }
 
-// commonVersion is the highest version that a peer's range and ours share.
-func commonVersion(low, high int) (int, error) {
+// commonVersion is the highest version that a peer's range and ours share, 0 where
+// they share none.
+func commonVersion(low, high int) int {
 	version := min(high, wire.VersionMax)
 	if version < max(low, wire.VersionMin) {
-		return 0, wire.Errorf(wire.Unimplemented, "no protocol version in common: the peer speaks %d to %d, this side %d to %d",
-			low, high, wire.VersionMin, wire.VersionMax).WithHint("upgrade the older of the two")
+		return 0
 	}
-	return version, nil
+	return version
+}
+
+// noVersion is for a peer that shares no version. It is read where the peer is, so it
+// says which of the two is which, and which one is older.
+func (s *Session) noVersion(hello wire.Hello) error {
+	asks, asked := "the command line", "the server"
+	switch hello.Role {
+	case wire.RoleRunner:
+		asks = "the runner"
+	case wire.RoleSupervisor:
+		asks, asked = "the agent", "the supervisor"
+	}
+	older := asks
+	if hello.VersionMin > wire.VersionMax {
+		older = asked
+	}
+	return wire.Errorf(wire.Unimplemented, "no protocol version in common: %s (%.64q) speaks %d to %d, %s (%.64q) speaks %d to %d",
+		asks, hello.Software, hello.VersionMin, hello.VersionMax, asked, s.cfg.Software, wire.VersionMin, wire.VersionMax).
+		WithHint("upgrade %s, which is the older of the two", older)
 }
 
 // proveKey has a runner sign a fresh nonce with the key that it names.
@@ -241,8 +261,9 @@ func (s *Session) sayHello(ctx context.Context, hello wire.Hello, key ed25519.Pr
 	if err := st.recvReply(&welcome); err != nil {
 		return welcome, err
 	}
-	if _, err := commonVersion(welcome.Version, welcome.Version); err != nil {
-		return welcome, err
+	if commonVersion(welcome.Version, welcome.Version) == 0 {
+		return welcome, wire.Errorf(wire.Unimplemented, "the other side (%.64q) has chosen version %d of the protocol, and this one speaks %d to %d",
+			welcome.Software, welcome.Version, wire.VersionMin, wire.VersionMax).WithHint("upgrade the older of the two")
 	}
 	return welcome, nil
 }

@@ -113,8 +113,8 @@ func TestHostileHandshake(t *testing.T) {
 		{name: "not a call", send: join(yframe(yWindow, ySYN, 1, 0), ydata(1, frame(t, wire.FrameMsg, "{}"))), kind: wire.BadUsage, text: "began with a MSG", told: `"usage"`},
 		{name: "no JSON", send: join(yframe(yWindow, ySYN, 1, 0), ydata(1, frame(t, wire.FrameCall, "}"))), kind: wire.BadUsage, text: "decode call", told: `"usage"`},
 		{name: "other call first", send: join(yframe(yWindow, ySYN, 1, 0), ydata(1, frame(t, wire.FrameCall, `{"m":"job.list"}`))), kind: wire.Unauthenticated, text: "must be", told: `"unauthenticated"`},
-		{name: "no version", send: join(yframe(yWindow, ySYN, 1, 0), ydata(1, frame(t, wire.FrameCall, `{"m":"hello","b":{"role":"client"}}`))), kind: wire.Unimplemented, text: "speaks 0 to 0, this side 1 to 1", told: "speaks 0 to 0, this side 1 to 1"},
-		{name: "version from the future", send: join(yframe(yWindow, ySYN, 1, 0), ydata(1, frame(t, wire.FrameCall, `{"m":"hello","b":{"version_min":7,"version_max":9,"role":"client"}}`))), kind: wire.Unimplemented, text: "speaks 7 to 9, this side 1 to 1", told: `"hint"`},
+		{name: "no version", send: join(yframe(yWindow, ySYN, 1, 0), ydata(1, frame(t, wire.FrameCall, `{"m":"hello","b":{"role":"client"}}`))), kind: wire.Unimplemented, text: "speaks 0 to 0, the server", told: "speaks 0 to 0, the server"},
+		{name: "version from the future", send: join(yframe(yWindow, ySYN, 1, 0), ydata(1, frame(t, wire.FrameCall, `{"m":"hello","b":{"version_min":7,"version_max":9,"role":"client"}}`))), kind: wire.Unimplemented, text: `the command line ("") speaks 7 to 9, the server ("") speaks 1 to 1`, told: `"hint"`},
 		{name: "runner without key", send: join(yframe(yWindow, ySYN, 1, 0), ydata(1, frame(t, wire.FrameCall, `{"m":"hello","b":{"version_min":1,"version_max":1,"role":"runner"}}`))), kind: wire.BadUsage, text: "public key", told: `"usage"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
