@@ -1,9 +1,13 @@
 package daemon_test
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/daemon/daemontest"
@@ -14,6 +18,7 @@ import (
 // situation is a server, a runner r1 and a job in some trouble.
 type situation struct {
 	t   *testing.T
+	cfg daemon.Config
 	s   *daemontest.Server
 	c   *client.Client
 	r   *daemontest.Runner
@@ -69,7 +74,65 @@ func (x *situation) reserve(bytes int64) {
 	x.s.Reload(func(c *daemon.Config) { c.StoreReserve = bytes })
 }
 
-// What `job why`, `runner inspect` and `server status` say in each trouble, and in
+// small is a directory of few megabytes.
+func small(t *testing.T) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: only root can mount a small file system")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m,mode=0700"); err != nil {
+		t.Skipf("SKIPPED: mount: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// fill takes all the room of the store, until the server knows.
+func (x *situation) fill() {
+	x.t.Helper()
+	f, err := os.Create(filepath.Join(x.cfg.StateDir, "ballast"))
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	defer f.Close()
+	page := make([]byte, os.Getpagesize())
+	for err == nil {
+		_, err = f.Write(page)
+	}
+	much := run(func(j *wire.JobSpec) {
+		j.Target, j.Script, j.Command = wire.Target{ID: "r9"}, "# "+strings.Repeat("x", 100_000), nil
+	})
+	for end := time.Now().Add(daemontest.Patience); ; {
+		if _, err := x.c.Submit(x.t.Context(), much); err != nil && wire.KindOf(err) != wire.Unavailable {
+			x.t.Fatal(err)
+		}
+		if st, err := x.c.ServerStatus(x.t.Context()); err == nil && st.StoreProblem == wire.StoreFull {
+			return
+		}
+		if time.Now().After(end) {
+			x.t.Fatal("the store is never full")
+		}
+	}
+}
+
+// empty gives the room back, until the server knows.
+func (x *situation) empty() {
+	x.t.Helper()
+	if err := os.Remove(filepath.Join(x.cfg.StateDir, "ballast")); err != nil {
+		x.t.Fatal(err)
+	}
+	for end := time.Now().Add(daemontest.Patience); ; time.Sleep(time.Millisecond) {
+		if st, err := x.c.ServerStatus(x.t.Context()); err == nil && st.StoreProblem == "" {
+			return
+		}
+		if time.Now().After(end) {
+			x.t.Fatal("the store stays full")
+		}
+	}
+}
+
+// What `job why`, `job inspect`, `runner inspect` and `server status` say in each trouble, and in
 // several at once, is what is so.
 func TestSituations(t *testing.T) {
 	const all = 1 << 60 // bytes, more than any disk has free
@@ -80,8 +143,10 @@ func TestSituations(t *testing.T) {
 		code    string
 		says    []string
 		not     []string
+		job     func(j wire.Job) bool
 		runner  func(r wire.Runner) bool
 		store   wire.StoreProblem
+		small   bool // the server's disk is one that can be filled
 	}{
 		{
 			name: "runs", arrange: func(x *situation) { x.runs() },
@@ -113,6 +178,7 @@ func TestSituations(t *testing.T) {
 				x.reserve(all)
 			},
 			code: "running", says: []string{"out of contact since 20", "its cancel was requested at 20"}, not: []string{"no room"},
+			job:   func(j wire.Job) bool { return !j.CancelRequested.IsZero() && j.RunnerID == "r1" },
 			store: wire.StoreReserve,
 		},
 		{
@@ -150,6 +216,9 @@ func TestSituations(t *testing.T) {
 				x.job = loseJob(x.t, x.s, x.r, "on\n").Job
 			},
 			code: "ended", says: []string{"as error (runner_lost)", "out of contact for longer than"}, not: []string{"later"},
+			job: func(j wire.Job) bool {
+				return j.State == wire.Failed && j.Reason == wire.ReasonRunnerLost && j.LateResult == nil && !j.FinishedAt.IsZero()
+			},
 		},
 		{
 			name: "lost, and it had failed", cfg: briefly, arrange: func(x *situation) {
@@ -161,6 +230,10 @@ func TestSituations(t *testing.T) {
 				}
 			},
 			code: "ended", says: []string{"(runner_lost)", "its runner said later, at 20", "it had ended by itself with exit code 3"},
+			job: func(j wire.Job) bool {
+				l := j.LateResult
+				return j.Reason == wire.ReasonRunnerLost && l != nil && l.State == wire.Failed && l.ExitCode != nil && *l.ExitCode == 3
+			},
 		},
 		{
 			name: "lost, and it was stopped", cfg: briefly, arrange: func(x *situation) {
@@ -173,6 +246,10 @@ func TestSituations(t *testing.T) {
 				}
 			},
 			code: "ended", says: []string{"(runner_lost)", "it had been stopped by SIGTERM"},
+			job: func(j wire.Job) bool {
+				l := j.LateResult
+				return j.Reason == wire.ReasonRunnerLost && l != nil && l.State == wire.Canceled && l.Signal == "SIGTERM"
+			},
 		},
 		{
 			name: "its supervisor is gone", arrange: func(x *situation) {
@@ -180,6 +257,7 @@ func TestSituations(t *testing.T) {
 				x.r.MustFinish(x.ref, "", wire.Result{State: wire.Failed, Reason: wire.ReasonRunnerLost, Error: "the supervisor of the job is gone"})
 			},
 			code: "ended", says: []string{"(runner_lost): the supervisor of the job is gone"}, not: []string{"contact"},
+			job: func(j wire.Job) bool { return j.Error == "the supervisor of the job is gone" && j.LateResult == nil },
 		},
 		{
 			name: "its runner was never there", arrange: func(x *situation) {
@@ -224,6 +302,41 @@ func TestSituations(t *testing.T) {
 			code: "runners_offline", not: []string{"reserve"},
 		},
 		{
+			name: "runs, and the store is full", small: true, arrange: func(x *situation) { x.runs(); x.fill() },
+			code: "running", says: []string{"the server's store has no room", "wait at the runner until there is some"}, not: []string{"contact"},
+			job:    func(j wire.Job) bool { return j.RunnerID == "r1" && j.CancelRequested.IsZero() },
+			runner: func(r wire.Runner) bool { return r.Online && r.Admitted && r.RunningJobs == 1 }, store: wire.StoreFull,
+		},
+		{
+			name: "runs, its runner is away, and the store is full", small: true, arrange: func(x *situation) { x.runs(); x.away(); x.fill() },
+			code: "running", says: []string{"out of contact since 20", "ends as runner_lost at 20", "the server's store has no room"},
+			runner: func(r wire.Runner) bool { return !r.Online && r.RunningJobs == 1 }, store: wire.StoreFull,
+		},
+		{
+			name: "runs, and the store has room again", small: true, arrange: func(x *situation) { x.runs(); x.fill(); x.empty() },
+			code: "running", not: []string{"room", ";"},
+			runner: func(r wire.Runner) bool { return r.Online && r.RunningJobs == 1 },
+		},
+		{
+			name: "queued, and the store is full", small: true, arrange: func(x *situation) {
+				x.away()
+				x.job = submit(x.t, x.c, run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: "r1"} }))[0].ID
+				x.fill()
+			},
+			code: "store_full", says: []string{"has no room, so no job is handed out", "waypoint server status", "besides, it wants runner \"r1\""},
+			job:    func(j wire.Job) bool { return j.RunnerID == "" && j.Attempt == 0 },
+			runner: func(r wire.Runner) bool { return !r.Online }, store: wire.StoreFull,
+		},
+		{
+			name: "runs, and both disks are full", small: true, arrange: func(x *situation) {
+				x.runs()
+				x.waits(wire.Wait{JobRef: x.ref, For: "room on the runner's disk"})
+				x.fill()
+			},
+			code: "running", says: []string{"it waits for room on the runner's disk", "the server's store has no room"},
+			runner: func(r wire.Runner) bool { return len(r.Waits) == 1 }, store: wire.StoreFull,
+		},
+		{
 			name: "waits for a job whose runner is away", arrange: func(x *situation) {
 				x.runs()
 				before := x.job
@@ -238,8 +351,11 @@ func TestSituations(t *testing.T) {
 			if cfg.Lease == 0 {
 				cfg = slowly
 			}
+			if tt.small {
+				cfg.StateDir, cfg.StoreReserve = small(t), -1
+			}
 			s := daemontest.Start(t, cfg)
-			x := &situation{t: t, s: s, c: s.Client(t), r: s.Adopted(t, "r1", nil)}
+			x := &situation{t: t, cfg: cfg, s: s, c: s.Client(t), r: s.Adopted(t, "r1", nil)}
 			tt.arrange(x)
 			w, err := x.c.Why(t.Context(), x.job)
 			if err != nil || w.Code != tt.code {
@@ -255,6 +371,19 @@ func TestSituations(t *testing.T) {
 				if strings.Contains(w.Sentence, text) {
 					t.Errorf("why says %q: %s", text, w.Sentence)
 				}
+			}
+			j, err := x.c.Job(t.Context(), x.job)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if was := w.Job; j.State != was.State || j.Reason != was.Reason || j.Error != was.Error || j.RunnerID != was.RunnerID || j.Attempt != was.Attempt {
+				t.Errorf("why tells of %+v, inspect of %+v", was, j)
+			}
+			if is := map[string]bool{"ended": j.State.Ended(), "running": j.State == wire.Running}; !is[tt.code] && (is["ended"] || is["running"]) {
+				t.Errorf("why says %s, inspect %s", tt.code, j.State)
+			}
+			if tt.job != nil && !tt.job(j) {
+				t.Errorf("job %+v", j)
 			}
 			if r := inspect(t, x.c, "r1"); tt.runner != nil && !tt.runner(r) {
 				t.Errorf("runner %+v", r)
