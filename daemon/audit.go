@@ -400,11 +400,12 @@ var errNoRoomForAudit = wire.Errorf(wire.Unavailable, "no space left for the aud
 // auditList is one page of the audit, with all that was recorded before the call.
 func (s *Server) auditList(ctx context.Context, _ *mux.Peer, f wire.AuditFilter) (page wire.AuditPage, err error) {
 	s.audit.flush(ctx, false)
-	if page.Entries, err = s.store.AuditEntries(ctx, f); err != nil {
+	if page.Entries, page.Next, err = s.store.AuditEntries(ctx, f); err != nil {
 		return wire.AuditPage{}, err
 	}
-	n := fitting(page.Entries)
-	page.Entries, page.More = page.Entries[:n], n < len(page.Entries)
+	if n := fitting(page.Entries); n < len(page.Entries) {
+		page.Entries, page.More, page.Next = page.Entries[:n], true, ""
+	}
 	return page, nil
 }
 

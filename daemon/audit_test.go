@@ -244,6 +244,45 @@ func cmpOutcome(err error) string {
 	return string(wire.KindOf(err))
 }
 
+// What is rare among very many entries is found, in calls that each look at some.
+func TestAuditOfLongAgo(t *testing.T) {
+	s := newSite(t, Config{})
+	root := s.clientBy(t, "memory", "")
+	now := time.Now().Add(-time.Hour)
+	const many, step = 50_000, 1000
+	for n := 0; n < many; n += step {
+		if err := s.store.Update(t.Context(), func(tx *store.Tx) error {
+			for i := range step {
+				e := wire.AuditEntry{At: now, Count: 1, ActorKind: wire.ActorUser, Actor: "ada", Method: "job.submit", Object: "J1", Outcome: wire.AuditDone}
+				if n+i == 0 || n+i == many/2 {
+					e.Actor, e.Object = "otto", "rare"
+				}
+				if _, err := tx.Audit(e); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []wire.AuditFilter{{Object: "rare"}, {Actor: "otto"}, {Actor: "otto", OldestFirst: true}, {Object: "rare", Limit: 2}} {
+		n := 0
+		for e, err := range root.Audit(t.Context(), f) {
+			if n++; err != nil || e.Object != "rare" {
+				t.Fatalf("%+v, %v", e, err)
+			}
+		}
+		if n != 2 {
+			t.Errorf("%+v finds %d", f, n)
+		}
+		var page wire.AuditPage
+		if err := s.mustHello(t, "unix", operator("")).Call(t.Context(), wire.MethodAuditList, f, &page); err != nil || len(page.Entries) == 2 || page.Next == "" {
+			t.Errorf("one call about %+v answers %+v, %v", f, page, err)
+		}
+	}
+}
+
 // TestAuditOfLogins: those that are well, with a token; and all that are refused.
 func TestAuditOfLogins(t *testing.T) {
 	s := newSite(t, Config{})

@@ -49,21 +49,44 @@ func (tx *Tx) CountAudit(id string, count int64, last time.Time) error {
 	return nil
 }
 
-// AuditEntries are those that a filter selects.
-func (s *Store) AuditEntries(ctx context.Context, f wire.AuditFilter) ([]wire.AuditEntry, error) {
+// auditWalk is how many entries one page looks at. The audit has no index but its
+// ids, since each would cost every call that changes something.
+const auditWalk = 20_000
+
+// AuditEntries are those that a filter selects. Where a page has looked at many
+// and is not full, next is the entry behind which to go on.
+func (s *Store) AuditEntries(ctx context.Context, f wire.AuditFilter) (entries []wire.AuditEntry, next string, err error) {
+	return s.auditEntries(ctx, f, auditWalk)
+}
+
+func (s *Store) auditEntries(ctx context.Context, f wire.AuditFilter, walk int) (entries []wire.AuditEntry, next string, err error) {
 	limit, err := pageLimit(f.Limit)
 	if err != nil {
-		return nil, err
+		return nil, "", err
+	}
+	order, behind, until := " ORDER BY id DESC LIMIT ", "id < ", "id >= "
+	if f.OldestFirst {
+		order, behind, until = " ORDER BY id LIMIT ", "id > ", "id <= "
 	}
 	var w where
 	if f.After != "" {
 		if _, err := ulid.ParseStrict(f.After); err != nil {
-			return nil, notFound("audit entry", f.After)
+			return nil, "", notFound("audit entry", f.After)
 		}
-		w.add(map[bool]string{false: "id < ", true: "id > "}[f.OldestFirst], f.After)
+		w.add(behind, f.After)
 	}
 	if !f.Since.IsZero() { // an id is never of an earlier time than its entry
 		w.add("id >= ", firstID(f.Since))
+	}
+	// What is looked at is some entries in a row, whatever else is asked of them.
+	span := `SELECT id FROM audit` + w.String() + order + fmt.Sprintf("1 OFFSET %d", walk-1)
+	switch err := one(s.read(ctx), span, w.args, &next); {
+	case err == nil:
+		w.add(until, next)
+	case !errors.Is(err, errNoRow):
+		return nil, "", fmt.Errorf("read audit: %w", err)
+	}
+	if !f.Since.IsZero() {
 		w.add("at >= ", micro(f.Since))
 	}
 	if !f.Until.IsZero() {
@@ -85,11 +108,7 @@ func (s *Store) AuditEntries(ctx context.Context, f wire.AuditFilter) ([]wire.Au
 	} else {
 		w.addText("outcome = ", f.Outcome)
 	}
-	order := " ORDER BY id DESC LIMIT "
-	if f.OldestFirst {
-		order = " ORDER BY id LIMIT "
-	}
-	entries := []wire.AuditEntry{}
+	entries = []wire.AuditEntry{}
 	if err := each(s.read(ctx), `SELECT `+auditColumns+` FROM audit`+w.String()+order+w.param(limit), w.args, func(rows *sql.Rows) error {
 		var (
 			e        wire.AuditEntry
@@ -104,9 +123,12 @@ func (s *Store) AuditEntries(ctx context.Context, f wire.AuditFilter) ([]wire.Au
 		entries = append(entries, e)
 		return fromJSON(detail, &entries[len(entries)-1].Detail)
 	}); err != nil {
-		return nil, fmt.Errorf("read audit: %w", err)
+		return nil, "", fmt.Errorf("read audit: %w", err)
 	}
-	return entries, nil
+	if len(entries) == limit {
+		next = "" // it is the last of them
+	}
+	return entries, next, nil
 }
 
 // firstID is the least id of a time.

@@ -24,7 +24,7 @@ func keepEntry(t *testing.T, s *Store, e wire.AuditEntry) (id string) {
 // methodsOf are the methods of the entries that a filter selects, in their order.
 func methodsOf(t *testing.T, s *Store, f wire.AuditFilter) string {
 	t.Helper()
-	entries, err := s.AuditEntries(t.Context(), f)
+	entries, _, err := s.AuditEntries(t.Context(), f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func TestAudit(t *testing.T) {
 		e.ID = keepEntry(t, s, e)
 		e.Count, e.LastAt = 3, at.Add(time.Second)
 		update(t, s, func(tx *Tx) error { return tx.CountAudit(e.ID, e.Count, e.LastAt) })
-		if got, err := s.AuditEntries(t.Context(), wire.AuditFilter{}); err != nil || !reflect.DeepEqual(got, []wire.AuditEntry{e}) {
+		if got, _, err := s.AuditEntries(t.Context(), wire.AuditFilter{}); err != nil || !reflect.DeepEqual(got, []wire.AuditEntry{e}) {
 			t.Fatalf("got %+v, %v, want %+v", got, err, e)
 		}
 		second := keepEntry(t, s, wire.AuditEntry{At: at.Add(time.Minute), ActorKind: wire.ActorHost, Actor: "ada", Method: "user.setting", Object: "J1 J22", Outcome: "done"})
@@ -85,9 +85,28 @@ func TestAudit(t *testing.T) {
 			if got := methodsOf(t, s, c.f); got != c.want {
 				t.Errorf("%+v selects %q, want %q", c.f, got, c.want)
 			}
+			for walk := 1; walk <= 4; walk++ { // the same, in pages that look at few
+				var got []string
+				f := c.f
+				for pages := 0; ; pages++ {
+					entries, next, err := s.auditEntries(t.Context(), f, walk)
+					if err != nil || len(entries) > walk || pages > 4 {
+						t.Fatalf("%+v, %d at a time: %+v, %v", f, walk, entries, err)
+					}
+					for _, e := range entries {
+						got = append(got, e.Method)
+					}
+					if f.After = next; next == "" {
+						break
+					}
+				}
+				if got := strings.Join(got, " "); got != c.want && c.f.Limit == 0 || !strings.HasPrefix(got, c.want) {
+					t.Errorf("%+v selects %q, %d at a time, want %q", c.f, got, walk, c.want)
+				}
+			}
 		}
 		for _, f := range []wire.AuditFilter{{Limit: -1}, {After: "nonsense"}} {
-			if _, err := s.AuditEntries(t.Context(), f); err == nil {
+			if _, _, err := s.AuditEntries(t.Context(), f); err == nil {
 				t.Errorf("%+v is taken", f)
 			}
 		}
@@ -179,7 +198,7 @@ func TestAuditInTransaction(t *testing.T) {
 	if got := methodsOf(t, s, wire.AuditFilter{}); got != "kept" {
 		t.Errorf("the audit has %q", got)
 	}
-	last, err := s.AuditEntries(t.Context(), wire.AuditFilter{})
+	last, _, err := s.AuditEntries(t.Context(), wire.AuditFilter{})
 	if err != nil || len(last) != 1 {
 		t.Fatal(last, err)
 	}

@@ -28,15 +28,19 @@ func (c *Client) Audit(ctx context.Context, f wire.AuditFilter) iter.Seq2[wire.A
 				}
 			}
 			n := len(page.Entries)
-			if n == 0 || n < f.Limit && !page.More {
-				return
-			}
 			if left > 0 {
 				if left -= n; left <= 0 {
 					return
 				}
 			}
-			f.After = page.Entries[n-1].ID
+			switch {
+			case page.Next != "":
+				f.After = page.Next
+			case n == 0 || n < f.Limit && !page.More:
+				return
+			default:
+				f.After = page.Entries[n-1].ID
+			}
 		}
 	}
 }

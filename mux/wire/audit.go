@@ -78,4 +78,5 @@ type AuditFilter struct {
 type AuditPage struct {
 	Entries []AuditEntry `json:"entries"`
 	More    bool         `json:"more,omitempty"` // cut short, as it would be too long for a message
+	Next    string       `json:"next,omitempty"` // not full, since it has looked at many entries: go on behind this one
 }
