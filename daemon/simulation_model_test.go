@@ -111,20 +111,13 @@ func (w *world) mayGo(j wire.Job, there map[string]wire.Job) string {
 	if before {
 		keep = w.kept
 	}
-	newer, all := 0, maps.Clone(w.seen)
-	maps.Copy(all, there)
-	for id, o := range all {
-		if id != j.ID && o.State.Ended() && !o.FinishedAt.Before(j.FinishedAt) {
-			newer++
-		}
-	}
 	switch {
 	case !j.State.Ended():
 		return "it has not ended"
-	case keep.age == 0:
+	case keep == 0:
 		return "nothing is removed"
-	case !before && now.Before(j.FinishedAt.Add(keep.age)) && (keep.jobs == 0 || newer < keep.jobs):
-		return fmt.Sprintf("it ended %s ago, and %d have ended since; kept are those of %s, and %d", now.Round(0).Sub(j.FinishedAt), newer, keep.age, keep.jobs)
+	case !before && now.Before(j.FinishedAt.Add(keep)):
+		return fmt.Sprintf("it ended %s ago, and is kept for %s", now.Round(0).Sub(j.FinishedAt), keep)
 	}
 	for _, id := range slices.Sorted(maps.Keys(there)) {
 		o := there[id]

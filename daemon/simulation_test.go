@@ -31,9 +31,9 @@ import (
 //
 // At every moment, of all jobs on record:
 //
-//   - A job stays on record until it has ended and is of an age, or of a place among those that
-//     have ended, that is not kept, and until nothing that has not ended depends on it or is a retry
-//     of it; and with it its name: one idempotency key is one job, however often it was submitted.
+//   - A job stays on record until it has ended and is of an age that is not kept, and until nothing
+//     that has not ended depends on it or is a retry of it; and with it its name: one idempotency
+//     key is one job, however often it was submitted.
 //   - An end is final: state, reason, time, attempt and length of the output. Only the output of
 //     a lost attempt grows, until its late result, which is there once, closes it.
 //   - Attempts only grow, and one that runs is the last.
@@ -281,8 +281,8 @@ type world struct {
 	gone    map[string]wire.Job     // by id: those that have been removed, as they were last
 	retries map[string]int          // id -> how many there are of it
 	inputs  map[string]string       // name -> the digest of its input, of those that have one
-	keep    simKeep                 // what is kept
-	kept    simKeep                 // and what was by the server before
+	keep    time.Duration           // how long what has ended is kept, at least; zero: for ever
+	kept    time.Duration           // and how long it was by the server before
 	starts  map[string]int          // id -> the attempt that was started
 	read    map[wire.JobRef]int64   // how far a follower has read
 	orphans map[wire.JobRef]bool    // their runner has been forgotten
@@ -356,12 +356,6 @@ func (w *world) story(lines int) string {
 // chance is true once in n times, and never when it is calm.
 func (w *world) chance(n int) bool { return !w.calm && w.rng.IntN(n) == 0 }
 
-// simKeep is which ended jobs a server keeps: those of an age, and the newest. Zero: all.
-type simKeep struct {
-	age  time.Duration
-	jobs int
-}
-
 // life is one server from its start to its death, and a clock.
 type life struct {
 	w       *world
@@ -428,17 +422,14 @@ func (l *life) start() {
 	if !w.calm && w.rng.IntN(3) == 0 {
 		grant, keep = time.Minute, w.rng.IntN(2) == 0
 	}
-	w.kept, w.keep = w.keep, simKeep{}
-	age, jobs := 200*365*24*time.Hour, 0
-	if w.rng.IntN(3) == 0 {
-		w.keep.age = []time.Duration{20 * time.Second, 2 * time.Minute, 10 * time.Minute}[w.rng.IntN(3)]
-		if w.rng.IntN(2) == 0 {
-			w.keep.jobs = 2 + w.rng.IntN(6)
-		}
-		age, jobs = w.keep.age, w.keep.jobs
+	w.kept, w.keep = w.keep, 0
+	age := 200 * 365 * 24 * time.Hour
+	if w.rng.IntN(3) == 0 { // longer than what is looked at at once, so what is removed was seen to end
+		w.keep = []time.Duration{20 * time.Second, 2 * time.Minute, 10 * time.Minute}[w.rng.IntN(3)]
+		age = w.keep
 	}
 	s, err := New(l.ctx, Config{
-		StateDir: w.dir, Software: "waypoint simulation", GrantLife: grant, NoTokenRenew: !keep, RetainFor: age, RetainJobs: jobs,
+		StateDir: w.dir, Software: "waypoint simulation", GrantLife: grant, NoTokenRenew: !keep, RetainFor: age,
 		now: l.clock.now, faults: &store.Faults{Gather: synctest.Wait, Begin: l.begin},
 	})
 	if err != nil {
