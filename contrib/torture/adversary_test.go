@@ -27,8 +27,9 @@ type adversary struct {
 
 	rounds  int
 	made    map[string]int
-	broken  map[string]rule // by place
-	running []int           // jobs that ran at each round's first fault
+	broken  map[string]rule           // by place
+	running []int                     // jobs that ran at each fault
+	before  func(ctx context.Context) // called before each round's first fault; nil: nothing
 
 	mu    sync.Mutex
 	times []time.Time // of faults, guarded by mu
@@ -157,7 +158,9 @@ func (a *adversary) round(ctx context.Context, all []fault) {
 			t.Fatalf("%s ended by itself: %v\n%s", p.name, p.err, tail(p.log, 2000))
 		}
 	}
-	a.running = append(a.running, a.s.runningJobs())
+	if a.before != nil {
+		a.before(ctx)
+	}
 	var mends []func()
 	var taken []string
 	for range []int{1, 1, 1, 1, 1, 2, 2, 3, 3, 4}[a.r.IntN(10)] {
@@ -168,6 +171,7 @@ func (a *adversary) round(ctx context.Context, all []fault) {
 		taken = append(taken, f.on...)
 		a.made[f.name]++
 		a.note()
+		a.running = append(a.running, a.s.runningJobs())
 		mends = append(mends, f.strike(ctx))
 		pause(ctx, a.s.t, a.r, 0, 60)
 	}

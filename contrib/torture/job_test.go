@@ -47,8 +47,8 @@ func randomScript(r *rand.Rand, tag string) script {
 	return s
 }
 
-// longScript draws a job for a load of jobs that run: they print for some
-// seconds, little or much, and now and then one is short.
+// longScript draws a job for a load of jobs that run: they print for half a
+// minute at most, little or much, and now and then one is short.
 func longScript(r *rand.Rand, tag string) script {
 	if r.IntN(6) == 0 {
 		return randomScript(r, tag)
@@ -60,7 +60,7 @@ func longScript(r *rand.Rand, tag string) script {
 	case 1, 2:
 		s.burst = 20 + r.IntN(80)
 	}
-	steps := int(time.Duration(5+r.IntN(16)) * time.Second / s.pause)
+	steps := int(time.Duration(8+r.IntN(24)) * time.Second / s.pause)
 	s.lines, s.errs = steps*s.burst, r.IntN(steps)
 	s.daemon = r.IntN(10) == 0
 	s.drawEnd(r)

@@ -11,11 +11,13 @@ import (
 )
 
 // Of TestRounds: there are always more jobs than can run, and so many of them
-// run that, while nothing new can begin, it is still 50.
+// run, for so long, that it is still 50 when a fault strikes while nothing new can begin.
+// Where many faults have let too many end, the next round waits for more.
 const (
-	roundsConcurrency = 80
-	roundsUnderWay    = 110
-	roundsRunning     = 50
+	roundsConcurrency = 90
+	roundsUnderWay    = 120
+	roundsRunning     = 50 // at each fault
+	roundsBegin       = 55 // at the first of a round, as some end until the last
 )
 
 // TestRounds is the promise as a whole: server, agent and network break in every
@@ -41,6 +43,13 @@ func TestRounds(t *testing.T) {
 	l.launch = func(start func() error) error { return s.inside(atClient, start) }
 	stop := l.start(ctx, seed)
 	l.awaitRunning(ctx, s.operator, roundsRunning)
+	waited := 0
+	a.before = func(ctx context.Context) {
+		if s.cgroup == "" || s.runningJobs() < roundsBegin {
+			waited++
+			l.awaitRunning(ctx, s.operator, roundsBegin)
+		}
+	}
 	begin := time.Now()
 	a.run(ctx, a.faults(), rounds, during, func(round int) {
 		l.checkOverdue(ctx, s.operator)
@@ -64,7 +73,11 @@ func TestRounds(t *testing.T) {
 	l.checkAll(ctx, s.operator)
 	t.Logf("%s; in %s (TORTURE_SEED=%d)", a.figures(), took.Round(time.Second), seed)
 	if slices.Sort(a.running); s.cgroup != "" { // else nobody counts them
-		t.Logf("at the first fault of half of the rounds %d jobs or more were running, at the least %d", a.running[len(a.running)/2], a.running[0])
+		t.Logf("at each of %d faults at least %d jobs were running, at half of them %d or more; %d of %d rounds waited for that, and a round took %s",
+			len(a.running), a.running[0], a.running[len(a.running)/2], waited, a.rounds, (took / time.Duration(a.rounds)).Round(time.Millisecond))
+		if a.running[0] < roundsRunning {
+			t.Errorf("a fault struck while %d jobs were running, which is fewer than %d", a.running[0], roundsRunning)
+		}
 	}
 	s.checkNothingLeft(ctx)
 }
@@ -77,10 +90,17 @@ func (l *load) awaitRunning(ctx context.Context, c *client.Client, n int) {
 	defer cancel()
 	if err := poll(bound, func() error {
 		r, err := c.Runner(ctx, runnerID)
-		if err == nil && r.RunningJobs < n {
-			err = fmt.Errorf("%d jobs run", r.RunningJobs)
+		if err != nil {
+			return err
 		}
-		return err
+		run := r.RunningJobs
+		if l.s.cgroup != "" { // the server knows later that one has ended
+			run = min(run, l.s.runningJobs())
+		}
+		if run < n {
+			return fmt.Errorf("%d jobs run", run)
+		}
+		return nil
 	}); err != nil {
 		t.Fatalf("await %d jobs to run: %v", n, err)
 	}
