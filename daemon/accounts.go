@@ -30,6 +30,8 @@ type accounts struct {
 	read func(ctx context.Context, c wire.Claims) (store.UserTokenRecord, store.UserRecord, error)
 	keep func(uses map[int64]time.Time)
 
+	keeping sync.Mutex // held by flush, so that who has waited for it finds all kept
+
 	mu    sync.Mutex
 	fresh time.Duration       // accountsFresh; guarded by mu, as is what follows
 	known map[int64]account   // by serial
@@ -132,8 +134,10 @@ func (a *accounts) used(serial int64, now time.Time) {
 	}
 }
 
-// flush keeps what has been noted.
+// flush keeps what has been noted, also by one that the timer has begun.
 func (a *accounts) flush() {
+	a.keeping.Lock()
+	defer a.keeping.Unlock()
 	a.mu.Lock()
 	if a.timer != nil {
 		a.timer.Stop()

@@ -36,6 +36,8 @@ type reserve struct {
 	free   atomic.Int64 // at the last look
 	size   atomic.Int64 // of the reserve, as of then
 
+	looking sync.Mutex // held by await's look; before mu
+
 	mu   sync.Mutex
 	next *time.Timer // the next look of await, one for all; nil before the first; guarded by mu
 }
@@ -130,6 +132,8 @@ func (s *Store) await() {
 		return
 	}
 	r.next = time.AfterFunc(reservePoll, func() {
+		r.looking.Lock()
+		defer r.looking.Unlock()
 		select {
 		case <-s.quit:
 			return

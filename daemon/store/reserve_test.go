@@ -247,3 +247,23 @@ func TestReserveIsCheap(t *testing.T) {
 		t.Errorf("asked %d times", d.seen()-before)
 	}
 }
+
+// A look at the room that has begun is over when the store is closed.
+func TestCloseWaitsForALook(t *testing.T) {
+	var closing, looking, behind atomic.Bool
+	begun := make(chan struct{})
+	s := open(t, filepath.Join(t.TempDir(), "waypoint.db"), Config{Reserve: 100, Free: func() (Room, error) {
+		if closing.Load() && looking.CompareAndSwap(false, true) {
+			close(begun)
+			time.Sleep(50 * time.Millisecond) // what comes too early comes now
+			behind.Store(true)
+		}
+		return Room{Free: 1, Size: 1 << 30}, nil
+	}})
+	closing.Store(true)
+	s.await()
+	<-begun
+	if err := s.Close(); err != nil || !behind.Load() {
+		t.Errorf("closed with %v while somebody looks", err)
+	}
+}

@@ -254,6 +254,9 @@ func (s *Store) Close() error {
 	var err error
 	s.closing.Do(func() {
 		close(s.quit)
+		s.reserve.looking.Lock() // a look that has begun ends
+		//lint:ignore SA2001 and none begins, as quit is closed
+		s.reserve.looking.Unlock()
 		s.wg.Wait()
 		err = s.closePools()
 	})

@@ -173,7 +173,7 @@ func (o *output) append(stream wire.StreamID, b []byte) {
 	if o.failed != nil {
 		o.a.s.log.Error("keep output of job", "job", o.a.spec.Job, "attempt", o.a.spec.Attempt, "error", o.failed.Error())
 		// Not from here: the tree may be waiting for these very pipes.
-		go o.a.stop(stopOutput, false)
+		o.a.s.wg.Go(func() { o.a.stop(stopOutput, false) })
 	}
 }
 
