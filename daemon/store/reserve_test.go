@@ -255,7 +255,7 @@ func TestCloseWaitsForALook(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "waypoint.db"), Config{Reserve: 100, Free: func() (Room, error) {
 		if closing.Load() && looking.CompareAndSwap(false, true) {
 			close(begun)
-			time.Sleep(50 * time.Millisecond) // what comes too early comes now
+			time.Sleep(500 * time.Millisecond) // who does not wait has closed it meanwhile
 			behind.Store(true)
 		}
 		return Room{Free: 1, Size: 1 << 30}, nil
