@@ -181,6 +181,34 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// Of several servers over PostgreSQL each counts what it has done, and tells the
+// queue of all.
+func TestMetricsOfServers(t *testing.T) {
+	list, _ := servers(t, 2, daemon.Config{Metrics: true})
+	a, b := list[0], list[1]
+	r := a.Adopted(t, "r1", nil)
+	atA, atB := metricsOf(t, a.Server), metricsOf(t, b.Server)
+	job := submit(t, b.Client(t), run())[0]
+	r.MustFinish(r.MustStart().JobRef, "twelve bytes", daemontest.Succeeded())
+	b.AwaitJob(t, job.ID, ended)
+	submit(t, b.Client(t), run(func(j *wire.JobSpec) { j.Target = wire.Target{Labels: map[string]string{"zone": "nowhere"}} }))
+	for at, count := range map[*scraped]float64{&atA: 1, &atB: 0} {
+		families := at.await(1, "waypoint_queue_jobs", "why=no_runner")
+		for name, labels := range map[string][]string{
+			"waypoint_jobs_ended_total": {"operation=run", "reason=", "state=success"}, "waypoint_job_run_seconds": {"operation=run"},
+		} {
+			if is, ok := value(families, name, labels...); !ok || is != count {
+				t.Errorf("%s is %v (%v), want %v", name, is, ok, count)
+			}
+		}
+		for _, name := range []string{"waypoint_store_commit_seconds", "waypoint_store_size_bytes", "waypoint_read_success"} {
+			if is, _ := value(families, name); is <= 0 {
+				t.Errorf("%s is %v", name, is)
+			}
+		}
+	}
+}
+
 // A job whose runner has lost it is counted, and so is what comes of it late.
 func TestMetricsOfLostJob(t *testing.T) {
 	s := daemontest.Start(t, daemon.Config{Metrics: true})
