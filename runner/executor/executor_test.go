@@ -529,40 +529,6 @@ func TestHolderKilled(t *testing.T) {
 	})
 }
 
-func TestShimKilled(t *testing.T) {
-	e, err := New(Config{Dir: t.TempDir(), Isolation: IsolationProcessGroup})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer e.Close()
-	file := filepath.Join(t.TempDir(), "pids")
-	tr := newTree(t, e, output(t))
-	c := sh(`sleep 1000 & echo $! >> $F; echo $$ >> $F; while [ ! -e $F.go ]; do sleep 0.01; done; kill -TERM $PPID; kill -KILL $PPID; wait`)
-	c.Env = append(c.Env, "F="+file)
-	if err := tr.Start(c); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file+".go", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if x := tr.Wait(); !errors.Is(x.Err, errShimDied) {
-		t.Errorf("got %+v", x)
-	}
-	if err := tr.Start(sh("true")); err == nil {
-		t.Error("a command was started by a dead shim")
-	}
-	if _, err := tr.Close(); err != nil {
-		t.Error(err)
-	}
-	b, _ := os.ReadFile(file)
-	for f := range strings.FieldsSeq(string(b)) {
-		pid, _ := strconv.Atoi(f)
-		if s, ok := readStat(pid); ok && !s.dead {
-			t.Errorf("process %d is left", pid)
-		}
-	}
-}
-
 // Root runs the whole again as nobody, who has no cgroup.
 func TestAsNobody(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -572,7 +538,7 @@ func TestAsNobody(t *testing.T) {
 	for p := dir; p != os.TempDir() && p != "/"; p = filepath.Dir(p) {
 		os.Chmod(p, 0o777)
 	}
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run", "^Test(Exits|StartErrors|CommandContext|NothingEscapes|ForkBombEnds|Term|Usage|HolderKilled|ShimKilled)$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run", "^Test(Exits|StartErrors|CommandContext|NothingEscapes|ForkBombEnds|Term|Usage|HolderKilled|ShimKilled|ShimStopped)$", "-test.v")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	cmd.Env = append(env, "TMPDIR="+dir)
 	cmd.Dir = dir

@@ -122,7 +122,7 @@ func (t *shimTree) Isolation() string { return IsolationProcessGroup }
 
 func (t *shimTree) Start(c Command) error {
 	replies := t.ask(shimRequest{Run: &c})
-	r, ok := <-replies
+	r, ok := t.await(replies, nil) // its command may stop it before it has said that it has started
 	switch {
 	case !ok:
 		return errShimDied
@@ -134,16 +134,47 @@ func (t *shimTree) Start(c Command) error {
 }
 
 func (t *shimTree) Wait() Exit {
-	r, ok := <-t.run
+	r, ok := t.await(t.run, nil)
 	if !ok || r.Exited == nil {
 		return Exit{Err: errShimDied}
 	}
 	return exitOf(syscall.WaitStatus(*r.Exited))
 }
 
-func (t *shimTree) Term() { <-t.ask(shimRequest{Term: true}) }
+func (t *shimTree) Term() { t.insist(shimRequest{Term: true}, nil) }
 
-func (t *shimTree) Kill() { <-t.ask(shimRequest{Kill: true}) }
+func (t *shimTree) Kill() { t.insist(shimRequest{Kill: true}, t.killBelow) }
+
+// insistEvery is how long a shim has to do as it is asked before it is helped.
+const insistEvery = time.Second
+
+// insist is ask of a shim that its job may have stopped, as its user's own: it is
+// continued, and where the job stops it again and again, help does what was asked.
+func (t *shimTree) insist(r shimRequest, help func()) (shimReply, bool) {
+	t.process.Signal(unix.SIGCONT)
+	return t.await(t.ask(r), help)
+}
+
+// await is insist of a request that was made.
+func (t *shimTree) await(replies <-chan shimReply, help func()) (shimReply, bool) {
+	late := time.NewTicker(insistEvery)
+	defer late.Stop()
+	for {
+		select {
+		case reply, ok := <-replies:
+			return reply, ok
+		case <-late.C:
+			if help != nil {
+				help()
+			}
+			t.process.Signal(unix.SIGCONT)
+		}
+	}
+}
+
+// killBelow is the shim's, done from outside: a shim that is stopped still is the
+// parent of whatever its job has left.
+func (t *shimTree) killBelow() { killBelow(t.process.Pid, time.Now().Add(endLimit)) }
 
 func (t *shimTree) AwaitEmpty(d time.Duration) bool {
 	timer := time.NewTimer(d)
@@ -157,7 +188,7 @@ func (t *shimTree) AwaitEmpty(d time.Duration) bool {
 }
 
 func (t *shimTree) Close() (Usage, error) {
-	r, ok := <-t.ask(shimRequest{Close: true})
+	r, ok := t.insist(shimRequest{Close: true}, t.killBelow)
 	t.socket.Close()
 	// It has nothing left to do, or is gone: no need to wait for its manners.
 	t.process.Kill()
