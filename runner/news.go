@@ -49,7 +49,9 @@ func (r *Runner) retell() {
 	n := &r.news
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	standing, _ := r.standing.now()
 	switch {
+	case n.last != nil && n.last.Err != nil && n.last.Standing != standing: // a session has begun, and is told of next
 	case n.last != nil:
 		r.tell(Event{State: n.last.State, Err: n.last.Err})
 	case r.unsupervised() != "": // said before the server has been asked anything
