@@ -31,12 +31,12 @@ demo: build
 	contrib/demo.sh
 
 test:
-	$(GO) test -parallel 4 -timeout 10m ./...
+	$(GO) test -p 3 -parallel 4 -timeout 10m ./...
 
 # The torture suite is for whole programs: it is part of test, and torture has
 # the detector in the program.
 race:
-	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -shuffle=on -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
+	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -shuffle=on -p 3 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
 
 check: fmt vet fix staticcheck example race
 

@@ -258,6 +258,7 @@ func TestNothingOutlastsAnEndElsewhere(t *testing.T) {
 			wire.MethodServerSnapshot: wire.SnapshotRequest{},
 		} {
 			t.Run(what+" "+method, func(t *testing.T) {
+				t.Parallel()
 				s := newSite(t, Config{})
 				s.account(t, "otto", wire.Operator, wire.Limits{})
 				text := s.account(t, "ada", wire.Admin, wire.Limits{})

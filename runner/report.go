@@ -137,6 +137,9 @@ func (a *attempt) report(s *mux.Session, late, apart bool, output refusal) (*shi
 		defer st.Close()
 		err := sh.hear(first)
 		heard <- err
+		if err != nil {
+			cut(err) // what sends is to know why, whichever it notices first
+		}
 		for err == nil {
 			_, err = st.Recv()
 		}

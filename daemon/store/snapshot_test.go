@@ -85,7 +85,7 @@ func tables(t testing.TB, db *sql.DB) map[string][]string {
 }
 
 // tableNames are those of the schema.
-var tableNames = []string{"jobs", "dependencies", "log_chunks", "sequences", "records", "runners", "blobs", "uploads", "blob_chunks", "settings", "token_keys", "users", "user_tokens", "audit", "servers", "runner_sessions", "migrations"}
+var tableNames = []string{"jobs", "dependencies", "log_chunks", "sequences", "records", "runners", "blobs", "uploads", "blob_chunks", "settings", "token_keys", "users", "user_tokens", "audit", "servers", "runner_sessions", "proofs", "migrations"}
 
 // A snapshot of either engine has every row, can be checked, and is a store.
 func TestSnapshot(t *testing.T) {
