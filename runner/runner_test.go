@@ -494,8 +494,9 @@ func TestStopWithoutTheServer(t *testing.T) {
 	if err := b.wait(); err != nil {
 		t.Fatal(err)
 	}
+	b.s.await("the old work stream has ended", func() bool { return b.s.work == nil })
 	b.s.change(func() { b.s.down, b.s.hold = false, true })
-	b.start()
+	b.start().connected()
 	j := b.s.ended(runs.JobRef)
 	want(t, j, wire.Success, "")
 	waits := script("true")
