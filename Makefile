@@ -33,10 +33,10 @@ demo: build
 test:
 	$(GO) test -p 3 -parallel 4 -timeout 10m ./...
 
-# The torture suite is for whole programs: it is part of test, and torture has
-# the detector in the program.
+# The scripts and the torture suite are for whole programs: they are part of test;
+# torture has the detector in the program, and so have the scripts of each mode.
 race:
-	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -shuffle=on -p 3 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
+	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -skip '^TestScript$$' -shuffle=on -p 3 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
 
 check: fmt vet fix staticcheck example race
 
