@@ -542,6 +542,7 @@ func TestAsNobody(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	cmd.Env = append(env, "TMPDIR="+dir)
 	cmd.Dir = dir
+	cmd.WaitDelay = 20 * time.Second // for what holds its output and should not
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "PASS: TestHolderKilled/process-group") {
 		t.Errorf("%v\n%s", err, out)

@@ -51,6 +51,7 @@ func TestShimStopped(t *testing.T) {
 	}
 	defer e.Close()
 	tr := newTree(t, e, output(t))
+	defer tr.Close()
 	if err := tr.Start(sh(`kill -STOP $PPID; exit 3`)); err != nil {
 		t.Fatal(err)
 	}

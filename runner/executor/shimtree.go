@@ -141,7 +141,19 @@ func (t *shimTree) Wait() Exit {
 	return exitOf(syscall.WaitStatus(*r.Exited))
 }
 
-func (t *shimTree) Term() { t.insist(shimRequest{Term: true}, nil) }
+// Term does not wait for ever: a job that stops its shim again and again is to be killed.
+func (t *shimTree) Term() {
+	t.process.Signal(unix.SIGCONT)
+	replies := t.ask(shimRequest{Term: true})
+	for range 3 {
+		select {
+		case <-replies:
+			return
+		case <-time.After(insistEvery):
+			t.process.Signal(unix.SIGCONT)
+		}
+	}
+}
 
 func (t *shimTree) Kill() { t.insist(shimRequest{Kill: true}, t.killBelow) }
 
