@@ -122,7 +122,7 @@ func (t *shimTree) Isolation() string { return IsolationProcessGroup }
 
 func (t *shimTree) Start(c Command) error {
 	replies := t.ask(shimRequest{Run: &c})
-	r, ok := t.await(replies, nil) // its command may stop it before it has said that it has started
+	r, ok := t.await(replies, 0, nil) // its command may stop it before it has said that it has started
 	switch {
 	case !ok:
 		return errShimDied
@@ -134,44 +134,34 @@ func (t *shimTree) Start(c Command) error {
 }
 
 func (t *shimTree) Wait() Exit {
-	r, ok := t.await(t.run, nil)
+	r, ok := t.await(t.run, 0, nil)
 	if !ok || r.Exited == nil {
 		return Exit{Err: errShimDied}
 	}
 	return exitOf(syscall.WaitStatus(*r.Exited))
 }
 
-// Term does not wait for ever: a job that stops its shim again and again is to be killed.
-func (t *shimTree) Term() {
-	t.process.Signal(unix.SIGCONT)
-	replies := t.ask(shimRequest{Term: true})
-	for range 3 {
-		select {
-		case <-replies:
-			return
-		case <-time.After(insistEvery):
-			t.process.Signal(unix.SIGCONT)
-		}
-	}
-}
+// Term does not insist for ever: a job that stops its shim again and again is to be killed.
+func (t *shimTree) Term() { t.insist(shimRequest{Term: true}, 3, nil) }
 
-func (t *shimTree) Kill() { t.insist(shimRequest{Kill: true}, t.killBelow) }
+func (t *shimTree) Kill() { t.insist(shimRequest{Kill: true}, 0, t.killBelow) }
 
 // insistEvery is how long a shim has to do as it is asked before it is helped.
 const insistEvery = time.Second
 
 // insist is ask of a shim that its job may have stopped, as its user's own: it is
-// continued, and where the job stops it again and again, help does what was asked.
-func (t *shimTree) insist(r shimRequest, help func()) (shimReply, bool) {
+// continued, and where the job stops it again and again, help does what was asked. It
+// is given up after so many times insistEvery; 0 is never.
+func (t *shimTree) insist(r shimRequest, times int, help func()) (shimReply, bool) {
 	t.process.Signal(unix.SIGCONT)
-	return t.await(t.ask(r), help)
+	return t.await(t.ask(r), times, help)
 }
 
 // await is insist of a request that was made.
-func (t *shimTree) await(replies <-chan shimReply, help func()) (shimReply, bool) {
+func (t *shimTree) await(replies <-chan shimReply, times int, help func()) (shimReply, bool) {
 	late := time.NewTicker(insistEvery)
 	defer late.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case reply, ok := <-replies:
 			return reply, ok
@@ -180,6 +170,9 @@ func (t *shimTree) await(replies <-chan shimReply, help func()) (shimReply, bool
 				help()
 			}
 			t.process.Signal(unix.SIGCONT)
+			if n == times {
+				return shimReply{}, false
+			}
 		}
 	}
 }
@@ -200,7 +193,7 @@ func (t *shimTree) AwaitEmpty(d time.Duration) bool {
 }
 
 func (t *shimTree) Close() (Usage, error) {
-	r, ok := t.insist(shimRequest{Close: true}, t.killBelow)
+	r, ok := t.insist(shimRequest{Close: true}, 0, t.killBelow)
 	t.socket.Close()
 	// It has nothing left to do, or is gone: no need to wait for its manners.
 	t.process.Kill()
