@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"testing"
+	"time"
 
 	"github.com/waypointd/waypoint/mux/client"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -115,5 +117,30 @@ func (s *site) checkNothingLeft(ctx context.Context) {
 		t.Log("jobs are process groups here: no cgroup to look for")
 	} else if _, err := os.Lstat(s.cgroup); err == nil {
 		t.Errorf("cgroup %s is left", s.cgroup)
+	}
+}
+
+// TestProcesses holds that a job's processes are of the site whose job it is, and
+// not of another one, its shim among them.
+func TestProcesses(t *testing.T) {
+	ctx := bounded(t, time.Minute)
+	own, other := newSite(t), newSite(t)
+	own.open(ctx)
+	other.open(ctx)
+	before := map[*site]int{own: len(own.processes()), other: len(other.processes())}
+	c := own.client(ctx)
+	job := submitOne(ctx, t, c, wire.JobSpec{Operation: wire.OpRun, Command: []string{"sleep", "600"}, Target: wire.Target{Any: true}})
+	await(ctx, t, "its start", func() error {
+		j, err := c.Job(ctx, job.ID)
+		if err == nil && j.State != wire.Running {
+			err = fmt.Errorf("it is %s", j.State)
+		}
+		return err
+	})
+	if now := own.processes(); len(now) <= before[own] {
+		t.Errorf("with a job, the processes of its site are %v", now)
+	}
+	if now := other.processes(); len(now) != before[other] {
+		t.Errorf("with a job elsewhere, the processes of a site are %v", now)
 	}
 }

@@ -1,6 +1,7 @@
 package torture
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/waypointd/waypoint/runner/executor"
 )
 
 // Of the whole run; set by TestMain before any test.
@@ -146,7 +149,8 @@ type running struct {
 func (r running) String() string { return fmt.Sprintf("%d %q", r.pid, r.cmdline) }
 
 // processesOf finds the processes that have mark in their command line,
-// environment or the path of their program, less this one and the reaper.
+// environment or the path of their program, less this one and the reaper. A
+// job's shim, which has nothing of the kind, goes by its supervisor.
 func processesOf(mark string) []running {
 	entries, _ := os.ReadDir("/proc")
 	var found []running
@@ -161,9 +165,23 @@ func processesOf(mark string) []running {
 			continue
 		}
 		exe, _ := os.Readlink(filepath.Join("/proc", e.Name(), "exe"))
+		if string(cmdline) == executor.ShimArg+"\x00" {
+			environ = append(environ, parentCmdline(pid)...)
+		}
 		if marks := strings.Join([]string{string(cmdline), string(environ), exe}, "\x00"); strings.Contains(marks, mark) {
 			found = append(found, running{pid, strings.ReplaceAll(strings.TrimRight(string(cmdline), "\x00"), "\x00", " "), marks})
 		}
 	}
 	return found
+}
+
+// parentCmdline is the command line of a process's parent; "" if it is gone.
+func parentCmdline(pid int) string {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 2 {
+		return ""
+	}
+	cmdline, _ := os.ReadFile(filepath.Join("/proc", fields[1], "cmdline"))
+	return string(cmdline)
 }
