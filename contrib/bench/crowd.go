@@ -117,28 +117,44 @@ func openForEver(conn net.Conn) {
 }
 
 // measureCrowd has a crowd press on a server, and times good clients meanwhile:
-// one over TLS, one on the Unix socket, and one that connects anew each time.
+// one over TLS, one on the Unix socket, and one that connects anew each time. A
+// crowd that presses on another server of this host shows what the host has of it.
 func measureCrowd(ctx context.Context, b *bench) error {
-	dir := b.path("crowd")
-	if err := makeDir(dir); err != nil {
-		return err
+	var benches []*bench
+	for _, name := range []string{"crowd", "other"} {
+		dir := b.path(name)
+		if err := makeDir(dir); err != nil {
+			return err
+		}
+		benches = append(benches, &bench{config: b.config, dir: dir, report: b.report})
 	}
-	own := &bench{config: b.config, dir: dir, report: b.report}
-	err := own.measureCrowd(ctx)
+	own, other := benches[0], benches[1]
+	err := own.measureCrowd(ctx, other)
 	if err != nil {
 		err = fmt.Errorf("crowd: %w%s", err, own.lastWords())
 	}
-	return errors.Join(err, own.stop())
+	return errors.Join(err, own.stop(), other.stop())
 }
 
-func (b *bench) measureCrowd(ctx context.Context) error {
+// startOnTCP starts a server that listens on TCP as well.
+func (b *bench) startOnTCP(ctx context.Context) (mux.Address, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return fmt.Errorf("find port: %w", err)
+		return mux.Address{}, fmt.Errorf("find port: %w", err)
 	}
 	addr := mux.Address{Network: "tcp", Path: l.Addr().String()}
 	l.Close()
-	if _, err := b.startServer(ctx, b.path("server"), "--listen", "tcp://"+addr.Path); err != nil {
+	_, err = b.startServer(ctx, b.path("server"), "--listen", "tcp://"+addr.Path)
+	return addr, err
+}
+
+func (b *bench) measureCrowd(ctx context.Context, other *bench) error {
+	addr, err := b.startOnTCP(ctx)
+	if err != nil {
+		return err
+	}
+	elsewhere, err := other.startOnTCP(ctx)
+	if err != nil {
 		return err
 	}
 	local, err := b.client(ctx)
@@ -202,8 +218,15 @@ func (b *bench) measureCrowd(ctx context.Context) error {
 	}
 	rss, files := b.weight()
 	b.report.plain("server without a crowd", megabytes(rss), fmt.Sprintf("%d files", files))
-	for _, kind := range []string{"one", "many"} {
-		pressed, open, err := b.pressed(ctx, kind+" "+addr.Path, func() (got []samples, err error) {
+	for _, crowd := range []struct {
+		kind, name string
+		at         mux.Address
+	}{
+		{"one", "crowd of %s from one", addr},
+		{"many", "crowd of %s from many", addr},
+		{"many", "crowd of %s at another server", elsewhere},
+	} {
+		pressed, open, err := b.pressed(ctx, crowd.kind+" "+crowd.at.Path, func() (got []samples, err error) {
 			got, err = times()
 			rss, files = b.weight()
 			return got, err
@@ -211,7 +234,7 @@ func (b *bench) measureCrowd(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.report.plain(fmt.Sprintf("crowd of %s from %s: %d are open", number(crowdSilent+crowdRubbish+1), kind, open), megabytes(rss), fmt.Sprintf("%d files", files))
+		b.report.plain(fmt.Sprintf(crowd.name+": %d are open", number(crowdSilent+crowdRubbish+1), open), megabytes(rss), fmt.Sprintf("%d files", files))
 		for i, g := range goods {
 			b.report.took("   "+g.name+", p50", pressed[i].p50(), alone[i].p50(), "without the crowd", "at most twice")
 			b.report.took("   "+g.name+", p99", pressed[i].p99(), alone[i].p99(), "without the crowd", "at most twice")

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/waypointd/waypoint/mux/wire"
+	"github.com/waypointd/waypoint/statedir"
 )
 
 // The files of an attempt that others read.
@@ -109,7 +110,7 @@ func writeEnd(dir string, end *End, handle bool) error {
 func (a *attempt) finish(end *End) {
 	log := a.s.log.With("job", a.spec.Job, "attempt", a.spec.Attempt)
 	switch err := a.record(end); {
-	case isFull(err):
+	case statedir.NoSpace(err):
 		log.Warn("end of job is recorded once there is room", "error", err.Error())
 		a.s.wg.Go(func() {
 			if err := a.untilRoom(func() error { return a.record(end) }); err != nil {
@@ -290,7 +291,7 @@ func (a *attempt) untilRoom(f func() error) error {
 	}()
 	for {
 		err := f()
-		if !isFull(err) {
+		if !statedir.NoSpace(err) {
 			return err
 		}
 		if wait == roomWaitFirst {
@@ -309,14 +310,10 @@ func (a *attempt) untilRoom(f func() error) error {
 	}
 }
 
-func isFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-}
-
 // fileError is the wire's form of an error with an attempt's files.
 func fileError(what string, err error) error {
 	kind := wire.Internal
-	if isFull(err) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+	if statedir.NoSpace(err) || errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 		kind = wire.Unavailable
 	} else if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
 		kind = wire.Denied
