@@ -203,6 +203,16 @@ func TestSituations(t *testing.T) {
 			},
 		},
 		{
+			name: "a newer release than its runner's has its directory", arrange: func(x *situation) {
+				x.runs()
+				x.restart()
+				x.back()
+				x.waits(wire.Wait{JobRef: x.ref, For: "the newer release that wrote its directory"})
+			},
+			code: "running", says: []string{`on runner "r1"`, "; it waits for the newer release that wrote its directory"}, not: []string{"contact", "back"},
+			runner: func(r wire.Runner) bool { return r.Online && r.RunningJobs == 1 && len(r.Waits) == 1 },
+		},
+		{
 			name: "its runner's disk has room again", arrange: func(x *situation) {
 				x.runs()
 				x.waits(wire.Wait{JobRef: x.ref, For: "room"}, wire.Wait{JobRef: wire.JobRef{Job: "another", Attempt: 1}, For: "nothing of its own"})

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -250,7 +251,7 @@ func TestNewerLeftAlone(t *testing.T) {
 				t.Fatal(err)
 			}
 			write(t, path, text)
-			b.s.heartbeat = time.Hour
+			b.s.heartbeat = 100 * time.Millisecond
 			ref := wire.JobRef{Job: "ended", Attempt: 1}
 			b.knows(ref, true)
 			b.start().connected()
@@ -259,6 +260,11 @@ func TestNewerLeftAlone(t *testing.T) {
 			}
 			if refs := b.r.holds(); len(refs) != 1 || refs[0] != ref {
 				t.Errorf("a heartbeat says %v", refs)
+			}
+			waits := []wire.Wait{{JobRef: ref, For: waitsForNewer}}
+			b.s.await("the server hears what it waits for", func() bool { return slices.Equal(b.s.waits, waits) })
+			if st := b.r.Status(); !slices.Equal(st.Waits, waits) {
+				t.Errorf("here it says %+v", st.Waits)
 			}
 			other := script("echo on")
 			b.s.assign(other)
@@ -278,6 +284,7 @@ func TestNewerLeftAlone(t *testing.T) {
 			b.start()
 			want(t, b.s.ended(ref), wire.Failed, wire.ReasonFailed)
 			b.gone(ref)
+			b.s.await("nothing waits", func() bool { return len(b.s.waits) == 0 })
 		})
 	}
 }

@@ -7,13 +7,16 @@ import (
 
 // newer is an attempt that a newer release has left in a directory which this
 // one cannot read. It is held for that release: the server is told that it is
-// here, it takes one of the runner's places, its processes and files are left
-// alone, and nothing of it is reported. A cancel and a drop reach its
+// here and what it waits for, it takes one of the runner's places, its processes and
+// files are left alone, and nothing of it is reported. A cancel and a drop reach its
 // processes, which are the supervisor's, whatever is on the disk.
 type newer struct {
 	dir   string
 	begun bool // by a supervisor; else the server may take it back
 }
+
+// waitsForNewer is what it waits for. It may run or have ended: only that release can say.
+const waitsForNewer = "the newer release that wrote its directory, to be installed again on the runner's host: until then nothing of it is reported, not even that it has ended"
 
 // keepNewer holds the attempt of a directory that a newer release wrote.
 func (r *Runner) keepNewer(dir string, theirs holding, why error) {

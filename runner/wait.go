@@ -44,6 +44,7 @@ func (a *attempt) waiting() string {
 }
 
 // waiting are the attempts that wait, the first few in the order of their names.
+// Those of a newer release do as long as they are held.
 func (r *Runner) waiting() []wire.Wait {
 	var list []wire.Wait
 	for _, a := range r.all() {
@@ -51,6 +52,11 @@ func (r *Runner) waiting() []wire.Wait {
 			list = append(list, wire.Wait{JobRef: a.job.JobRef, For: plain(what, wire.MaxWaitText)})
 		}
 	}
+	r.mu.Lock()
+	for ref := range r.newer {
+		list = append(list, wire.Wait{JobRef: ref, For: waitsForNewer})
+	}
+	r.mu.Unlock()
 	slices.SortFunc(list, func(a, b wire.Wait) int { return cmp.Compare(a.Job, b.Job) })
 	return list[:min(len(list), wire.MaxWaits)]
 }
