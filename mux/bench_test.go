@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -189,6 +191,60 @@ func BenchmarkLogStreamTCP(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+		})
+	}
+}
+
+// BenchmarkNewcomer is a connection over TCP with TLS that says what is no hello: how
+// much it has the accepting side allocate, and hold while it says nothing.
+func BenchmarkNewcomer(b *testing.B) {
+	cfg := withCertificate(muxtest.NewAuthority(b).Issue(b, muxtest.Leaf{}))
+	for name, text := range map[string]string{"silent": "", "rubbish": "GET / HTTP/1.1\r\n\r\n"} {
+		b.Run(name, func(b *testing.B) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer l.Close()
+			const most = 200
+			var held, made float64
+			var before, after runtime.MemStats
+			dialed, accepted := make([]net.Conn, most), make([]net.Conn, most)
+			for b.Loop() {
+				b.StopTimer()
+				for i := range most {
+					if dialed[i], err = net.Dial("tcp", l.Addr().String()); err != nil {
+						b.Fatal(err)
+					}
+					if accepted[i], err = l.Accept(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				runtime.GC()
+				runtime.ReadMemStats(&before)
+				b.StartTimer()
+				var all sync.WaitGroup
+				for _, conn := range accepted {
+					all.Go(func() { mux.Accept(context.Background(), conn, cfg, muxtest.AdmitAll(nil)) })
+				}
+				b.StopTimer()
+				time.Sleep(20 * time.Millisecond) // all of them wait for the first byte
+				runtime.ReadMemStats(&after)
+				held += float64(after.HeapAlloc+after.StackInuse) - float64(before.HeapAlloc+before.StackInuse)
+				b.StartTimer()
+				for _, conn := range dialed {
+					io.WriteString(conn, text)
+					conn.Close()
+				}
+				all.Wait()
+				b.StopTimer()
+				runtime.ReadMemStats(&after)
+				made += float64(after.TotalAlloc - before.TotalAlloc)
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*most), "us/each")
+			b.ReportMetric(held/float64(b.N*most), "B-held/each")
+			b.ReportMetric(made/float64(b.N*most), "B-made/each")
 		})
 	}
 }

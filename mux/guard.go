@@ -63,6 +63,7 @@ type guard struct {
 	limit        func(limit string, most int64) // Config.Limit
 	room         chan struct{}                  // something was taken
 	shut         chan struct{}                  // closed by Close
+	over         atomic.Bool                    // nothing is written any more
 
 	// Of the reading goroutine.
 	inHeader [yamuxHeader]byte
@@ -367,6 +368,9 @@ func (g *guard) drop(id uint32, l *link) {
 // Write takes one header or one body. A header waits for its body, that of a
 // new stream for what is written next: Open writes the CALL at once.
 func (g *guard) Write(p []byte) (int, error) {
+	if g.over.Load() {
+		return len(p), nil // or calls that end with their session would look canceled to the peer
+	}
 	if g.outBody > 0 {
 		return len(p), g.writeBody(p)
 	}

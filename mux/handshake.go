@@ -23,10 +23,14 @@ const nonceSize = 32
 // handlers see its values. On error conn is closed.
 func Accept(ctx context.Context, conn net.Conn, cfg Config, admit Admit) (*Session, error) {
 	cfg = cfg.withDefaults()
-	hctx, cancel := context.WithTimeoutCause(ctx, cfg.HandshakeTimeout, errHandshakeLate)
-	defer cancel()
-	conn, err := cfg.secure(hctx, conn)
+	late := time.Now().Add(cfg.HandshakeTimeout)
+	conn, err := cfg.heed(ctx, conn, late)
 	if err != nil {
+		return nil, err
+	}
+	hctx, cancel := context.WithDeadlineCause(ctx, late, errHandshakeLate)
+	defer cancel()
+	if conn, err = cfg.secure(hctx, conn); err != nil {
 		return nil, err
 	}
 	peer, err := newPeer(conn)

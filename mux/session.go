@@ -115,6 +115,7 @@ func (s *Session) end(err error) {
 		}
 		s.err = newLostError(err)
 		s.guard.fail(s.err)
+		s.guard.over.Store(true)
 		close(s.done)
 		s.cancel(s.err)
 		s.guard.Close() // wakes yamux, whose own Close waits for its goroutines

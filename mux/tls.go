@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"os"
 	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -20,6 +21,29 @@ const (
 	tlsAlert     = 0x15
 	tlsHandshake = 0x16
 )
+
+// heed waits until the peer has said something, and costs next to nothing until
+// then: most of those who say nothing never will. It is for TCP with TLS only, and
+// refuses there what is no TLS, but where plaintext is allowed. On error conn is closed.
+func (c Config) heed(ctx context.Context, conn net.Conn, late time.Time) (net.Conn, error) {
+	if conn.LocalAddr().Network() != "tcp" || c.TLS == nil {
+		return conn, nil
+	}
+	begun, err := readFirst(ctx, conn, late)
+	if err == nil && begun.first[0] != tlsHandshake && !c.plain(conn) {
+		err = wire.Errorf(wire.Denied, "accept session: the peer does not speak TLS, and plaintext is not allowed")
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return begun, nil
+}
+
+// plain reports whether a peer need not speak TLS.
+func (c Config) plain(conn net.Conn) bool {
+	return c.Plain && loopback(conn.LocalAddr()) && loopback(conn.RemoteAddr())
+}
 
 // secure makes the accepting side's TLS handshake on TCP, or finds that there
 // is to be none: on Unix sockets, in memory, and where plaintext is allowed and
@@ -41,33 +65,23 @@ func (c Config) secure(ctx context.Context, conn net.Conn) (net.Conn, error) {
 }
 
 func (c Config) secureTCP(ctx context.Context, conn net.Conn) (net.Conn, error) {
-	plain := c.Plain && loopback(conn.LocalAddr()) && loopback(conn.RemoteAddr())
+	begun, ok := conn.(*begunConn)
 	switch {
-	case c.TLS == nil && plain:
+	case !ok && c.plain(conn):
 		return conn, nil
-	case c.TLS == nil:
+	case !ok:
 		return nil, wire.Errorf(wire.Denied, "accept session: TLS is not available here, and plaintext is not allowed")
-	case plain:
-		begun, err := readFirst(ctx, conn)
-		if err != nil {
-			return nil, wire.Errorf(wire.Unavailable, "accept session: %s", lostText(err))
-		}
-		if begun.first[0] != tlsHandshake {
-			return begun, nil
-		}
-		conn = begun
+	case begun.first[0] != tlsHandshake:
+		return conn, nil
 	}
 	at := &workedConn{Conn: conn, ctx: ctx, places: c.Handshakes, limit: c.Limit}
 	tc := tls.Server(at, serverTLS(c.TLS))
 	err := tc.HandshakeContext(ctx)
 	at.finish()
-	if err == nil {
-		return tc, nil
+	if err != nil {
+		return nil, wire.Errorf(wire.Unavailable, "accept session: TLS handshake: %s", lostText(err))
 	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return nil, wire.Errorf(wire.Denied, "accept session: the peer does not speak TLS, and plaintext is not allowed")
-	}
-	return nil, wire.Errorf(wire.Unavailable, "accept session: TLS handshake: %s", lostText(err))
+	return tc, nil
 }
 
 // serverTLS is a copy of t with what is the same for every session.
@@ -146,14 +160,22 @@ type begunConn struct {
 	first []byte // to be read again; of the goroutine that reads
 }
 
-func readFirst(ctx context.Context, conn net.Conn) (*begunConn, error) {
+// readFirst waits for the first byte until late.
+func readFirst(ctx context.Context, conn net.Conn, late time.Time) (*begunConn, error) {
+	conn.SetReadDeadline(late)
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(past) })
 	first := make([]byte, 1)
 	_, err := conn.Read(first)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
+	switch {
+	case !stop():
+		return nil, context.Cause(ctx)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, errHandshakeLate
+	case err != nil:
+		return nil, wire.Errorf(wire.Unavailable, "accept session: %s", lostText(err))
 	}
-	return &begunConn{conn, first}, err
+	conn.SetReadDeadline(time.Time{})
+	return &begunConn{conn, first}, nil
 }
 
 func (c *begunConn) Read(p []byte) (int, error) {
