@@ -43,8 +43,9 @@ type certificate struct {
 	names []string   // further ones that the own certificate is for
 
 	mu     sync.Mutex
-	issued *tls.Certificate // by own; guarded by mu, as is the next
+	issued *tls.Certificate // by own; guarded by mu, as are the next
 	at     time.Time        // when
+	made   *tls.Config      // what config returns; nil until it is asked for
 }
 
 // checkTLS checks what Config says of TLS; a pair of files is read.
@@ -126,13 +127,18 @@ func (c *certificate) config() *tls.Config {
 	if c == nil {
 		return nil
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		var local net.IP
-		if a, ok := hello.Conn.LocalAddr().(*net.TCPAddr); ok {
-			local = a.IP
-		}
-		return c.current(hello.Context(), local)
-	}}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.made == nil {
+		c.made = &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			var local net.IP
+			if a, ok := hello.Conn.LocalAddr().(*net.TCPAddr); ok {
+				local = a.IP
+			}
+			return c.current(hello.Context(), local)
+		}}
+	}
+	return c.made
 }
 
 // fingerprint is what clients and runners are to trust: the authority's,
