@@ -5,14 +5,16 @@
 //
 // # The model
 //
-// A job is a shell script that leaves three traces: a line "tag attempt pid"
-// in a file when it starts, numbered lines on its output, and a line like the
-// first when it ends by itself. From these and from what the server says:
+// A job is a shell script that leaves three traces: a line "tag begin attempt pid"
+// in a file when it starts, numbered lines on its output, and a line "tag end
+// attempt pid" in the same file when it ends by itself. The order of that file is
+// the order in which processes of all jobs began and ended. From these and from what
+// the server says:
 //
 //   - A job whose Submit returned ends, with the exit code or the signal of
 //     its script.
-//   - A pair of job and attempt starts once. A job starts a second time only
-//     as a higher attempt, and the last one is the attempt on record.
+//   - A job starts once, as the attempt on record: no other attempt of it is live
+//     at any time. What makes an attempt go back to the queue comes before its start.
 //   - Whatever started ended by itself, by the same process: nobody else's
 //     death touched it. Only a job that was canceled may be cut: it ends as
 //     canceled, its output is the beginning of its numbered lines, and what it

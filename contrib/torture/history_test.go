@@ -29,7 +29,8 @@ import (
 //     end stays as it is;
 //   - an end that was asked for stays asked for, and by force it is one;
 //   - the output only grows;
-//   - the process of an attempt begins while that attempt is the job's.
+//   - the process of an attempt begins while that attempt is the job's, and it
+//     is the only one that ever does: what has begun never goes back to the queue.
 type registerCall struct {
 	what    string // submit, get, cancel, kill, read, start
 	key     string
@@ -44,10 +45,11 @@ type register struct {
 	attempt int
 	asked   bool
 	length  int64
+	begun   int // the attempt whose process has begun, 0: none; nobody is told
 }
 
 func registerOf(j wire.Job) register {
-	return register{j.ID, j.State, j.Reason, j.Attempt, !j.CancelRequested.IsZero(), j.LogBytes}
+	return register{id: j.ID, state: j.State, reason: j.Reason, attempt: j.Attempt, asked: !j.CancelRequested.IsZero(), length: j.LogBytes}
 }
 
 // progress orders states within an attempt.
@@ -71,6 +73,8 @@ func (r register) follows(next register) bool {
 	case r.state.Ended():
 		return r.state == next.state && r.reason == next.reason && r.attempt == next.attempt && r.length <= next.length
 	case r.asked && !next.asked && !next.state.Ended(), r.asked && next.attempt > r.attempt:
+		return false
+	case r.begun != 0 && (next.attempt != r.begun || next.state == wire.Queued):
 		return false
 	case next.attempt == r.attempt:
 		back := r.state == wire.Assigned && next.state == wire.Queued
@@ -99,13 +103,17 @@ var jobModel = porcupine.Model{
 		r, in := state.(register), input.(registerCall)
 		if in.what == "start" {
 			switch {
-			case r.attempt > in.attempt, r.state.Ended() && r.state != wire.Canceled, r.state == wire.Running && r.attempt != in.attempt:
+			case r.begun != 0: // whether it is live or not
+				return false, r
+			case r.attempt > in.attempt, r.state.Ended() && r.state != wire.Canceled, (r.state == wire.Running || r.asked) && r.attempt != in.attempt:
 				return false, r
 			case r.state.Ended(): // by force, while it was on its way
+				r.begun = in.attempt
 				return r.attempt == in.attempt, r
 			case r.attempt < in.attempt:
 				r.length = 0
 			}
+			r.begun = in.attempt
 			if r.attempt < in.attempt || r.state == wire.Queued {
 				r.state = wire.Assigned
 			}
@@ -127,6 +135,7 @@ var jobModel = porcupine.Model{
 			return ok, r
 		}
 		ok := r.follows(out)
+		out.begun = r.begun
 		switch in.what {
 		case "cancel":
 			ok = ok && (out.asked || out.state.Ended())
@@ -156,6 +165,10 @@ func TestHistoryModel(t *testing.T) {
 	running := register{id: "a", state: wire.Running, attempt: 1, length: 5}
 	done := register{id: "a", state: wire.Success, attempt: 1, length: 9}
 	killed := register{id: "a", state: wire.Canceled, reason: wire.ReasonCanceled, asked: true}
+	assigned := register{id: "a", state: wire.Assigned, attempt: 1}
+	back := register{id: "a", state: wire.Queued, attempt: 1}
+	second := register{id: "a", state: wire.Assigned, attempt: 2}
+	cut := register{id: "a", state: wire.Canceled, reason: wire.ReasonCanceled, attempt: 1, asked: true}
 	type step struct {
 		what    string
 		attempt int
@@ -171,8 +184,14 @@ func TestHistoryModel(t *testing.T) {
 		"lost":               {[]step{{"submit", 0, queued}, {"get", 0, register{}}}, false},
 		"an end that goes":   {[]step{{"submit", 0, queued}, {"get", 0, done}, {"get", 0, running}}, false},
 		"two ends":           {[]step{{"submit", 0, queued}, {"get", 0, done}, {"get", 0, killed}}, false},
+		"given back":         {[]step{{"submit", 0, queued}, {"get", 0, assigned}, {"get", 0, back}, {"start", 2, register{}}, {"get", 0, second}}, true},
 		"started once more":  {[]step{{"submit", 0, queued}, {"get", 0, running}, {"start", 2, register{}}}, false},
 		"started when over":  {[]step{{"submit", 0, queued}, {"kill", 0, killed}, {"start", 1, register{}}}, false},
+		"two live":           {[]step{{"submit", 0, queued}, {"start", 1, register{}}, {"get", 0, assigned}, {"start", 2, register{}}}, false},
+		"two of an attempt":  {[]step{{"submit", 0, queued}, {"start", 1, register{}}, {"start", 1, register{}}}, false},
+		"two after the end":  {[]step{{"submit", 0, queued}, {"start", 1, register{}}, {"kill", 0, cut}, {"start", 1, register{}}}, false},
+		"live and queued":    {[]step{{"submit", 0, queued}, {"start", 1, register{}}, {"get", 0, back}}, false},
+		"live and another's": {[]step{{"submit", 0, queued}, {"start", 1, register{}}, {"get", 0, second}}, false},
 		"output that goes":   {[]step{{"submit", 0, queued}, {"get", 0, running}, {"read", 0, register{id: "a", attempt: 1, length: 4}}}, false},
 		"an end not given":   {[]step{{"submit", 0, queued}, {"kill", 0, running}}, false},
 		"an end not noticed": {[]step{{"submit", 0, queued}, {"cancel", 0, running}}, false},

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -21,13 +20,6 @@ type script struct {
 	exit   int
 	signal string // "KILL": it ends itself by this signal instead
 	daemon bool   // it leaves a process behind that has left its session
-}
-
-// traces are the files in which scripts leave their starts and ends.
-type traces struct{ starts, ends string }
-
-func tracesIn(dir string) traces {
-	return traces{starts: filepath.Join(dir, "starts"), ends: filepath.Join(dir, "ends")}
 }
 
 // randomScript draws a job: most are short, some print much, some take a while.
@@ -93,7 +85,7 @@ func (s script) mark() string { return "TORTURE_JOB=" + s.tag + "." }
 // spec is the job for the server.
 func (s script) spec(tr traces) wire.JobSpec {
 	var b strings.Builder
-	fmt.Fprintf(&b, "echo \"%s $WAYPOINT_ATTEMPT $$\" >>%s\n", s.tag, tr.starts)
+	b.WriteString(tr.begin(s.tag))
 	if s.daemon {
 		b.WriteString("setsid sleep 3600 </dev/null >/dev/null 2>&1 &\n")
 	}
@@ -111,7 +103,7 @@ func (s script) spec(tr traces) wire.JobSpec {
 		fmt.Fprintf(&b, "sleep %.3f\n", s.pause.Seconds())
 	}
 	fmt.Fprintf(&b, "done\nwhile [ $e -lt %d ]; do e=$((e+1)); echo \"%s e$e\" >&2; done\n", s.errs, s.tag)
-	fmt.Fprintf(&b, "echo \"%s $WAYPOINT_ATTEMPT $$\" >>%s\n", s.tag, tr.ends)
+	b.WriteString(tr.end(s.tag))
 	if s.signal != "" {
 		fmt.Fprintf(&b, "kill -%s $$\n", s.signal)
 	}

@@ -42,9 +42,9 @@ type load struct {
 
 // figures count what was held.
 type figures struct {
-	lines, bytes                          int64
-	followed, throughFault                int
-	streamed, ran, canceled, again, reran int
+	lines, bytes                         int64
+	followed, throughFault               int
+	streamed, ran, canceled, anew, reran int
 }
 
 // promise is a job that somebody waits for.
@@ -397,11 +397,7 @@ func (l *load) checkOverdue(ctx context.Context, c *client.Client) {
 func (l *load) checkAll(ctx context.Context, c *client.Client) {
 	t := l.s.t
 	t.Helper()
-	starts, err := readTraces(l.tr.starts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ends, err := readTraces(l.tr.ends)
+	traced, err := l.tr.read()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,7 +407,7 @@ func (l *load) checkAll(ctx context.Context, c *client.Client) {
 	for range 4 {
 		readers.Go(func() {
 			for k := range jobs {
-				if err := l.checkKept(ctx, c, k, starts[k.tag], ends[k.tag]); err != nil {
+				if err := l.checkKept(ctx, c, k, traced[k.tag]); err != nil {
 					t.Errorf("job %s (%s), in the end: %v", k.id, k.tag, err)
 				}
 			}
@@ -423,12 +419,14 @@ func (l *load) checkAll(ctx context.Context, c *client.Client) {
 			t.Errorf("job %s is both %s and %s", k.id, other, k.tag)
 		}
 		ids[k.id] = k.tag
-		l.figures.again += max(0, len(starts[k.tag])-1)
+		if k.attempt > 1 {
+			l.figures.anew++
+		}
 		jobs <- k
 	}
 	close(jobs)
 	readers.Wait()
-	for tag := range starts {
+	for tag := range traced {
 		if !known[tag] {
 			t.Errorf("a job %s ran that nobody was told of", tag)
 		}
@@ -440,8 +438,8 @@ func (l *load) checkAll(ctx context.Context, c *client.Client) {
 		t.Errorf("%d jobs were lost within the lease", n)
 	}
 	f := l.figures
-	t.Logf("%d jobs, %d lines, %s of output: %d canceled, %d started again as a higher attempt; %d followed live, %d of them through a fault; %d by waypoint run, %d by job stream, which began anew %d times",
-		len(l.kept), f.lines, mib(f.bytes), f.canceled, f.again, f.followed, f.throughFault, f.ran, f.streamed, f.reran)
+	t.Logf("%d jobs, %d lines, %s of output: %d canceled, %d of a higher attempt than the first; %d followed live, %d of them through a fault; %d by waypoint run, %d by job stream, which began anew %d times",
+		len(l.kept), f.lines, mib(f.bytes), f.canceled, f.anew, f.followed, f.throughFault, f.ran, f.streamed, f.reran)
 	if len(l.kept) == 0 || f.throughFault == 0 {
 		t.Errorf("nothing was proved: %d jobs, %d followed through a fault", len(l.kept), f.throughFault)
 	}
@@ -449,7 +447,7 @@ func (l *load) checkAll(ctx context.Context, c *client.Client) {
 
 // checkKept holds that a job is as it was when it had ended, and what its
 // traces say.
-func (l *load) checkKept(ctx context.Context, c *client.Client, k kept, starts, ends []trace) error {
+func (l *load) checkKept(ctx context.Context, c *client.Client, k kept, traced []trace) error {
 	now, err := c.Job(ctx, k.id)
 	if err != nil {
 		return err
@@ -460,9 +458,9 @@ func (l *load) checkKept(ctx context.Context, c *client.Client, k kept, starts, 
 	}
 	h := listen(ctx, c, wire.StreamRequest{ID: k.id, Follow: true})
 	if k.state == wire.Canceled {
-		return errors.Join(checkCutStarts(starts, ends, now.Attempt), h.checkCut(k.script))
+		return errors.Join(checkTraces(traced, now.Attempt, true), h.checkCut(k.script))
 	}
-	return errors.Join(checkStarts(starts, ends, now.Attempt), h.check(k.script))
+	return errors.Join(checkTraces(traced, now.Attempt, false), h.check(k.script))
 }
 
 // awaitDrained waits for the jobs under way.

@@ -64,11 +64,10 @@ func (a *absence) start(ctx context.Context, tag string) *wanderer {
 	t, c := a.s.t, a.s.operator
 	t.Helper()
 	w := &wanderer{script: script{tag: tag}, stop: filepath.Join(a.s.dir, tag+".stop"), heard: make(chan *heard, 1)}
-	text := fmt.Sprintf(`echo "%[1]s $WAYPOINT_ATTEMPT $$" >>%[2]s
-trap 'echo "%[1]s last $i"; exit 0' TERM
-i=0; while [ ! -e %[3]s ]; do i=$((i+1)); echo "%[1]s $i"; sleep 0.02; done
+	text := a.tr.begin(tag) + fmt.Sprintf(`trap 'echo "%[1]s last $i"; exit 0' TERM
+i=0; while [ ! -e %[2]s ]; do i=$((i+1)); echo "%[1]s $i"; sleep 0.02; done
 echo "%[1]s last $i"
-echo "%[1]s $WAYPOINT_ATTEMPT $$" >>%[4]s`, tag, a.tr.starts, w.stop, a.tr.ends)
+`, tag, w.stop) + a.tr.end(tag)
 	w.id = submitOne(ctx, t, c, wire.JobSpec{Operation: wire.OpRun, Command: []string{"sh", "-c", text}, Target: wire.Target{Any: true}}).ID
 	go func() { w.heard <- listen(ctx, c, wire.StreamRequest{ID: w.id, Follow: true}) }()
 	await(ctx, t, "output of "+tag, func() error {
@@ -103,8 +102,8 @@ func (a *absence) lost(ctx context.Context) {
 }
 
 func (a *absence) endTraced(w *wanderer) error {
-	ends, err := readTraces(a.tr.ends)
-	if err == nil && len(ends[w.tag]) == 0 {
+	traced, err := a.tr.read()
+	if err == nil && !has(traced[w.tag], "end") {
 		err = fmt.Errorf("it runs")
 	}
 	return err
@@ -115,14 +114,17 @@ func (a *absence) back(ctx context.Context, after string) {
 	t, s, c := a.s.t, a.s, a.s.operator
 	t.Helper()
 	s.awaitOnline(ctx, true)
-	starts, err := readTraces(a.tr.starts)
+	traced, err := a.tr.read()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(starts[a.endless.tag]); n != 1 {
-		t.Fatalf("%s started %d times", a.endless.tag, n)
+	if err := checkTraces(traced[a.endless.tag], a.endless.now.Attempt, true); err != nil || len(traced[a.endless.tag]) == 0 {
+		t.Fatalf("%s: %v: %v", a.endless.tag, err, traced[a.endless.tag])
 	}
-	pid := starts[a.endless.tag][0].pid
+	if err := checkTraces(traced[a.ended.tag], a.ended.now.Attempt, false); err != nil {
+		t.Errorf("%s: %v", a.ended.tag, err)
+	}
+	pid := traced[a.endless.tag][0].pid
 	await(ctx, t, "the end of a lost job's process", func() error {
 		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
 			return fmt.Errorf("process %d: %v", pid, err)

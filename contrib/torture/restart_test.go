@@ -67,8 +67,7 @@ func TestRestartUnderManyJobs(t *testing.T) {
 		part := func(k int) string {
 			return fmt.Sprintf("seq -f '%s %%.0f' %d %d; : >%s.part%d\n", sc.tag, 1+100*k, 100*(k+1), filepath.Join(s.dir, sc.tag), k)
 		}
-		trace := func(file string) string { return fmt.Sprintf("echo \"%s $WAYPOINT_ATTEMPT $$\" >>%s\n", sc.tag, file) }
-		text := trace(tr.starts) + part(0) + first.pass() + part(1) + second.pass() + part(2) + trace(tr.ends) + fmt.Sprintf("exit %d\n", sc.exit)
+		text := tr.begin(sc.tag) + part(0) + first.pass() + part(1) + second.pass() + part(2) + tr.end(sc.tag) + fmt.Sprintf("exit %d\n", sc.exit)
 		j := submitOne(ctx, t, c, wire.JobSpec{Operation: wire.OpRun, Command: []string{"sh", "-c", text}, Target: wire.Target{Any: true}})
 		scripts[i], ids[i], live[i] = sc, j.ID, follow(ctx, c, j.ID)
 	}
@@ -106,18 +105,14 @@ func TestRestartUnderManyJobs(t *testing.T) {
 			t.Errorf("job %s afterwards: %v", scripts[i].tag, err)
 		}
 	}
-	starts, err := readTraces(tr.starts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ends, err := readTraces(tr.ends)
+	traced, err := tr.read()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i, id := range ids {
 		j, err := c.Job(ctx, id)
 		if err == nil {
-			err = checkStarts(starts[scripts[i].tag], ends[scripts[i].tag], j.Attempt)
+			err = checkTraces(traced[scripts[i].tag], j.Attempt, false)
 		}
 		if err != nil {
 			t.Errorf("job %s: %v", scripts[i].tag, err)
