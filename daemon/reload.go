@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/waypointd/waypoint/mux"
@@ -63,7 +64,11 @@ func (s *Server) serverReload(ctx context.Context, peer *mux.Peer, _ wire.Reload
 	}
 	done, err := reload(ctx, loginOf(peer).String())
 	if err != nil && wire.KindOf(err) != wire.BadUsage {
-		err = wire.Errorf(wire.BadUsage, "%v", err)
+		wrong := wire.Errorf(wire.BadUsage, "%v", err)
+		if e, ok := errors.AsType[*wire.Error](err); ok {
+			wrong.Hint = e.Hint
+		}
+		err = wrong
 	}
 	if err == nil {
 		note(ctx, "changed", strings.Join(done.Changed, " "))

@@ -1,6 +1,17 @@
 package main
 
-import "golang.org/x/sys/unix"
+import (
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/waypointd/waypoint/daemon"
+)
 
 // closeToOthers makes this process's memory and environment its own: nobody
 // but root can attach a debugger or read /proc/PID/environ, also no other
@@ -18,4 +29,52 @@ import "golang.org/x/sys/unix"
 func closeToOthers() {
 	// It fails where there is no such call, and then nothing can be done.
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+}
+
+// hasPassword reports whether the address of a database has one in it.
+func hasPassword(store string) bool {
+	u, err := url.Parse(store)
+	if err != nil {
+		return false
+	}
+	_, has := u.User.Password()
+	return has || u.Query().Has("password") || u.Query().Has("sslpassword")
+}
+
+// warnOfReaders says in the log that a file with the database's password, "" for
+// none, can be read by who gets more by it than he has: by everybody, or by the
+// group of a socket, whose members operate.
+func warnOfReaders(log *slog.Logger, file string, listeners []net.Listener) {
+	if file == "" {
+		return
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return // It was read just now; whoever removed it meant to.
+	}
+	who := ""
+	switch mode, gid := info.Mode(), info.Sys().(*syscall.Stat_t).Gid; {
+	case mode&0o004 != 0:
+		who = "everybody"
+	case mode&0o040 != 0 && operates(gid, listeners):
+		who = "operators"
+	default:
+		return
+	}
+	log.Warn("the database's password can be read by others", "path", file, "who", who,
+		"hint", "let root and the server's user alone read it: chmod o-r, or another group; of the packages' file: systemd-tmpfiles --create waypoint.conf")
+}
+
+// operates reports whether the members of a group may write to an operators' socket.
+func operates(gid uint32, listeners []net.Listener) bool {
+	for _, l := range listeners {
+		if own, ok := l.(daemon.Listener); ok && own.Runners || l.Addr().Network() != "unix" {
+			continue
+		}
+		info, err := os.Lstat(l.Addr().String())
+		if err == nil && info.Mode().Type() == fs.ModeSocket && info.Mode()&0o020 != 0 && info.Sys().(*syscall.Stat_t).Gid == gid {
+			return true
+		}
+	}
+	return false
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -77,6 +78,9 @@ type serverConfig struct {
 	TLSCert  string   `toml:"tls_cert"`
 	TLSKey   string   `toml:"tls_key"`
 	TLSNames []string `toml:"tls_names"`
+
+	// The file that a database's password was read from, "" where there was none in it.
+	SecretFile string `toml:"-"`
 }
 
 // The credentials of the service manager that are the certificate and its key
@@ -92,6 +96,9 @@ func (c *serverRun) config(a *app) (*serverConfig, error) {
 	cfg := new(serverConfig)
 	if err := a.loadConfig(c.Config, serverConfigFile, cfg); err != nil {
 		return nil, err
+	}
+	if hasPassword(cfg.Store) {
+		cfg.SecretFile = cmp.Or(c.Config, serverConfigFile)
 	}
 	override(&cfg.StateDir, c.StateDir)
 	override(&cfg.Store, c.Store)
@@ -230,7 +237,8 @@ func (cfg *serverConfig) socketMode() (uint32, error) {
 
 // loadConfig reads the file that was named, or the default one if it is there.
 // That one is the system's: another user, who may not read it, does without.
-// What a service manager starts is the system's own, and has to be able to.
+// What a service manager starts is the system's own, and has to be able to; whoever
+// has replaced the file may have made it somebody else's.
 func (a *app) loadConfig(named, usual string, into any) error {
 	if named != "" {
 		err := config.Load(named, into)
@@ -243,11 +251,14 @@ func (a *app) loadConfig(named, usual string, into any) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	case wire.KindOf(err) == wire.Denied && os.Getuid() != 0 && a.env.get("STATE_DIRECTORY") == "":
+	case wire.KindOf(err) != wire.Denied || os.Getuid() == 0:
+		return err
+	case a.env.get("STATE_DIRECTORY") == "":
 		a.note("configuration %s is passed over: it is not for this user; --config names another", usual)
 		return nil
 	}
-	return err
+	return wire.Errorf(wire.Denied, "%v", err).
+		WithHint("systemd-tmpfiles --create waypoint.conf gives the packages' files their owners and modes again")
 }
 
 func override(value *string, by string) {

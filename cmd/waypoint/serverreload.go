@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -61,6 +62,7 @@ type liveConfig struct {
 	log        *slog.Logger
 	says       *serverSays
 	server     *daemon.Server // set before anybody can ask it to reload
+	listeners  []net.Listener // likewise
 
 	mu      sync.Mutex    // held from reading to the end
 	running *serverConfig // guarded by mu; replaced, never changed
@@ -104,6 +106,7 @@ func (l *liveConfig) apply(ctx context.Context) (done wire.Reloaded, err error) 
 	}
 	l.level.Set(level)
 	l.running = fresh
+	warnOfReaders(l.log, fresh.SecretFile, l.listeners)
 	if renewed && !slices.ContainsFunc(done.Changed, func(key string) bool { return strings.HasPrefix(key, "tls_") }) {
 		done.Changed = append(done.Changed, "tls_cert") // the same files, and others in them
 	}

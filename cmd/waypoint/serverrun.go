@@ -118,6 +118,8 @@ func (c *serverRun) Run(a *app) error {
 	}
 	switch {
 	case err == nil:
+		live.listeners = listeners
+		warnOfReaders(log, configured.SecretFile, listeners)
 		err = serve(ctx, stop, live, listeners, scraped, hangups)
 	case askedToEnd(ctx):
 		err = nil

@@ -18,7 +18,7 @@ func TestDeb(t *testing.T) {
 		equal(l, "modes", l.sh("stat -c '%n %a %U:%G' /etc/waypoint /etc/waypoint/*.toml /etc/waypoint/credentials /etc/waypoint/credentials/* /run/waypoint /run/waypoint/*"), strings.Join([]string{
 			"/etc/waypoint 755 root:root",
 			"/etc/waypoint/runner.toml 640 root:waypoint-runner",
-			"/etc/waypoint/server.toml 640 root:waypoint",
+			"/etc/waypoint/server.toml 640 root:waypoint-server",
 			"/etc/waypoint/credentials 700 root:root",
 			"/etc/waypoint/credentials/runner 700 root:root",
 			"/etc/waypoint/credentials/server 700 root:root",
@@ -37,6 +37,8 @@ func TestDeb(t *testing.T) {
 		before, jobs := l.sh(kept), l.waypoint("job", "list", "--json")
 		server, agent := l.property("waypoint-server", "MainPID"), l.property("waypoint-runner", "MainPID")
 
+		// As a package has left it whose operators could read it, and a tool that replaces files.
+		l.sh("chgrp waypoint /etc/waypoint/server.toml; cp /etc/waypoint/runner.toml /tmp/replaced; mv /tmp/replaced /etc/waypoint/runner.toml; chmod 644 /etc/waypoint/runner.toml")
 		l.install(p.new.deb)
 		if l.property("waypoint-server", "MainPID") == server || l.property("waypoint-runner", "MainPID") == agent {
 			l.t.Error("the upgrade left the old server or the old agent running")

@@ -16,7 +16,35 @@ func TestGroup(t *testing.T) {
 				l.t.Errorf("%s cannot operate: exit code %d: %s%s", user, r.code, r.stdout, r.stderr)
 			}
 		}
-		r := l.as("bob", "waypoint", "job", "list")
+		// A member operates; the database's password, in this file, would make him an admin.
+		l.sh("echo 'store = \"postgres://waypoint:hush@127.0.0.1:1/waypoint\"' >>/etc/waypoint/server.toml")
+		equal(l, "who is in the group of the configuration", l.run("getent", "group", "waypoint-server"), "waypoint-server:x:"+l.run("stat", "-c", "%g", "/etc/waypoint/server.toml")+":waypoint")
+		for _, user := range []string{"alice", "bob", "waypoint-runner", "waypoint-job"} {
+			for _, file := range []string{"/etc/waypoint/server.toml", "/etc/waypoint/credentials/server/tls.key"} {
+				if r := l.as(user, "cat", file); r.code == 0 || !strings.Contains(r.stderr, "Permission denied") {
+					l.t.Errorf("%s reads %s: exit code %d: %s%s", user, file, r.code, r.stdout, r.stderr)
+				}
+			}
+		}
+		r := l.as("alice", "waypoint", "server", "run", "--listen", "nonsense://")
+		equal(l, "the exit code of who may not read the configuration", r.code, 2)
+		contains(l, "what is said of it", r.stderr, "configuration /etc/waypoint/server.toml is passed over: it is not for this user")
+		l.reloads("what only the server's user and root can read")
+		l.sh("chgrp waypoint /etc/waypoint/server.toml")
+		l.reloads("what operators can read")
+		l.await("the server warns", func() bool {
+			return len(l.journal.of("waypoint-server.service", "password can be read by others")) == 1
+		})
+		l.run("chown", "root:root", "/etc/waypoint/server.toml")
+		if r := l.try("waypoint", "server", "reload"); r.code == 0 || !strings.Contains(r.stderr, "systemd-tmpfiles --create waypoint.conf") {
+			l.t.Errorf("a configuration that the server cannot read: exit code %d: %s", r.code, r.stderr)
+		}
+		l.run("systemd-tmpfiles", "--create", "waypoint.conf")
+		l.reloads("what has its owner again")
+		l.run("sed", "-i", "/^store/d", "/etc/waypoint/server.toml")
+		equal(l, "the configuration after an edit", l.run("stat", "-c", "%a %U:%G", "/etc/waypoint/server.toml"), "640 root:waypoint-server")
+
+		r = l.as("bob", "waypoint", "job", "list")
 		equal(l, "the exit code of who is not in the group", r.code, 4)
 		contains(l, "what who is not in the group reads", r.stderr, "group waypoint")
 		if strings.Contains(r.stderr, "group waypoint-runner") {
@@ -41,6 +69,14 @@ func TestGroup(t *testing.T) {
 		l.adopted()
 		equal(l, "a job of alice", l.as("alice", "waypoint", "run", "--no-local", "--", "echo", "hers").stdout, "hers")
 	})
+}
+
+// reloads has the server read its configuration again.
+func (l *lab) reloads(what string) {
+	l.t.Helper()
+	if r := l.try("systemctl", "reload", "waypoint-server"); r.code != 0 {
+		l.t.Errorf("a reload of %s: exit code %d: %s", what, r.code, r.stderr)
+	}
 }
 
 // TestRestart restarts the server under calls, none of which may fail: the

@@ -484,6 +484,17 @@ Changed: @WAYPOINT_CHANGED@. Changed in the file too, but in force only after a 
 server: @WAYPOINT_RESTART_NEEDED@`,
 	},
 	{
+		Text:    "the database's password can be read by others",
+		ID:      "d59803c41856fa1573f74591ea2eeb6f",
+		Subject: "Others can read the configuration of the server, with the database's password",
+		Body: `
+@WAYPOINT_PATH@ can be read by more than root and the server's user: by @WAYPOINT_WHO@.
+Who has the password has the keys in the database and can make himself an admin. Think
+of it as told, and give the database another one. Then let root and the server's user
+alone read the file; that of the packages has its owner and mode again after
+  systemd-tmpfiles --create waypoint.conf`,
+	},
+	{
 		Text:    "configuration refused, the one before stays",
 		ID:      "db58aa7b079b43f5a3214da40a8bdd96",
 		Subject: "The server's new configuration is wrong",
