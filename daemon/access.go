@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/waypointd/waypoint/daemon/queue"
 	"github.com/waypointd/waypoint/daemon/store"
 	"github.com/waypointd/waypoint/mux"
@@ -206,9 +208,32 @@ func (s *Server) guard(m method) mux.Handler {
 		}
 		if err == nil {
 			err = m.call(context.WithValue(ctx, callKey{}, c), st)
+		} else {
+			pace(ctx, c, st, err)
 		}
 		s.concluded(c, err)
 		return err
+	}
+}
+
+// pace has a call that is refused to who may nothing of its kind wait for its turn:
+// he is told so a few times a second. It holds little memory meanwhile.
+func pace(ctx context.Context, c *call, st *mux.Stream, err error) {
+	var turns *rate.Limiter
+	switch d := c.peer.Data.(type) {
+	case *visitor:
+		turns = d.calls
+	case *login: // an invite has no role
+		if kind := wire.KindOf(err); c.by.role != "" && kind != wire.Unauthenticated && kind != wire.Expired {
+			return
+		}
+		turns = d.calls
+	default:
+		return
+	}
+	st.Forget()
+	if turns.Wait(ctx) != nil {
+		<-ctx.Done() // it ends before its turn comes, and is answered no sooner for that
 	}
 }
 

@@ -1,9 +1,12 @@
 package daemon_test
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -80,6 +83,72 @@ func TestAuthenticatingInALoop(t *testing.T) {
 	if n > 60 {
 		t.Errorf("shown %d times", n)
 	}
+}
+
+// Who may nothing is told so a few times a second, whatever he asks for: a runner
+// that waits for adoption, an invite, a runner token shown as a login.
+func TestAskingInALoop(t *testing.T) {
+	t.Parallel()
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	invite, err := c.Invite(t.Context(), wire.InviteRequest{User: "ina", Role: wire.Viewer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := func(text string) *mux.Session {
+		t.Helper()
+		conn, err := s.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		session, err := mux.Connect(t.Context(), conn, mux.Config{}, wire.Hello{Role: wire.RoleClient, Token: text}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { session.Close() })
+		return session
+	}
+	runner := func(id string) *mux.Session { return connected(t, s, id, nil).Session }
+	big := strings.Repeat("x", 512<<10)
+	job := wire.JobRef{Job: "01JOB", Attempt: 1}
+	var asked sync.WaitGroup
+	for _, a := range []struct {
+		who     *mux.Session
+		method  string
+		request any
+		kind    wire.Kind
+	}{
+		{runner("r1"), wire.MethodJobList, wire.JobFilter{Project: big}, wire.Denied},
+		{runner("r2"), wire.MethodBlobGet, wire.BlobDigests{}, wire.Denied},
+		{runner("r3"), wire.MethodReport, wire.ReportRequest{JobRef: job}, wire.Conflict},
+		{runner("r4"), wire.MethodReport, wire.ReportRequest{JobRef: job, Late: true}, wire.Conflict},
+		{login(invite.Token), wire.MethodJobList, wire.JobFilter{}, wire.Denied},
+		{login(s.Token(t, wire.RunnerTokenRequest{})), wire.MethodServerStatus, nil, wire.Denied},
+	} {
+		asked.Go(func() {
+			began, n := time.Now(), 0
+			for time.Since(began) < 500*time.Millisecond {
+				if err := a.who.Call(t.Context(), a.method, a.request, nil); wire.KindOf(err) != a.kind {
+					t.Errorf("%s: %v, want %s", a.method, err, a.kind)
+					return
+				}
+				n++
+			}
+			if n > 60 {
+				t.Errorf("%s was asked for %d times", a.method, n)
+			}
+			// Nor does he get an answer sooner who says that he will not wait.
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			for n = 0; ctx.Err() == nil; n++ {
+				a.who.Call(ctx, a.method, a.request, nil)
+			}
+			if n > 5 {
+				t.Errorf("%s was asked for %d times in no time", a.method, n)
+			}
+		})
+	}
+	asked.Wait()
 }
 
 // Strangers who connect and say nothing keep nobody out who comes another way.

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/waypointd/waypoint/daemon/token"
 	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
@@ -28,7 +30,8 @@ type login struct {
 	named sync.Once // for uname: a look-up may read a file, or ask a directory service
 	uname string    // of that peer's user id
 
-	stale func() // has the session end soon, its calls that are being answered first
+	calls *rate.Limiter // while it is good for nothing, and of an invite: see pace
+	stale func()        // has the session end soon, its calls that are being answered first
 	over  chan struct{}
 }
 
@@ -96,7 +99,7 @@ func (s *Server) localLogin(ctx context.Context, peer *mux.Peer, in door) (*logi
 }
 
 func newLogin(c wire.Claims, key [8]byte) *login {
-	l := &login{claims: c, key: key, over: make(chan struct{})}
+	l := &login{claims: c, key: key, over: make(chan struct{}), calls: rate.NewLimiter(callsEach, callsAtOnce)}
 	l.stale = sync.OnceFunc(func() { time.AfterFunc(lastWord, func() { close(l.over) }) })
 	return l
 }

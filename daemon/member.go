@@ -216,6 +216,13 @@ func (f *fleet) permitted(v *visitor) bool {
 	return !v.over && (v.admitted(f.now()) || f.reports(v.id))
 }
 
+// stranger reports whether a runner gets no jobs and has none left.
+func (f *fleet) stranger(v *visitor) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !v.admitted(f.now()) && !f.reports(v.id)
+}
+
 // mayReport reports whether a runner that gets no jobs has some to report.
 func (f *fleet) mayReport(id string) bool {
 	f.mu.Lock()

@@ -37,6 +37,9 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 	m := st.Peer().Data.(*visitor)
 	length, err := s.reported(ctx, req, m)
 	if err != nil {
+		if s.fleet.stranger(m) {
+			pace(ctx, callOf(ctx), st, err)
+		}
 		return err
 	}
 	if err := st.Send(wire.ReportOrder{Offset: length}); err != nil {

@@ -15,7 +15,9 @@ import (
 func (s *Server) ifAdmitted(h mux.Handler) mux.Handler {
 	return func(ctx context.Context, st *mux.Stream) error {
 		if v, ok := st.Peer().Data.(*visitor); ok && !s.fleet.permitted(v) {
-			return wire.Errorf(wire.Denied, "runner %q is not adopted", v.id)
+			err := wire.Errorf(wire.Denied, "runner %q is not adopted", v.id)
+			pace(ctx, callOf(ctx), st, err)
+			return err
 		}
 		return h(ctx, st)
 	}

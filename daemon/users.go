@@ -85,6 +85,9 @@ func (s *Server) userInvite(ctx context.Context, peer *mux.Peer, req wire.Invite
 func (s *Server) userAccept(ctx context.Context, peer *mux.Peer, _ wire.AcceptRequest) (wire.TokenReply, error) {
 	by := callOf(ctx).by
 	about(ctx, by.name)
+	if err := by.login.calls.Wait(ctx); err != nil {
+		return wire.TokenReply{}, wire.Errorf(wire.Unavailable, "the invite is shown too often")
+	}
 	invite := by.login.claims
 	reply, err := s.issueUser(ctx, wire.UserToken, 0, wire.DefaultTokenLife, by, func(tx *store.Tx, now time.Time) (store.UserRecord, error) {
 		t, u, err := tx.Bearer(invite.Serial, invite.User) // as it is in this transaction: of two who come at once, one is late

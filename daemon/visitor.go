@@ -32,7 +32,7 @@ type visitor struct {
 	peerGroup string
 	version   string
 	key       string        // fingerprint
-	calls     *rate.Limiter // of what may cost a commit each time
+	calls     *rate.Limiter // of what may cost a commit each time, and what is refused: see pace
 	bounds    *mux.Bounds
 	ended     chan struct{} // closed by close: the session must end
 	why       error         // set before ended is closed
@@ -49,8 +49,8 @@ type visitor struct {
 	over     bool              // ended is closed
 }
 
-// What a runner may ask for over one session that can cost a commit: far more
-// than an agent does, and far less than would be felt.
+// What a runner may ask for over one session that can cost a commit, and how often
+// a stranger is refused: far more than an agent does, and far less than would be felt.
 const (
 	callsEach   = rate.Limit(5) // a second
 	callsAtOnce = 50

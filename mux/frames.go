@@ -268,6 +268,13 @@ func (st *Stream) readCall() error {
 	return nil
 }
 
+// Forget lets go of what has been received of a call that is served, which is to
+// be refused later. Nothing more can be received.
+func (st *Stream) Forget() {
+	st.body, st.frames, st.in = nil, nil, source{}
+	st.recvErr = ErrCanceled
+}
+
 // Body decodes the call's body; BadUsage where it cannot be.
 func (st *Stream) Body(v any) error {
 	if len(st.body) == 0 {
