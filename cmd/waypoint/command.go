@@ -21,7 +21,7 @@ type globals struct {
 	ServerTLSCA          string `name:"server-tls-ca" placeholder:"FILE" from:"WAYPOINT_SERVER_TLS_CA" help:"Certificates in PEM that vouch for the server, in place of the system's."`
 	ServerTLSFingerprint string `name:"server-tls-fingerprint" placeholder:"F" from:"WAYPOINT_SERVER_TLS_FINGERPRINT" help:"Trust the server with this fingerprint as well. Not needed with a token, which carries it."`
 	ServerTLSSkipVerify  *bool  `name:"server-tls-skip-verify" from:"WAYPOINT_SERVER_TLS_SKIP_VERIFY" help:"Trust any certificate. Whoever answers can read the token."`
-	Token                string `placeholder:"TOKEN" help:"Who asks ($$WAYPOINT_SERVER_TOKEN). Every user of this host can see it in the list of processes: better use --token-file."`
+	Token                string `placeholder:"TOKEN" help:"Who asks ($$WAYPOINT_SERVER_TOKEN). The list of processes shows it to every user of this host until the program has begun: better use --token-file."`
 	TokenFile            string `placeholder:"FILE" help:"A file with the token; - is standard input. This keeps it out of the list of processes."`
 	Context              string `placeholder:"NAME" help:"The server and the token that are kept under this name ($$WAYPOINT_CONTEXT); see waypoint login and waypoint context."`
 	NoServer             bool   `help:"Local mode: a server and a runner in this process, state in $$XDG_STATE_HOME/waypoint."`

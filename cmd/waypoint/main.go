@@ -33,7 +33,8 @@ func main() {
 	if os.Args[0] == executor.ShimArg {
 		os.Exit(executor.ShimMain())
 	}
-	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Environ()))
+	args := takeArguments(os.Args[1:])
+	os.Exit(run(context.Background(), args, os.Stdin, os.Stdout, os.Stderr, os.Environ()))
 }
 
 // run does what the words say and returns the exit code.

@@ -6,12 +6,51 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/waypointd/waypoint/cmd/internal/argv"
 	"github.com/waypointd/waypoint/daemon"
 )
+
+// The flags whose values no list of processes is to show, of every command
+// that has them. They are no tags of their fields, since main hides what they are given
+// before there is a grammar; TestSecretFlags holds one against the other.
+var (
+	secretFlags = []string{"token"}
+	urlFlags    = []string{"store"} // a file's name, which is shown, or a URL, of which only the scheme is
+)
+
+// takeArguments copies the words of the command line and writes x over the
+// secrets among them where they are, so that from then on /proc/PID/cmdline,
+// and with it ps, has everything but these. What was read before, or is kept
+// by what audits the start of programs, is not taken back. words are of os.Args, which
+// nobody else has looked at yet, and nobody is to look at later.
+func takeArguments(words []string) []string {
+	taken := make([]string, len(words))
+	for i, w := range words {
+		taken[i] = strings.Clone(w)
+	}
+	hidden := argv.Values(words, secretFlags...)
+	for _, v := range argv.Values(words, urlFlags...) {
+		if _, rest, ok := strings.Cut(v, "://"); ok {
+			hidden = append(hidden, rest)
+		}
+	}
+	for _, v := range hidden {
+		// Go's strings are not to be changed, but these are none that it made: the
+		// runtime has os.Args point to what the kernel has put on the first stack,
+		// which is the process's to write to, and all that the kernel shows. There is no
+		// other way to it but /proc/self/mem, which is not everywhere. The length
+		// stays, so no other word moves.
+		copy(unsafe.Slice(unsafe.StringData(v), len(v)), slices.Repeat([]byte("x"), len(v)))
+	}
+	return taken
+}
 
 // closeToOthers makes this process's memory and environment its own: nobody
 // but root can attach a debugger or read /proc/PID/environ, also no other

@@ -6,14 +6,21 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/waypointd/waypoint/mux/wire"
 )
 
 // stage is a server and agents of one test, with every word that they and the
@@ -245,6 +252,15 @@ func TestSecretsStay(t *testing.T) {
 		s.does(nil, "job", "stream", j.ID, "--no-follow")
 	}
 
+	cmdlines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(cmdlines) == 0 {
+		t.Errorf("no processes: %v", err)
+	}
+	for _, path := range cmdlines { // agents, their supervisors, and whoever else was given arguments
+		if line, err := os.ReadFile(path); err == nil {
+			s.said[path] = bytes.NewBuffer(line)
+		}
+	}
 	s.search()
 	for _, name := range []string{"server", "file", "env", "flag", "bad", "adopted", "waypoint"} {
 		s.modes(filepath.Join(s.dir, name))
@@ -310,6 +326,97 @@ func (s *stage) modes(dir string) {
 	})
 	if err != nil || seen < 3 {
 		s.t.Errorf("%s: %d files, %v", dir, seen, err)
+	}
+}
+
+// TestSecretFlags: what a flag's name or value says to be a secret is hidden
+// from the list of processes, however the flag is written, and its help says
+// how to do without.
+func TestSecretFlags(t *testing.T) {
+	named, valued := regexp.MustCompile(`token|secret|passw|passphrase|credential|dsn|private`), regexp.MustCompile(`TOKEN|SECRET|PASSW|CREDENTIAL|URL`)
+	seen := map[string]bool{}
+	_ = kong.Visit(model(t), func(node kong.Visitable, next kong.Next) error {
+		f, ok := node.(*kong.Flag)
+		if !ok {
+			return next(nil)
+		}
+		hidden := slices.Contains(secretFlags, f.Name) || slices.Contains(urlFlags, f.Name)
+		text := f.Target.Kind() == reflect.String || f.Target.Kind() == reflect.Slice || f.Target.Kind() == reflect.Map
+		switch secret := text && f.PlaceHolder != "FILE" && (named.MatchString(f.Name) || valued.MatchString(f.PlaceHolder)); {
+		case secret && !hidden:
+			t.Errorf("--%s is given a secret, which everybody can see: it belongs to secretFlags or urlFlags", f.Name)
+		case hidden && (f.Short != 0 || len(f.Aliases) > 0):
+			t.Errorf("--%s has other names, under which nothing is hidden", f.Name)
+		case hidden && !strings.Contains(f.Help, "list of processes"):
+			t.Errorf("--%s does not say who sees it: %s", f.Name, f.Help)
+		}
+		seen[f.Name] = true
+		return next(nil)
+	})
+	for _, name := range slices.Concat(secretFlags, urlFlags) {
+		if !seen[name] {
+			t.Errorf("no command has a flag --%s", name)
+		}
+	}
+}
+
+// TestArgumentsAreHidden: of a program that has begun, everybody sees the words
+// of its command line, but not the secrets among them, which it knows
+// all the same.
+func TestArgumentsAreHidden(t *testing.T) {
+	dir := t.TempDir()
+	for i, c := range []struct{ given, shown string }{
+		{"runner agent --id r --token SECRET --concurrency 2", "runner agent --id r --token HIDDEN --concurrency 2"},
+		{"-token=SECRET job list --token SECRET --json", "-token=HIDDEN job list --token HIDDEN --json"},
+		{"--token=SECRET run -token SECRET -- echo --token shown", "--token=HIDDEN run -token HIDDEN -- echo --token shown"},
+		{"server run --store postgres://me:SECRET@ADDR/db --log-level error", "server run --store postgres://HIDDEN --log-level error"},
+		{"server run --store=postgres://ADDR/db?password=SECRET --log-level error", "server run --store=postgres://HIDDEN --log-level error"},
+	} {
+		network, at := "unix", filepath.Join(dir, fmt.Sprint(i))
+		if strings.Contains(c.given, "ADDR") {
+			network, at = "tcp", "127.0.0.1:0"
+		}
+		l, err := net.Listen(network, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		secret := wire.TokenParts{Kind: wire.UserToken, Claims: []byte(`{"user":"me","expires_at":"2100-01-01T00:00:00Z"}`)}.String()
+		if strings.HasPrefix(c.given, "runner") {
+			secret = wire.TokenParts{Kind: wire.RunnerToken, Claims: []byte(`{"id":"r","expires_at":"2100-01-01T00:00:00Z"}`)}.String()
+		}
+		given := strings.NewReplacer("SECRET", secret, "ADDR", l.Addr().String()).Replace(c.given)
+		cmd := itself(t, dir, strings.Fields(given)...)
+		cmd.Dir = dir
+		cmd.Env = append(cmd.Env, "WAYPOINT_SERVER_ADDR=unix://"+at, "WAYPOINT_RUNNER_STATE_DIR="+filepath.Join(dir, "state"), "WAYPOINT_SERVER_STATE_DIR="+filepath.Join(dir, "state"))
+		var said bytes.Buffer
+		cmd.Stderr = &said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() {
+			cmd.Wait()
+			close(ended)
+			l.Close()
+		}()
+		// It comes, so it has read its words, and waits for an answer.
+		conn, err := l.Accept()
+		if err != nil {
+			t.Errorf("waypoint %s does not come: %s", c.given, &said)
+			continue
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+		if err != nil {
+			t.Error(err)
+		}
+		words := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")[1:]
+		if got := regexp.MustCompile(`x{20,}`).ReplaceAllString(strings.Join(words, " "), "HIDDEN"); got != c.shown {
+			t.Errorf("waypoint %s: everybody sees\n%s, want\n%s", c.given, got, c.shown)
+		}
+		conn.Close()
+		cmd.Process.Kill()
+		<-ended
 	}
 }
 

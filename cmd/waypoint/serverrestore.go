@@ -19,7 +19,7 @@ type serverRestore struct {
 	File     string `arg:"" placeholder:"FILE" help:"The snapshot; - is standard input."`
 	Config   string `placeholder:"FILE" help:"The server's configuration (default /etc/waypoint/server.toml if present)."`
 	StateDir string `placeholder:"DIR" from:"WAYPOINT_SERVER_STATE_DIR" help:"The stopped server's state directory (default as that of waypoint server run)."`
-	Store    string `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory). Every user of this host can see arguments: give a URL with a password by the configuration or the environment."`
+	Store    string `placeholder:"URL" from:"WAYPOINT_SERVER_STORE" help:"The store: a file, or postgres://... (default waypoint.db in the state directory). The list of processes shows a URL to every user of this host until the program has begun: give one with a password by the configuration or the environment."`
 }
 
 func (*serverRestore) Help() string {

@@ -5,10 +5,14 @@
 // It knows nothing of commands. It only turns a word that is a single dash
 // and the name of a known long flag into two dashes, and "-a=web" into the
 // long form of the short flag -a; everything else, and everything behind a
-// "--", is left as it is.
+// "--", is left as it is. And it finds what is given to certain flags, before
+// there is a grammar.
 package argv
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Flags are the names a command line may use: of long flags without dashes
 // ("json", "no-local"), and of short flags with the long one they stand for.
@@ -53,4 +57,24 @@ func Split(args []string) (before, behind []string, found bool) {
 		}
 	}
 	return args, nil, false
+}
+
+// Values is what words before a "--" give to the long flags of these names, in
+// every way to write them. Where the grammar would find no value, it may find
+// one too many, never one too few. Each shares the memory of its word.
+func Values(args []string, names ...string) []string {
+	var values []string
+	before, _, _ := Split(args)
+	for i, arg := range before {
+		name, value, assigned := strings.Cut(arg, "=")
+		dashless := strings.TrimPrefix(strings.TrimPrefix(name, "-"), "-")
+		switch {
+		case dashless == name || !slices.Contains(names, dashless):
+		case assigned:
+			values = append(values, value)
+		case i+1 < len(before):
+			values = append(values, before[i+1])
+		}
+	}
+	return values
 }

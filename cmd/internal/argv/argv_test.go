@@ -46,3 +46,22 @@ func TestSplit(t *testing.T) {
 		t.Errorf("Split without -- = %q, %q, %v", before, behind, found)
 	}
 }
+
+func TestValues(t *testing.T) {
+	for _, c := range []struct{ in, want []string }{
+		{[]string{"--token", "x", "job", "--store", "y", "--json"}, []string{"x", "y"}},
+		{[]string{"-token", "x", "-store", "y"}, []string{"x", "y"}},
+		{[]string{"--token=x", "-token=y=", "--token="}, []string{"x", "y=", ""}},
+		{[]string{"--token-file", "f", "--no-token", "x", "token", "y", "---token", "z", "-t", "v", "--id=--token"}, nil},
+		{[]string{"run", "--token", "x", "--", "--token", "y"}, []string{"x"}},
+		{[]string{"--token", "--token", "x"}, []string{"--token", "x"}},
+		{[]string{"--token", "-x"}, []string{"-x"}},
+		{[]string{"--token", "--", "x"}, nil},
+		{[]string{"--token"}, nil},
+		{nil, nil},
+	} {
+		if got := Values(c.in, "token", "store"); !slices.Equal(got, c.want) {
+			t.Errorf("Values(%q) = %q, want %q", c.in, got, c.want)
+		}
+	}
+}
