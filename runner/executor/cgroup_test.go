@@ -1,6 +1,7 @@
 package executor
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -160,9 +161,50 @@ func TestOldHandles(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	path := filepath.Join(t.TempDir(), "handle")
-	os.WriteFile(path, []byte(`{"version":2,"boot":"`+bootID()+`"}`), 0o600)
-	if err := KillLeftovers(path); err == nil {
-		t.Error("a handle of a newer version was used")
-	}
+}
+
+// What a newer release has started is not killed by what its handle says to this one.
+func TestNewerHandle(t *testing.T) {
+	eachIsolation(t, func(t *testing.T, e *Executor) {
+		dir, out := t.TempDir(), output(t)
+		path := filepath.Join(dir, "handle")
+		tr, err := e.NewTree(Options{Name: "job-1", Stdout: out, Stderr: out, Handle: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if _, err := tr.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		c := sh("echo $$ $PPID > $F; exec sleep 1000")
+		c.Env = append(c.Env, "F="+filepath.Join(dir, "pids"))
+		if err := tr.Start(c); err != nil {
+			t.Fatal(err)
+		}
+		all := pids(t, filepath.Join(dir, "pids"), 2)
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		version := fmt.Sprintf(`{"version":%d,`, handleVersion)
+		newer := strings.Replace(string(text), version, fmt.Sprintf(`{"version":%d,`, handleVersion+1), 1)
+		if newer == string(text) {
+			t.Fatalf("a handle does not begin with %s: %s", version, text)
+		}
+		if err := os.WriteFile(path, []byte(newer), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, kill := range []func(string) error{EndLeftovers, KillLeftovers} {
+			if err := kill(path); err == nil || !strings.Contains(err.Error(), "newer") {
+				t.Errorf("a handle of a newer version: %v", err)
+			}
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != newer {
+			t.Errorf("it has become %q, %v", got, err)
+		}
+		if n := living(all); n != len(all) {
+			t.Errorf("%d of %d processes are left", n, len(all))
+		}
+	})
 }
