@@ -336,7 +336,15 @@ func TestLoad(t *testing.T) {
 	b.spool(over, boot, map[string]string{markRunning: "", fileEnd: `{"state":"success","log_bytes":0,"at":"2026-01-02T03:04:05Z"}`})
 	unkept, kept, others := script("echo never"), script("echo never"), script("echo never")
 	success := `{"state":"success","log_bytes":0,"at":"2026-01-02T03:04:05Z"}`
-	b.spool(unkept, "another boot", map[string]string{markRunning: "", fileEnd: success})
+	log, err := os.ReadFile(filepath.Join("testdata", "attempts", "1", "running-1", "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := strings.Replace(success, `"log_bytes":0`, `"log_bytes":13`, 1)
+	b.spool(unkept, "another boot", map[string]string{markRunning: "", fileLog: string(log), fileEnd: whole})
+	cutOff, cutShort := script("echo never"), script("echo never")
+	b.spool(cutOff, "another boot", map[string]string{markRunning: "", fileLog: string(log)})
+	b.spool(cutShort, "another boot", map[string]string{markRunning: "", fileLog: string(log[:len(log)-4])})
 	b.spool(kept, "another boot", map[string]string{markRunning: "", fileEnd: success, "kept": kept.Job + "-1"})
 	b.spool(others, "another boot", map[string]string{markRunning: "", fileEnd: success, "kept": kept.Job + "-1"})
 	earlierDir := b.spool(earlier, "another boot", nil)
@@ -358,6 +366,16 @@ func TestLoad(t *testing.T) {
 	want(t, b.s.ended(unkept.JobRef), wire.Failed, wire.ReasonRunnerLost)
 	want(t, b.s.ended(kept.JobRef), wire.Success, "")
 	want(t, b.s.ended(others.JobRef), wire.Failed, wire.ReasonRunnerLost)
+	for ref, log := range map[wire.JobRef]string{ // what the host's last boot has left of it is not lost with the job
+		unkept.JobRef: "err\nout\nhalf\n", cutOff.JobRef: "err\nout\nhalf\n", cutShort.JobRef: "err\n",
+	} {
+		j := b.s.ended(ref)
+		want(t, j, wire.Failed, wire.ReasonRunnerLost)
+		if string(j.log) != log || j.result.LogBytes != int64(len(log)) {
+			t.Errorf("output %q, and %d bytes of it are told of; want %q", j.log, j.result.LogBytes, log)
+		}
+		b.gone(ref)
+	}
 	for _, ref := range []wire.JobRef{prepared.JobRef, unbegun.JobRef, gone.JobRef, over.JobRef, earlierStarted.JobRef} {
 		b.gone(ref)
 	}
@@ -369,7 +387,7 @@ func TestLoad(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(strange, "file")); err != nil {
 		t.Errorf("what is no attempt's was touched: %v", err)
 	}
-	if n := len(b.s.begins[0].Held); n != 8 {
+	if n := len(b.s.begins[0].Held); n != 10 {
 		t.Errorf("%d attempts held: %+v", n, b.s.begins[0].Held)
 	}
 }
