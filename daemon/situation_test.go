@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -129,6 +130,40 @@ func (x *situation) empty() {
 		if time.Now().After(end) {
 			x.t.Fatal("the store stays full")
 		}
+	}
+}
+
+// counted compares what the server's status counts with what there is.
+func (x *situation) counted(st wire.ServerStatus) {
+	x.t.Helper()
+	const most = 500
+	list, err := x.c.Jobs(x.t.Context(), wire.JobFilter{Limit: most})
+	if err != nil || len(list) == most {
+		x.t.Fatalf("%d jobs, %v", len(list), err)
+	}
+	jobs := map[string]int{}
+	for _, j := range list {
+		jobs[string(j.State)]++
+	}
+	fleet, err := x.c.Runners(x.t.Context(), wire.RunnerFilter{})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	runners, online := map[string]int{}, 0
+	for _, r := range fleet {
+		runners[string(r.State)]++
+		if inspect(x.t, x.c, r.ID).Online {
+			online++
+		}
+	}
+	none := func(_ string, n int) bool { return n == 0 }
+	maps.DeleteFunc(st.Jobs, none)
+	maps.DeleteFunc(st.Runners, none)
+	if !maps.Equal(st.Jobs, jobs) || st.QueueDepth != jobs[string(wire.Queued)] {
+		x.t.Errorf("status counts jobs %v, %d in the queue; there are %v", st.Jobs, st.QueueDepth, jobs)
+	}
+	if !maps.Equal(st.Runners, runners) || st.RunnersOnline != online || len(fleet) == 0 {
+		x.t.Errorf("status counts runners %v, %d online; there are %v, %d online", st.Runners, st.RunnersOnline, runners, online)
 	}
 }
 
@@ -398,9 +433,11 @@ func TestSituations(t *testing.T) {
 			if r := inspect(t, x.c, "r1"); tt.runner != nil && !tt.runner(r) {
 				t.Errorf("runner %+v", r)
 			}
-			if st, err := x.c.ServerStatus(t.Context()); err != nil || st.StoreProblem != tt.store {
+			st, err := x.c.ServerStatus(t.Context())
+			if err != nil || st.StoreProblem != tt.store {
 				t.Errorf("status %+v, %v", st, err)
 			}
+			x.counted(st)
 		})
 	}
 }
