@@ -243,10 +243,11 @@ func (a *adversary) figures() string {
 	return fmt.Sprintf("%d rounds of %d faults: %s", a.rounds, total, strings.Join(all, ", "))
 }
 
-// runningJobs counts the cgroups with processes; 0 where there are none.
+// runningJobs counts the jobs with processes, by their cgroups or, where there
+// are none, by their shims.
 func (s *site) runningJobs() (n int) {
 	if s.cgroup == "" {
-		return 0
+		return shimsOf(s.agentState)
 	}
 	entries, _ := os.ReadDir(s.cgroup)
 	for _, e := range entries {

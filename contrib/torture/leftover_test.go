@@ -114,7 +114,7 @@ func (s *site) checkNothingLeft(ctx context.Context) {
 		return nil
 	})
 	if s.cgroup == "" {
-		t.Log("jobs are process groups here: no cgroup to look for")
+		t.Log("jobs are process groups here: their shims, which were looked for, are all that there could be")
 	} else if _, err := os.Lstat(s.cgroup); err == nil {
 		t.Errorf("cgroup %s is left", s.cgroup)
 	}
@@ -137,6 +137,9 @@ func TestProcesses(t *testing.T) {
 		}
 		return err
 	})
+	if n, m := own.runningJobs(), other.runningJobs(); n != 1 || m != 0 {
+		t.Errorf("of a job that runs, its site counts %d and another one %d", n, m)
+	}
 	if now := own.processes(); len(now) <= before[own] {
 		t.Errorf("with a job, the processes of its site are %v", now)
 	}

@@ -165,7 +165,7 @@ func processesOf(mark string) []running {
 			continue
 		}
 		exe, _ := os.Readlink(filepath.Join("/proc", e.Name(), "exe"))
-		if string(cmdline) == executor.ShimArg+"\x00" {
+		if isShim(cmdline) {
 			environ = append(environ, parentCmdline(pid)...)
 		}
 		if marks := strings.Join([]string{string(cmdline), string(environ), exe}, "\x00"); strings.Contains(marks, mark) {
@@ -173,6 +173,25 @@ func processesOf(mark string) []running {
 		}
 	}
 	return found
+}
+
+// isShim reports whether a command line is that of a job's shim.
+func isShim(cmdline []byte) bool { return string(cmdline) == executor.ShimArg+"\x00" }
+
+// shimsOf counts the shims whose supervisor has mark in its command line: the
+// jobs that run, where they are process groups.
+func shimsOf(mark string) (n int) {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if cmdline, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline")); isShim(cmdline) && strings.Contains(parentCmdline(pid), mark) {
+			n++
+		}
+	}
+	return n
 }
 
 // parentCmdline is the command line of a process's parent; "" if it is gone.

@@ -45,7 +45,7 @@ func TestRounds(t *testing.T) {
 	l.awaitRunning(ctx, s.operator, roundsRunning)
 	waited := 0
 	a.before = func(ctx context.Context) {
-		if s.cgroup == "" || s.runningJobs() < roundsBegin {
+		if s.runningJobs() < roundsBegin {
 			waited++
 			l.awaitRunning(ctx, s.operator, roundsBegin)
 		}
@@ -72,12 +72,11 @@ func TestRounds(t *testing.T) {
 	s.awaitRunner(ctx, s.operator)
 	l.checkAll(ctx, s.operator)
 	t.Logf("%s; in %s (TORTURE_SEED=%d)", a.figures(), took.Round(time.Second), seed)
-	if slices.Sort(a.running); s.cgroup != "" { // else nobody counts them
-		t.Logf("at each of %d faults at least %d jobs were running, at half of them %d or more; %d of %d rounds waited for that, and a round took %s",
-			len(a.running), a.running[0], a.running[len(a.running)/2], waited, a.rounds, (took / time.Duration(a.rounds)).Round(time.Millisecond))
-		if a.running[0] < roundsRunning {
-			t.Errorf("a fault struck while %d jobs were running, which is fewer than %d", a.running[0], roundsRunning)
-		}
+	slices.Sort(a.running)
+	t.Logf("at each of %d faults at least %d jobs were running, at half of them %d or more; %d of %d rounds waited for that, and a round took %s",
+		len(a.running), a.running[0], a.running[len(a.running)/2], waited, a.rounds, (took / time.Duration(a.rounds)).Round(time.Millisecond))
+	if a.running[0] < roundsRunning {
+		t.Errorf("a fault struck while %d jobs were running, which is fewer than %d", a.running[0], roundsRunning)
 	}
 	s.checkNothingLeft(ctx)
 }
@@ -93,11 +92,8 @@ func (l *load) awaitRunning(ctx context.Context, c *client.Client, n int) {
 		if err != nil {
 			return err
 		}
-		run := r.RunningJobs
-		if l.s.cgroup != "" { // the server knows later that one has ended
-			run = min(run, l.s.runningJobs())
-		}
-		if run < n {
+		// The server knows later that one has ended.
+		if run := min(r.RunningJobs, l.s.runningJobs()); run < n {
 			return fmt.Errorf("%d jobs run", run)
 		}
 		return nil
