@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -224,6 +225,11 @@ func TestRunnerDiskFull(t *testing.T) {
 	ctx := bounded(t, 3*time.Minute)
 	s := newSite(t)
 	mountSmall(t, s.agentState, "16m")
+	config := filepath.Join(s.dir, "server.toml")
+	if err := os.WriteFile(config, []byte("heartbeat = \"500ms\"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.serverArgs = []string{"--config", config}
 	s.open(ctx)
 	c := s.client(ctx)
 
@@ -257,6 +263,7 @@ func TestRunnerDiskFull(t *testing.T) {
 		return nil
 	})
 	s.mustAnswer(ctx, "the runner's disk is full")
+	awaitWaits(ctx, t, c, all)
 	s.agent.kill()
 	s.startAgent()
 	await(ctx, t, "a new agent on the full disk", func() error {
@@ -269,8 +276,23 @@ func TestRunnerDiskFull(t *testing.T) {
 		}
 		return err
 	})
+	awaitWaits(ctx, t, c, all) // the new one says so too
+	await(ctx, t, "why a job is not begun", func() error {
+		w, err := c.Why(ctx, second.ID)
+		if err == nil && (w.Job.State.Ended() || !strings.Contains(w.Sentence, "draining: "+runnerID) && !strings.Contains(w.Sentence, "room on the runner's disk to start")) {
+			err = fmt.Errorf("it is %s: %q %q", w.Job.State, w.Code, w.Sentence)
+		}
+		return err
+	})
 
 	free()
+	await(ctx, t, "the runner to say that nothing waits", func() error {
+		r, err := c.Runner(ctx, runnerID)
+		if err == nil && len(r.Waits) > 0 {
+			err = fmt.Errorf("it says %v", r.Waits)
+		}
+		return err
+	})
 	for _, g := range all {
 		g.awaitMark(ctx, t, 1)
 		g.finish(ctx, t, c)
@@ -280,6 +302,29 @@ func TestRunnerDiskFull(t *testing.T) {
 	}
 	if !s.agent.alive() {
 		t.Errorf("the agent has ended: %v", s.agent.err)
+	}
+}
+
+// awaitWaits waits until the runner says with its heartbeats that these jobs wait for
+// room, and holds that a look at one of them, and at the runner, shows it.
+func awaitWaits(ctx context.Context, t *testing.T, c *client.Client, all []gated) {
+	t.Helper()
+	const text = "room on the runner's disk to go on"
+	for _, g := range all {
+		await(ctx, t, fmt.Sprintf("job %s to be said to wait for room", g.tag), func() error {
+			r, err := c.Runner(ctx, runnerID)
+			if err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(r.Waits, func(w wire.Wait) bool { return w.Job == g.id && strings.Contains(w.For, text) }) {
+				return fmt.Errorf("the runner waits for %v", r.Waits)
+			}
+			w, err := c.Why(ctx, g.id)
+			if err == nil && (w.Code != "running" || !strings.Contains(w.Sentence, "it waits for "+text)) {
+				err = fmt.Errorf("%q %q", w.Code, w.Sentence)
+			}
+			return err
+		})
 	}
 }
 
