@@ -134,7 +134,7 @@ func (a *absence) back(ctx context.Context, after string) {
 	if a.endTraced(a.endless) == nil {
 		t.Errorf("%s came to its own end", a.endless.tag)
 	}
-	// Behind it on the same session: what the runner had to say of the lost it has said.
+	// It is given jobs again, which may end before it has said all of the lost.
 	done := script{tag: a.endless.tag + "z", lines: 3}
 	spec := done.spec(a.tr)
 	h := listen(ctx, c, wire.StreamRequest{ID: submitOne(ctx, t, c, spec).ID, Follow: true})
@@ -151,6 +151,13 @@ func (a *absence) back(ctx context.Context, after string) {
 		return err
 	})
 	for _, w := range []*wanderer{a.endless, a.ended} {
+		await(ctx, t, "the late result of "+w.tag, func() error {
+			j, err := c.Job(ctx, w.id)
+			if err == nil && j.LateResult == nil {
+				err = fmt.Errorf("it is %s with %d bytes of output", j.State, j.LogBytes)
+			}
+			return err
+		})
 		a.checkLost(ctx, c, w, after)
 	}
 }
