@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -179,6 +180,109 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("the metrics name %q", secret)
 		}
 	}
+}
+
+// Each reason to wait has its jobs, and the age of the oldest; so have the states of
+// jobs and runners.
+func TestMetricsOfWaiting(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Metrics: true, AckTimeout: time.Hour, Lease: time.Hour})
+	at := metricsOf(t, s)
+	c := s.Client(t)
+	busy := s.Adopted(t, "busy", map[string]string{"zone": "a"})
+	given := s.Adopted(t, "given", map[string]string{"zone": "b"})
+	connected(t, s, "pending", nil)
+	connected(t, s, "preadopted", map[string]string{"zone": "c"}, s.Token(t, wire.RunnerTokenRequest{}))
+	connected(t, s, "rejected", nil)
+	reject(t, c, "rejected")
+	in := func(zone string) wire.Target { return wire.Target{Labels: map[string]string{"zone": zone}} }
+	job := func(edit func(*wire.JobSpec)) wire.Job {
+		t.Helper()
+		return submit(t, c, run(func(j *wire.JobSpec) { j.Target = in("a") }, edit))[0]
+	}
+	destroy := func(j *wire.JobSpec) { j.Operation, j.Project, j.App = wire.OpDestroy, "shop", "web" }
+	first := job(func(j *wire.JobSpec) { destroy(j); j.Singleton = "one" })
+	busy.MustStart()
+	s.AwaitJob(t, first.ID, running)
+	job(func(j *wire.JobSpec) { j.Target = in("b") })
+	given.MustAssign()
+	job(func(j *wire.JobSpec) { j.DependsOn = []string{first.ID} })
+	job(destroy)
+	job(func(j *wire.JobSpec) { j.Singleton = "one" })
+	job(func(*wire.JobSpec) {})
+	job(func(j *wire.JobSpec) { j.Target = in("nowhere") })
+	waiting := func(families map[string]*dto.MetricFamily, want map[string]float64) {
+		t.Helper()
+		for _, why := range []string{"dependency", "serialized", "singleton", "no_place", "no_runner", "reserve"} {
+			if is, ok := value(families, "waypoint_queue_jobs", "why="+why); !ok || is != want[why] {
+				t.Errorf("%v jobs wait for %s, want %v", is, why, want[why])
+			}
+			if oldest, ok := value(families, "waypoint_queue_oldest_seconds", "why="+why); !ok || (oldest > 0) != (want[why] > 0) {
+				t.Errorf("the oldest of those for %s has waited for %v s", why, oldest)
+			}
+		}
+	}
+	families := at.await(1, "waypoint_queue_jobs", "why=no_runner")
+	waiting(families, map[string]float64{"dependency": 1, "serialized": 1, "singleton": 1, "no_place": 1, "no_runner": 1})
+	for _, state := range []string{"pending", "preadopted", "rejected"} {
+		if is, ok := value(families, "waypoint_runners", "state="+state); !ok || is != 1 {
+			t.Errorf("%v runners on record are %s (%v)", is, state, ok)
+		}
+	}
+	for _, want := range []struct {
+		is            float64
+		name, labeled string
+	}{
+		{2, "waypoint_runners", "state=adopted"},
+		{2, "waypoint_runners_online", "state=adopted"},
+		{1, "waypoint_runners_online", "state=pending"},
+		{1, "waypoint_runners_online", "state=preadopted"},
+		{1, "waypoint_jobs_active", "state=running"},
+		{1, "waypoint_jobs_active", "state=assigned"},
+		{0, "waypoint_store_reserve_left", ""},
+		{3, "waypoint_runner_places", ""},
+		{2, "waypoint_runner_places_taken", ""},
+	} {
+		var labels []string
+		if want.labeled != "" {
+			labels = []string{want.labeled}
+		}
+		if is, ok := value(families, want.name, labels...); !ok || is != want.is {
+			t.Errorf("%s %s is %v (%v), want %v", want.name, want.labeled, is, ok, want.is)
+		}
+	}
+	const all = 1 << 60 // bytes, more than any disk has free
+	s.Reload(func(c *daemon.Config) { c.StoreReserve = all })
+	waiting(at.await(1, "waypoint_store_reserve_left"), map[string]float64{"dependency": 1, "serialized": 1, "singleton": 1, "reserve": 2})
+}
+
+// Connections are counted, and those that find no place.
+func TestMetricsOfConnections(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Metrics: true, Limits: daemon.Limits{SessionsPerPeer: 2}})
+	at := metricsOf(t, s)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Serve(l)()
+	var last net.Conn
+	for range 3 {
+		if last, err = net.Dial("tcp", l.Addr().String()); err != nil {
+			t.Fatal(err)
+		}
+		defer last.Close()
+	}
+	last.SetReadDeadline(time.Now().Add(daemontest.Patience))
+	if _, err := last.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("one too many: %v", err)
+	}
+	families := at.await(2, "waypoint_sessions")
+	if is, ok := value(families, "waypoint_connections_refused_total", "reason=too_many_sessions"); !ok || is != 1 {
+		t.Errorf("%v are counted as refused (%v)", is, ok)
+	}
+	if code, body := at.get(http.MethodGet, "/healthz"); code != http.StatusOK {
+		t.Errorf("healthz: %d %q", code, body)
+	}
+	at.await(1, "waypoint_probes_total", "outcome=passed")
 }
 
 // Of several servers over PostgreSQL each counts what it has done, and tells the

@@ -3,6 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -11,9 +16,37 @@ import (
 )
 
 // The probe passes while committer and clock answer, and not while one of them
-// does not.
+// does not. Who asks for the status, or for the health, is told.
 func TestProbe(t *testing.T) {
-	s := newSite(t, Config{})
+	t.Parallel() // they wait for some seconds
+	s := newSite(t, Config{Metrics: true})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- s.ServeMetrics(ctx, l) }()
+	defer func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	get := func(page string) (int, string) {
+		res, err := http.Get("http://" + l.Addr().String() + page)
+		if err != nil {
+			t.Error(err)
+			return 0, ""
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		return res.StatusCode, string(body)
+	}
+	operates := s.mustHello(t, "unix", operator(""))
 	probe := func() error {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Millisecond, errors.New("too late"))
 		defer cancel()
@@ -38,18 +71,38 @@ func TestProbe(t *testing.T) {
 	if err := probe(); err == nil || err.Error() != "commit: wait for the store: too late" {
 		t.Errorf("with a committer that hangs: %v", err)
 	}
+	var asked sync.WaitGroup
+	asked.Go(func() {
+		var st wire.ServerStatus
+		if err := operates.Call(t.Context(), wire.MethodServerStatus, wire.ServerStatusRequest{}, &st); err != nil || !strings.HasPrefix(st.Problem, "commit: ") || st.Version != s.cfg().Software {
+			t.Errorf("status with a committer that hangs: %+v, %v", st, err)
+		}
+	})
+	asked.Go(func() {
+		if code, body := get("/healthz"); code != http.StatusServiceUnavailable || !strings.HasPrefix(body, "commit: ") {
+			t.Errorf("health with a committer that hangs: %d %q", code, body)
+		}
+	})
+	asked.Wait()
+	if _, page := get("/metrics"); !strings.Contains(page, "\nwaypoint_probes_total{outcome=\"failed\"} 3\n") {
+		t.Error("the metrics do not tell of three probes that failed")
+	}
 	close(release)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	passes("when the committer goes on")
+	var st wire.ServerStatus
+	if err := operates.Call(t.Context(), wire.MethodServerStatus, wire.ServerStatusRequest{}, &st); err != nil || st.Problem != "" {
+		t.Errorf("status when the committer goes on: %q, %v", st.Problem, err)
+	}
 
 	// The clock hangs where the fleet does.
 	s.fleet.mu.Lock()
 	for range 2 { // when there is room for the second it has taken the first, and is on its way to the lock
 		s.alarm <- struct{}{}
 	}
-	err := probe()
+	err = probe()
 	s.fleet.mu.Unlock()
 	if err == nil || err.Error() != "ask the clock: too late" {
 		t.Errorf("with a clock that hangs: %v", err)
