@@ -45,7 +45,7 @@ func (s *Server) admit(ctx context.Context, peer *mux.Peer, in door) (*mux.Admis
 // its record. Without an error the session is noted: see fleet.parted.
 func (s *Server) admitRunner(ctx context.Context, peer *mux.Peer, in door) (*visitor, error) {
 	offers := peer.Hello.Runner.Offers
-	v := newVisitor(peer)
+	v := newVisitor(peer, s.cfg().Limits.Streams)
 	if err := checkLabels(v.hello.Labels); err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ import (
 // newcomer is a runner whose work stream is about to begin.
 func newcomer(id string, state wire.RunnerState) *member {
 	standing := wire.Standing{State: state, Admitted: state == wire.Adopted}
-	return &member{visitor: &visitor{id: id, standing: standing, ended: make(chan struct{}), bounds: mux.NewBounds(maxStreams, 0)}, orders: newOrders()}
+	return &member{visitor: &visitor{id: id, standing: standing, ended: make(chan struct{}), bounds: mux.NewBounds(minStreams, 0)}, orders: newOrders()}
 }
 
 // working is a runner with a work stream.

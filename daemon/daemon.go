@@ -449,7 +449,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, in door, greeted 
 	began, cfg := s.now(), s.cfg()
 	var runner *visitor
 	session, err := mux.Accept(ctx, conn, mux.Config{
-		Software: cfg.Software, Logger: s.log, MaxStreams: maxStreams,
+		Software: cfg.Software, Logger: s.log, MaxStreams: cfg.Limits.Streams, HandshakeTimeout: cfg.Limits.HandshakeTime,
 		TLS: s.shown().config(), Plain: cfg.Plain,
 		Handshakes: *s.handshakes.Load(), Unread: s.unread,
 		Limit: func(limit string, most int64) {
@@ -479,10 +479,6 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, in door, greeted 
 	defer session.Close()
 	s.attend(ctx, session, began)
 }
-
-// maxStreams bounds the calls that one session has open at once: enough for
-// 64 clients' worth of streams in one program and for a runner's jobs.
-const maxStreams = 1024
 
 // Close ends everything and releases the state directory. Jobs go on at their
 // runners.

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -22,13 +21,20 @@ type Limits struct {
 	Handshakes      int   // of TLS, worked at at once; half of the processors
 	Unread          int64 // bytes that have come for calls which have not taken them yet, of all sessions; 512 MiB
 	RunnersPerToken int   // records that come of one token for any id; 1,000
+	Streams         int   // calls of one session open at once; more end it; 1,024, and at least minStreams
+
+	HandshakeTime time.Duration // from a connection to its hello; 10 s
 }
+
+// minStreams is what a session can do with: a runner's has a few calls besides one for each
+// of its jobs, and who has one more open than he may loses it.
+const minStreams = 64
 
 func (l *Limits) withDefaults(maxSessions int) error {
 	for key, v := range map[string]int64{
 		"sessions_per_peer": int64(l.SessionsPerPeer), "greeting": int64(l.Greeting), "greeting_per_peer": int64(l.GreetingPerPeer),
 		"hellos_per_peer": int64(l.HellosPerPeer), "handshakes": int64(l.Handshakes), "unread": l.Unread,
-		"runners_per_token": int64(l.RunnersPerToken),
+		"runners_per_token": int64(l.RunnersPerToken), "streams": int64(l.Streams), "handshake_time": int64(l.HandshakeTime),
 	} {
 		if v < 0 {
 			return wire.Errorf(wire.BadUsage, "limits.%s must be positive", key)
@@ -41,6 +47,11 @@ func (l *Limits) withDefaults(maxSessions int) error {
 	l.Handshakes = cmp.Or(l.Handshakes, max(1, runtime.GOMAXPROCS(0)/2))
 	l.Unread = cmp.Or(l.Unread, 512<<20)
 	l.RunnersPerToken = cmp.Or(l.RunnersPerToken, 1000)
+	l.Streams = cmp.Or(l.Streams, 1024)
+	l.HandshakeTime = cmp.Or(l.HandshakeTime, 10*time.Second)
+	if l.Streams < minStreams {
+		return wire.Errorf(wire.BadUsage, "limits.streams must be at least %d, not %d: a runner has a call open for each of its jobs", minStreams, l.Streams)
+	}
 	return nil
 }
 
@@ -129,7 +140,7 @@ func (s *Server) limits() []wire.PeerLimit {
 		{Name: "max_pending", Most: int64(c.MaxPending)},
 		{Name: "limits.handshakes", Most: int64(l.Handshakes)},
 		{Name: "limits.unread", Most: l.Unread},
-		{Name: mux.LimitStreams, Most: maxStreams},
+		{Name: "limits.streams", Most: int64(l.Streams)},
 		{Name: "max_pending_per_peer", Most: int64(c.MaxPendingPerPeer)},
 	}
 	for i := range list {

@@ -1,12 +1,15 @@
 package daemon_test
 
 import (
+	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/waypointd/waypoint/daemon"
 	"github.com/waypointd/waypoint/daemon/daemontest"
+	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -54,8 +57,65 @@ func TestLimitsAreShown(t *testing.T) {
 	}
 	connected(t, s, "b", nil, any)
 	for name := range now {
-		if name != "open_files" && name != "streams" && name != "max_sessions" && !strings.HasPrefix(name, "max_pending") && !strings.HasPrefix(name, "limits.") {
+		if name != "open_files" && name != "max_sessions" && !strings.HasPrefix(name, "max_pending") && !strings.HasPrefix(name, "limits.") {
 			t.Errorf("%q is no key of the configuration", name)
+		}
+	}
+}
+
+// Who has more calls open at once than one session may loses it, and who has as
+// many does not; nor does one that says nothing stay longer than it may.
+func TestLimitsOfOneSession(t *testing.T) {
+	const most = 64
+	s := daemontest.Start(t, daemon.Config{Limits: daemon.Limits{Streams: most}})
+	r := connected(t, s, "r1", nil, s.Token(t, wire.RunnerTokenRequest{}))
+	conn, err := s.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	person, err := mux.Connect(t.Context(), conn, mux.Config{MaxStreams: 2 * most}, wire.Hello{Role: wire.RoleClient}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer person.Close()
+	for session, has := range map[*mux.Session]int{r.Session: 1, person: 0} { // a work stream
+		for has++; has <= most+1; has++ {
+			if _, err := session.Open(t.Context(), wire.MethodBlobPut, nil); err != nil { // which waits for what is put
+				t.Fatal(err)
+			}
+			if has == most {
+				if err := session.Err(); err != nil {
+					t.Fatalf("with %d calls: %v", has, err)
+				}
+			}
+		}
+		select {
+		case <-session.Done():
+		case <-time.After(daemontest.Patience):
+			t.Fatalf("a session has %d calls open", most+1)
+		}
+	}
+	st, err := s.Client(t).ServerStatus(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := slices.IndexFunc(st.Limits, func(l wire.PeerLimit) bool { return l.Name == "limits.streams" }); i < 0 || st.Limits[i].Most != most || st.Limits[i].Times != 2 {
+		t.Errorf("%+v", st.Limits)
+	}
+
+	s.Reload(func(c *daemon.Config) { c.Limits.HandshakeTime = 50 * time.Millisecond })
+	silent, err := s.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	silent.SetReadDeadline(time.Now().Add(5 * time.Second)) // half of the default
+	if _, err := io.Copy(io.Discard, silent); err != nil {
+		t.Errorf("one that says nothing: %v", err)
+	}
+	for _, bad := range []daemon.Limits{{Streams: most - 1}, {Streams: -1}, {HandshakeTime: -1}} {
+		if _, err := (daemon.Config{Limits: bad}).Effective(); wire.KindOf(err) != wire.BadUsage {
+			t.Errorf("%+v: %v", bad, err)
 		}
 	}
 }

@@ -34,7 +34,7 @@ func TestReloadTakesAll(t *testing.T) {
 		StateDir: "/elsewhere", StoreDSN: "/elsewhere", Software: "other", Logger: slog.New(slog.DiscardHandler), Plain: !before.Plain,
 		Reload:     func(context.Context, string) (wire.Reloaded, error) { return wire.Reloaded{}, nil },
 		AckTimeout: 1, Lease: 2, Heartbeat: 3, LogLimit: 4, RetainFor: 5, RetainJobs: 6, TLSCert: cert, TLSKey: key, TLSNames: []string{"a"},
-		Limits:      Limits{SessionsPerPeer: 13, Greeting: 14, GreetingPerPeer: 15, HellosPerPeer: 16, Handshakes: 17, Unread: 18, RunnersPerToken: 19},
+		Limits:      Limits{SessionsPerPeer: 13, Greeting: 14, GreetingPerPeer: 15, HellosPerPeer: 16, Handshakes: 17, Unread: 18, RunnersPerToken: 19, Streams: 65, HandshakeTime: 20},
 		MaxSessions: 7, MaxPending: 8, MaxPendingPerPeer: 9, PendingFor: 10, GrantLife: 11, NoTokenRenew: true,
 		StoreReserve: 12, Metrics: true, AuditFor: 13, AuditEntries: 14, NoAuditLog: true,
 		Access: Access{Users: map[string]wire.UserRole{"0": wire.Admin}, Groups: map[string]wire.UserRole{"0": wire.Admin}, RunnerTokens: wire.Operator, TokenLife: time.Hour},

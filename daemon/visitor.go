@@ -34,6 +34,7 @@ type visitor struct {
 	key       string        // fingerprint
 	calls     *rate.Limiter // of what may cost a commit each time, and what is refused: see pace
 	bounds    *mux.Bounds
+	streams   int           // of bounds, once it is admitted
 	ended     chan struct{} // closed by close: the session must end
 	why       error         // set before ended is closed
 
@@ -73,12 +74,12 @@ type shown struct {
 // whose is the login that the session depends on.
 func (v *visitor) whose() *login { return v.login }
 
-func newVisitor(peer *mux.Peer) *visitor {
+func newVisitor(peer *mux.Peer, streams int) *visitor {
 	v := &visitor{
 		kind: peer.Hello.Runner.Kind, hello: *peer.Hello.Runner, peer: peer, version: peer.Hello.Software,
 		key: statedir.Fingerprint(peer.Key), ended: make(chan struct{}),
 		calls:  rate.NewLimiter(callsEach, callsAtOnce),
-		bounds: mux.NewBounds(maxStreams, 0),
+		bounds: mux.NewBounds(streams, 0), streams: streams,
 	}
 	v.hello.Offers = nil
 	for _, text := range []*string{&v.hello.Hostname, &v.hello.OS, &v.hello.Arch, &v.hello.Isolation, &v.version} {
@@ -170,7 +171,7 @@ func (f *fleet) stand(v *visitor, out adoption.Outcome, labels map[string]string
 		}
 	}
 	if v.admitted(now) {
-		v.bounds.Set(maxStreams, 0)
+		v.bounds.Set(v.streams, 0)
 	}
 	m := f.members[v.id]
 	if m == nil || m.visitor != v {

@@ -58,6 +58,9 @@ type serverConfig struct {
 		Handshakes      int   `toml:"handshakes"`
 		Unread          int64 `toml:"unread"` // bytes
 		RunnersPerToken int   `toml:"runners_per_token"`
+		Streams         int   `toml:"streams"`
+
+		HandshakeTime wire.Duration `toml:"handshake_time"`
 	} `toml:"limits"`
 
 	// Of the tokens of adopted runners.
@@ -139,7 +142,7 @@ func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 		StateDir: cfg.StateDir, StoreDSN: cfg.Store, StoreReserve: cfg.reserve(), Software: software(), Logger: log,
 		AckTimeout: time.Duration(cfg.AckTimeout), Lease: time.Duration(cfg.Lease), Heartbeat: time.Duration(cfg.Heartbeat),
 		LogLimit: cfg.LogLimit, RetainFor: time.Duration(cfg.RetainFor), RetainJobs: cfg.RetainJobs,
-		MaxSessions: cfg.MaxSessions, Limits: daemon.Limits(cfg.Limits),
+		MaxSessions: cfg.MaxSessions, Limits: cfg.limits(),
 		AuditFor: time.Duration(cfg.AuditRetention), AuditEntries: cfg.AuditEntries, NoAuditLog: cfg.AuditLog != nil && !*cfg.AuditLog,
 		MaxPending: cfg.MaxPending, MaxPendingPerPeer: cfg.MaxPendingPerPeer, PendingFor: time.Duration(cfg.PendingFor),
 		GrantLife: time.Duration(cfg.Tokens.Life), NoTokenRenew: cfg.Tokens.Renew != nil && !*cfg.Tokens.Renew,
@@ -148,6 +151,16 @@ func (cfg *serverConfig) server(log *slog.Logger) daemon.Config {
 			RunnerTokens: wire.UserRole(cfg.Access.RunnerTokens), TokenLife: time.Duration(cfg.Access.TokenLife),
 		},
 		TLSCert: cfg.TLSCert, TLSKey: cfg.TLSKey, TLSNames: cfg.TLSNames, Plain: cfg.plain(), Metrics: cfg.Metrics != "",
+	}
+}
+
+// limits are what peers can take, as the server has it.
+func (cfg *serverConfig) limits() daemon.Limits {
+	l := &cfg.Limits
+	return daemon.Limits{
+		SessionsPerPeer: l.SessionsPerPeer, Greeting: l.Greeting, GreetingPerPeer: l.GreetingPerPeer,
+		HellosPerPeer: l.HellosPerPeer, Handshakes: l.Handshakes, Unread: l.Unread,
+		RunnersPerToken: l.RunnersPerToken, Streams: l.Streams, HandshakeTime: time.Duration(l.HandshakeTime),
 	}
 }
 

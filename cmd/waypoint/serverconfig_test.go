@@ -48,6 +48,8 @@ hellos_per_peer = 1
 handshakes = 1
 unread = 1
 runners_per_token = 1
+streams = 64
+handshake_time = "1s"
 [access]
 users = { ada = "admin" }
 groups = { dev = "viewer" }
@@ -65,6 +67,13 @@ token_life = "1h"
 		}
 		if v.IsZero() {
 			t.Errorf("daemon.Config.%s has no key", f.Name)
+		}
+		if f.Name == "Limits" {
+			for f, v := range v.Fields() {
+				if v.IsZero() {
+					t.Errorf("daemon.Config.Limits.%s has no key", f.Name)
+				}
+			}
 		}
 	}
 	// What is on unless it is turned off.
