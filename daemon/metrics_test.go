@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,8 +27,9 @@ import (
 
 // scraped is where a server tells its metrics.
 type scraped struct {
-	t   *testing.T
-	url string
+	t      *testing.T
+	url    string
+	client *http.Client
 }
 
 func metricsOf(t *testing.T, s *daemontest.Server) scraped {
@@ -37,7 +39,7 @@ func metricsOf(t *testing.T, s *daemontest.Server) scraped {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.ServeMetrics(l))
-	return scraped{t, "http://" + l.Addr().String()}
+	return scraped{t, "http://" + l.Addr().String(), http.DefaultClient}
 }
 
 func (o scraped) get(method, path string) (int, string) {
@@ -46,7 +48,7 @@ func (o scraped) get(method, path string) (int, string) {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := o.client.Do(req)
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -370,6 +372,29 @@ func TestMetricsPages(t *testing.T) {
 		if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 			t.Errorf("a header of 64 KiB: %s", res.Status)
 		}
+	}
+}
+
+// TestMetricsOnSocket: on a Unix socket the pages are the same.
+func TestMetricsOnSocket(t *testing.T) {
+	s := daemontest.Start(t, daemon.Config{Metrics: true})
+	path := filepath.Join(t.TempDir(), "m")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}
+	stop := s.ServeMetrics(l)
+	defer stop()
+	defer transport.CloseIdleConnections()
+	at := scraped{t, "http://waypoint", &http.Client{Transport: transport}}
+	if code, body := at.get(http.MethodGet, "/healthz"); code != http.StatusOK || body != "ok\n" {
+		t.Errorf("healthz: %d %q", code, body)
+	}
+	if v, ok := value(at.scrape(), "waypoint_read_success"); !ok || v != 1 {
+		t.Errorf("waypoint_read_success is %v, %v", v, ok)
 	}
 }
 

@@ -14,6 +14,17 @@ func (l *lab) scraped(path string) (body string, ok bool) {
 	return body, r.code == 0 && strings.HasSuffix(status, " 200 OK")
 }
 
+// socketed is scraped for who asks on the socket that the manual names.
+func (l *lab) socketed(user, path string) (body string, ok bool) {
+	l.t.Helper()
+	r := l.as(user, "perl", "-MIO::Socket::UNIX", "-e", `
+		my $s = IO::Socket::UNIX->new("/run/waypoint-server/metrics.sock") or die "$!\n";
+		print $s "GET $ARGV[0] HTTP/1.0\r\n\r\n"; $s->flush; print while <$s>`, path)
+	head, body, _ := strings.Cut(r.stdout, "\r\n\r\n")
+	status, _, _ := strings.Cut(head, "\r\n")
+	return body + r.stderr, r.code == 0 && strings.HasSuffix(status, " 200 OK")
+}
+
 // value is a series' in a page of metrics, "" where it has none.
 func value(page, series string) string {
 	for line := range strings.Lines(page) {
@@ -54,7 +65,27 @@ func TestMetrics(t *testing.T) {
 			l.t.Errorf("the server is not well: %s", health)
 		}
 
-		l.sh(`sed -i /metrics_listen/d /etc/waypoint/server.toml`)
+		// On a socket, for root alone unless more is said.
+		l.run("sed", "-i", `s|^metrics_listen.*|metrics_listen = "unix:///run/waypoint-server/metrics.sock"|`, "/etc/waypoint/server.toml")
+		l.run("systemctl", "restart", "waypoint-server")
+		for _, c := range []struct{ mode, users, others string }{{"", "root", "daemon"}, {"0666", "root daemon", ""}} {
+			if c.mode != "" {
+				l.sh("echo 'socket_mode = \"" + c.mode + "\"' >>/etc/waypoint/server.toml")
+				l.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "waypoint-server")
+				l.waypoint("server", "status") // the next one, in spite of the socket that was left behind
+			}
+			for user := range strings.FieldsSeq(c.users) {
+				if page, ok := l.socketed(user, "/metrics"); !ok || value(page, "process_open_fds") == "" {
+					l.t.Errorf("%s asks on a socket with the mode %q:\n%s", user, c.mode, page)
+				}
+			}
+			for user := range strings.FieldsSeq(c.others) {
+				if page, ok := l.socketed(user, "/metrics"); ok || !strings.Contains(page, "Permission denied") {
+					l.t.Errorf("%s asks on a socket with the mode %q:\n%s", user, c.mode, page)
+				}
+			}
+		}
+		l.sh(`sed -i '/^metrics_listen/d; /^socket_mode/d' /etc/waypoint/server.toml`)
 		l.dropIn("waypoint-server", "ExecStart=", "ExecStart=/usr/bin/waypoint server run --metrics-listen 127.0.0.1:9702")
 		l.run("systemctl", "restart", "waypoint-server")
 		if health, ok := l.scraped("/healthz"); !ok {
