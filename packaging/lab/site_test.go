@@ -130,6 +130,16 @@ func (l *lab) output(id string) string {
 	return l.waypoint("job", "stream", "--no-follow", id)
 }
 
+// said is output of a job however it has ended.
+func (l *lab) said(id string) string {
+	l.t.Helper()
+	r := l.try("waypoint", "job", "stream", "--no-follow", id)
+	if lost := r.code == 125; r.code != 0 && !lost {
+		l.t.Errorf("the output of job %s: exit code %d: %s", id, r.code, r.stderr)
+	}
+	return r.stdout
+}
+
 // ended returns a job's record when it has ended.
 func (l *lab) ended(id string) job {
 	l.t.Helper()
