@@ -29,6 +29,7 @@ func TestDeb(t *testing.T) {
 
 		l.firstJob(p.old)
 		l.documented()
+		l.billed(p.old)
 		id := l.runners()[0].ID
 
 		// What an administrator has changed.
@@ -107,6 +108,26 @@ func (l *lab) capabilities() map[string]string {
 		l.t.Errorf("a job sees these sets of capabilities: %v", all)
 	}
 	return all
+}
+
+// billed asks for the bill of materials, which has to be that of the program beside it.
+func (l *lab) billed(v version) {
+	l.t.Helper()
+	bom := decode[struct {
+		BOMFormat string
+		Metadata  struct {
+			Component struct {
+				Version string
+				Hashes  []struct{ Content string }
+			}
+		}
+		Components []struct{ Name string }
+	}](l, "cat", "/usr/share/doc/waypoint/waypoint.cdx.json")
+	sum, _, _ := strings.Cut(l.run("sha256sum", "/usr/bin/waypoint"), " ")
+	c := bom.Metadata.Component
+	if bom.BOMFormat != "CycloneDX" || c.Version != v.number || len(c.Hashes) != 1 || c.Hashes[0].Content != sum || len(bom.Components) == 0 {
+		l.t.Errorf("the bill of materials of %s with the hash %s says: %+v", v.number, sum, bom)
+	}
 }
 
 // documented asks for what an administrator looks up.

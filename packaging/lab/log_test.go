@@ -37,6 +37,8 @@ func TestJournal(t *testing.T) {
 			return said["waypoint-server.service"] > 0 && said["waypoint-runner.service"] > 0
 		})
 		contains(l, "what is logged of the runner", l.run("journalctl", "--output=cat", "--unit=waypoint-server", "WAYPOINT_RUNNER="+runner), "adopted")
+		// Who did what.
+		contains(l, "what root did", l.run("journalctl", "--output=json", "WAYPOINT_ACTOR=host:root", "WAYPOINT_METHOD=runner.adopt"), `"WAYPOINT_OBJECT":"`+runner+`"`)
 		// What a person is to do is in the log's own line, and nothing is said beside it.
 		equal(l, "what the runner said while it was pending", strings.Count(l.run("journalctl", "--output=cat", "--unit=waypoint-runner"), "--fingerprint"), 1)
 		contains(l, "its hint", l.run("journalctl", "--output=json", "--unit=waypoint-runner", "WAYPOINT_PROBLEM=no_token"), `"WAYPOINT_HINT":"waypoint runner adopt `+runner)

@@ -25,6 +25,8 @@ func TestRPM(t *testing.T) {
 		l.sh(`echo '# mine' >>/etc/waypoint/server.toml; echo secret >/etc/waypoint/credentials/runner/other`)
 		kept := "stat -c '%n %a %U:%G' /etc/waypoint/*.toml /var/lib/waypoint* && cat /etc/waypoint/*.toml /etc/waypoint/credentials/runner/other"
 		before := l.sh(kept)
+		l.billed(p.old)
+		job := l.running(counting)
 		server, jobs := l.property("waypoint-server", "MainPID"), l.property("waypoint-jobs", "InvocationID")
 		l.run("chgrp", "waypoint", "/etc/waypoint/server.toml") // as a package has left it whose operators could read it
 		l.run("rpm", "--upgrade", "--nodeps", files[1])
@@ -32,7 +34,10 @@ func TestRPM(t *testing.T) {
 			l.t.Error("the upgrade left the old server running")
 		}
 		contains(l, "the server after the upgrade", l.waypoint("server", "status"), p.new.number)
-		l.awaitRunner("itself and of the new version", func(r remote) bool { return ready(r) && r.ID == id && r.is(p.new) })
+		l.awaitRunner("itself and of the new version", func(r remote) bool { return ready(r) && r.ID == id && r.is(p.new) && r.RunningJobs == 1 })
+		equal(l, "the jobs' service while a job runs", l.property("waypoint-jobs", "InvocationID"), jobs)
+		l.run("touch", "/tmp/enough")
+		l.counted(job)
 		l.awaitChange("waypoint-jobs.service", "InvocationID", jobs)
 		equal(l, "configuration, state and credentials after the upgrade", l.sh(kept), before)
 		equal(l, "a job after the upgrade", l.waypoint("run", "--no-local", "--", "echo", "again"), "again")

@@ -102,7 +102,10 @@ func TestUpgrade(t *testing.T) {
 			{"kill -9 of both", "waypoint-runner", func() {
 				l.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "waypoint-server", "waypoint-runner")
 			}},
-			{"upgrade", "waypoint-runner", func() { l.install(p.new.deb) }},
+			{"upgrade", "waypoint-runner", func() {
+				// As the README has it: what the package needs is there, so nothing is asked of a network.
+				l.run("apt-get", "install", "--yes", l.push(p.new.deb)[0])
+			}},
 			{"installation of the same", "waypoint-runner", func() { l.install(p.new.deb) }},
 		} {
 			pid, before := l.property(how.unit, "MainPID"), l.job(jobs[0]).LogBytes
@@ -145,6 +148,13 @@ func TestStop(t *testing.T) {
 		stop := l.begin("systemctl", "stop", "waypoint-runner")
 		l.await("the jobs' service is being stopped", func() bool { return l.active("waypoint-jobs") == "deactivating" })
 		late := l.submit("echo late")
+		type why struct{ Code, Sentence string }
+		var waits why
+		l.await("a job that came during the stop says what it waits for", func() bool {
+			waits = decode[why](l, "waypoint", "job", "why", "--json", late)
+			return waits.Code == "runners_draining"
+		})
+		contains(l, "what it waits for", waits.Sentence, runner)
 		l.run("touch", "/tmp/enough")
 		if r := stop.wait(); r.code != 0 {
 			l.t.Errorf("stop with a short job: exit code %d: %s", r.code, r.stderr)
@@ -166,10 +176,10 @@ func TestStop(t *testing.T) {
 			l.t.Errorf("stop with a long job: exit code %d: %s", r.code, r.stderr)
 		}
 		j = l.job(long)
-		if j.State != "error" || !strings.Contains(j.Error, "stopped on its host") {
+		if j.State != "error" || j.Reason != "runner_lost" || !strings.Contains(j.Error, "stopped on its host") {
 			l.t.Errorf("the long job: %s", j)
 		}
-		contains(l, "the long job was asked to end", l.try("waypoint", "job", "stream", "--no-follow", long).stdout, "asked")
+		contains(l, "the long job was asked to end", l.said(long), "asked")
 		equal(l, "processes of jobs", l.try("pgrep", "--list-full", "-u", "waypoint-job").stdout, "")
 		equal(l, "processes of the runner", l.try("pgrep", "--list-full", "-u", "waypoint-runner").stdout, "")
 
@@ -245,22 +255,26 @@ func TestReboot(t *testing.T) {
 		runner := l.adopted()
 		l.run("systemctl", "enable", "waypoint-runner")
 
-		job := l.running("sleep 1000")
+		job := l.running("echo said; sleep 1000")
+		l.await("it has said all that it will", func() bool { return strings.Contains(l.output(job), "said") })
 		l.powerOff()
 		l.start()
 		l.awaitRunner("back and adopted after a shutdown", func(r remote) bool { return r.ID == runner && ready(r) && r.State == "adopted" })
 		// Its end was said before the host went down, and by the runner.
-		if j := l.job(job); j.State != "error" || !strings.Contains(j.Error, "stopped on its host") {
+		if j := l.job(job); j.State != "error" || j.Reason != "runner_lost" || !strings.Contains(j.Error, "stopped on its host") {
 			l.t.Errorf("a job that ran at the shutdown: %s", j)
 		}
+		equal(l, "the output of a job that ran at the shutdown", l.said(job), "begun\nsaid")
 
-		job = l.running("sleep 1000")
+		job = l.running("echo said; sleep 1000")
+		l.await("it has said all that it will", func() bool { return strings.Contains(l.output(job), "said") })
 		l.kill()
 		l.start()
 		l.awaitRunner("back and adopted after a power cut", func(r remote) bool { return r.ID == runner && ready(r) && r.State == "adopted" })
 		// The lease is 2 minutes: it is the runner that says what it does not have.
 		l.await("the job is lost", func() bool { return l.job(job).State == "error" })
 		equal(l, "a job that ran when the power was cut", l.job(job).Reason, "runner_lost")
+		equal(l, "the output of a job that ran when the power was cut", l.said(job), "begun\nsaid")
 		equal(l, "a job after that", l.waypoint("run", "--no-local", "--", "echo", "on"), "on")
 	})
 }
