@@ -26,8 +26,10 @@
 //   - Afterwards there is no process and no cgroup left, and the server has the
 //     jobs that were queued, as they were when they ended, and no others.
 //   - A runner that is out of reach for less than the lease changes none of
-//     this. For longer: the job ends once, as runner_lost; its output is the
-//     beginning of its numbered lines; its processes end when the runner is back.
+//     this. For longer: the job ends once, as runner_lost, and does not start again;
+//     its output is the beginning of its numbered lines; when the runner is back
+//     its processes end, and what is left of its output comes, and a late result,
+//     behind which nothing changes.
 //
 // # The faults
 //
@@ -36,9 +38,10 @@
 // they start; SIGSTOP; an end in good order and a new start; and between each
 // side and the server cuts in one direction or both, half-open connections,
 // resets, black holes for new connections, loss, a slow link. TestRounds is
-// all of it, TestHistory the processes under clients that work on the same jobs,
-// TestBadLink resets on links that delay. Where namespaces cannot be had the
-// network stays whole, and the test says so.
+// all of it; TestHistory too, under clients that work on the same jobs, and now and
+// then its runner is out of reach for longer than the lease. TestBadLink is resets
+// on links that delay. Where namespaces cannot be had the network stays whole, and
+// the test says so.
 //
 // TestSeveralServers is the same of servers over one PostgreSQL, behind one
 // socket, whichever of them dies or is stopped and wherever everybody moves;

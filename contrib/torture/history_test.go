@@ -7,9 +7,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,8 +22,8 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// A job is a register that some set and others read. What clients of a server
-// that is killed again and again were told, each between the call and its
+// A job is a register that some set and others read. What clients were told while
+// server, agent and network broke again and again, each between the call and its
 // return, and when the job's own process began, must be what one register says
 // when all of it happens at moments in an order (linearisability):
 //
@@ -28,7 +31,9 @@ import (
 //   - state and attempt go on and never back, but from assigned to queued; an
 //     end stays as it is;
 //   - an end that was asked for stays asked for, and by force it is one;
-//   - the output only grows;
+//   - the output only grows, and not behind the end, but of a job that was ended
+//     by force, and of one that was lost until its late result is there;
+//   - only what was lost has a late result, which then stays;
 //   - the process of an attempt begins while that attempt is the job's, and it
 //     is the only one that ever does: what has begun never goes back to the queue.
 type registerCall struct {
@@ -45,11 +50,12 @@ type register struct {
 	attempt int
 	asked   bool
 	length  int64
-	begun   int // the attempt whose process has begun, 0: none; nobody is told
+	late    bool // there is a late result
+	begun   int  // the attempt whose process has begun, 0: none; nobody is told
 }
 
 func registerOf(j wire.Job) register {
-	return register{id: j.ID, state: j.State, reason: j.Reason, attempt: j.Attempt, asked: !j.CancelRequested.IsZero(), length: j.LogBytes}
+	return register{id: j.ID, state: j.State, reason: j.Reason, attempt: j.Attempt, asked: !j.CancelRequested.IsZero(), length: j.LogBytes, late: j.LateResult != nil}
 }
 
 // progress orders states within an attempt.
@@ -65,13 +71,22 @@ func progress(s wire.State) int {
 	return 3
 }
 
+// lost reports whether the job was ended because its runner was out of reach.
+func (r register) lost() bool { return r.state == wire.Failed && r.reason == wire.ReasonRunnerLost }
+
+// grows reports whether there may be more output.
+func (r register) grows() bool {
+	return !r.state.Ended() || r.state == wire.Canceled || r.lost() && !r.late
+}
+
 // follows reports whether a job can be seen as next after it was like this.
 func (r register) follows(next register) bool {
 	switch {
-	case r.id != next.id:
+	case r.id != next.id, next.late && !next.lost():
 		return false
 	case r.state.Ended():
-		return r.state == next.state && r.reason == next.reason && r.attempt == next.attempt && r.length <= next.length
+		return r.state == next.state && r.reason == next.reason && r.attempt == next.attempt && r.asked == next.asked &&
+			(r.length == next.length || r.length < next.length && r.grows()) && (next.late || !r.late)
 	case r.asked && !next.asked && !next.state.Ended(), r.asked && next.attempt > r.attempt:
 		return false
 	case r.begun != 0 && (next.attempt != r.begun || next.state == wire.Queued):
@@ -105,9 +120,9 @@ var jobModel = porcupine.Model{
 			switch {
 			case r.begun != 0: // whether it is live or not
 				return false, r
-			case r.attempt > in.attempt, r.state.Ended() && r.state != wire.Canceled, (r.state == wire.Running || r.asked) && r.attempt != in.attempt:
+			case r.attempt > in.attempt, r.state.Ended() && r.state != wire.Canceled && !r.lost(), (r.state == wire.Running || r.asked) && r.attempt != in.attempt:
 				return false, r
-			case r.state.Ended(): // by force, while it was on its way
+			case r.state.Ended(): // by force, or lost, while it was on its way
 				r.begun = in.attempt
 				return r.attempt == in.attempt, r
 			case r.attempt < in.attempt:
@@ -128,7 +143,7 @@ var jobModel = porcupine.Model{
 			}
 		}
 		if in.what == "read" {
-			ok := r.id == out.id && (r.attempt != out.attempt || r.length <= out.length)
+			ok := r.id == out.id && (r.attempt != out.attempt || r.length == out.length || r.length < out.length && r.grows())
 			if ok && r.attempt == out.attempt {
 				r.length = out.length
 			}
@@ -149,8 +164,9 @@ var jobModel = porcupine.Model{
 
 // tape is a history in the making.
 type tape struct {
-	mu  sync.Mutex
-	ops []porcupine.Operation
+	mu   sync.Mutex
+	ops  []porcupine.Operation // guarded by mu
+	lost map[string]time.Time  // when, as the server says, by key; guarded by mu
 }
 
 func (h *tape) add(client int, in registerCall, out register, from, to time.Time) {
@@ -164,10 +180,13 @@ func TestHistoryModel(t *testing.T) {
 	queued := register{id: "a", state: wire.Queued}
 	running := register{id: "a", state: wire.Running, attempt: 1, length: 5}
 	done := register{id: "a", state: wire.Success, attempt: 1, length: 9}
+	doneLate := register{id: "a", state: wire.Success, attempt: 1, length: 9, late: true}
 	killed := register{id: "a", state: wire.Canceled, reason: wire.ReasonCanceled, asked: true}
 	assigned := register{id: "a", state: wire.Assigned, attempt: 1}
 	back := register{id: "a", state: wire.Queued, attempt: 1}
 	second := register{id: "a", state: wire.Assigned, attempt: 2}
+	lost := register{id: "a", state: wire.Failed, reason: wire.ReasonRunnerLost, attempt: 1, length: 5}
+	late := register{id: "a", state: wire.Failed, reason: wire.ReasonRunnerLost, attempt: 1, length: 9, late: true}
 	cut := register{id: "a", state: wire.Canceled, reason: wire.ReasonCanceled, attempt: 1, asked: true}
 	type step struct {
 		what    string
@@ -193,6 +212,16 @@ func TestHistoryModel(t *testing.T) {
 		"live and queued":    {[]step{{"submit", 0, queued}, {"start", 1, register{}}, {"get", 0, back}}, false},
 		"live and another's": {[]step{{"submit", 0, queued}, {"start", 1, register{}}, {"get", 0, second}}, false},
 		"output that goes":   {[]step{{"submit", 0, queued}, {"get", 0, running}, {"read", 0, register{id: "a", attempt: 1, length: 4}}}, false},
+		"lost, and late":     {[]step{{"submit", 0, queued}, {"get", 0, running}, {"get", 0, lost}, {"read", 0, register{id: "a", attempt: 1, length: 7}}, {"get", 0, late}, {"read", 0, late}}, true},
+		"lost on its way":    {[]step{{"submit", 0, queued}, {"get", 0, lost}, {"start", 1, register{}}, {"get", 0, late}}, true},
+		"lost, and again":    {[]step{{"submit", 0, queued}, {"get", 0, running}, {"get", 0, lost}, {"start", 2, register{}}}, false},
+		"lost, and queued":   {[]step{{"submit", 0, queued}, {"get", 0, running}, {"get", 0, lost}, {"get", 0, back}}, false},
+		"lost, and done":     {[]step{{"submit", 0, queued}, {"get", 0, running}, {"get", 0, lost}, {"get", 0, done}}, false},
+		"done, and lost":     {[]step{{"submit", 0, queued}, {"get", 0, done}, {"get", 0, late}}, false},
+		"late, and no more":  {[]step{{"submit", 0, queued}, {"get", 0, late}, {"get", 0, lost}}, false},
+		"later than late":    {[]step{{"submit", 0, queued}, {"get", 0, late}, {"read", 0, register{id: "a", attempt: 1, length: 10}}}, false},
+		"late, and not lost": {[]step{{"submit", 0, queued}, {"get", 0, running}, {"get", 0, doneLate}}, false},
+		"more than all":      {[]step{{"submit", 0, queued}, {"get", 0, done}, {"read", 0, register{id: "a", attempt: 1, length: 10}}}, false},
 		"an end not given":   {[]step{{"submit", 0, queued}, {"kill", 0, running}}, false},
 		"an end not noticed": {[]step{{"submit", 0, queued}, {"cancel", 0, running}}, false},
 	} {
@@ -208,36 +237,47 @@ func TestHistoryModel(t *testing.T) {
 	}
 }
 
-// TestHistory kills and stops server and agent under clients that submit, look, read and
-// cancel the same jobs at the same time, and checks what all of them were told.
+// TestHistory breaks server, agent and network under clients that submit, look, read and
+// cancel the same jobs at the same time, for longer than the lease as well, and
+// checks what all of them were told.
 func TestHistory(t *testing.T) {
 	rounds, during, seed := number(t, "TORTURE_ROUNDS", 6), given(t), seed(t)
 	ctx := bounded(t, 3*time.Minute+2*during+time.Duration(rounds)*3*time.Second)
-	s := newSite(t)
-	s.open(ctx)
-	var h tape
+	s, a := newBreakable(ctx, t, 8, seed)
+	h := tape{lost: map[string]time.Time{}}
 	starts := filepath.Join(s.dir, "history")
 	over := make(chan struct{})
 	var clients sync.WaitGroup
+	var also atomic.Pointer[string]
 	for n := range 5 {
 		c := s.client(ctx)
-		clients.Go(func() { (&historian{s, c, &h, n, starts, seed}).work(ctx, over) })
+		clients.Go(func() { (&historian{s.site, c, &h, n, starts, seed, &also}).work(ctx, over) })
 	}
-	a := newAdversary(s, seed)
+	own := &historian{s.site, s.operator, &h, 5, starts, seed, &also}
+	var absences []absent
 	a.run(ctx, a.faults(), rounds, during, func(round int) {
 		if round%8 == 0 { // let it come to itself: progress is promised too
 			s.awaitServer(ctx)
+		}
+		if round%20 == 3 {
+			absences = append(absences, own.lose(ctx, s, a, fmt.Sprintf("%s%d", awaitedKey, round)))
 		}
 	})
 	close(over)
 	clients.Wait()
 	s.awaitServer(ctx)
+	own.awaitEnds(ctx)
+	for key, at := range h.lost {
+		if !slices.ContainsFunc(absences, func(x absent) bool { return !at.Before(x.from) && !at.After(x.to) }) {
+			t.Errorf("job %s was lost at %s, and its runner was not away for as long as the lease", key, at)
+		}
+	}
 	began := readBeginnings(t, starts, &h)
 	kinds := map[string]int{}
 	for _, op := range h.ops {
 		kinds[op.Input.(registerCall).what]++
 	}
-	t.Logf("%s; %d calls: %v", a.figures(), len(h.ops), kinds)
+	t.Logf("%s; %d calls: %v; %d times the runner was away for longer than the lease, and %d jobs were lost", a.figures(), len(h.ops), kinds, len(absences), len(h.lost))
 	for _, part := range jobModel.Partition(h.ops) {
 		switch result := porcupine.CheckOperationsTimeout(jobModel, part, 20*time.Second); result {
 		case porcupine.Ok:
@@ -249,8 +289,73 @@ func TestHistory(t *testing.T) {
 			t.Errorf("history of job %s: %s\n%s", part[0].Input.(registerCall).key, result, text.String())
 		}
 	}
-	if began == 0 || kinds["kill"] == 0 || a.rounds == 0 {
+	if began == 0 || kinds["kill"] == 0 || a.rounds == 0 || a.rounds >= 3 && len(h.lost) == 0 {
 		t.Errorf("nothing was proved")
+	}
+	s.checkNothingLeft(ctx)
+}
+
+// absent is a time in which the lease was short and the runner away.
+type absent struct{ from, to time.Time }
+
+// lose has the runner out of reach for longer than a lease, which is short
+// meanwhile, under a job that all clients look at: it is lost by rule, and its late result comes.
+func (w *historian) lose(ctx context.Context, s *remote, a *adversary, key string) absent {
+	t := s.t
+	t.Helper()
+	s.awaitServer(ctx)
+	s.awaitRunner(ctx, s.operator)
+	var id string
+	get := func() (wire.Job, error) { return w.c.Job(ctx, id) }
+	if id = w.do(registerCall{what: "submit", key: key}, func() (wire.Job, error) { return w.submit(ctx, key) }); id == "" {
+		t.FailNow()
+	}
+	await(ctx, t, "job "+key+" to run", func() error {
+		if j := w.told(registerCall{what: "get", key: key}, get); j.State != wire.Running || j.LogBytes == 0 {
+			return fmt.Errorf("it is %s with %d bytes of output", j.State, j.LogBytes)
+		}
+		return nil
+	})
+	x := absent{from: time.Now()}
+	s.setLease(ctx, time.Second)
+	mend := func() { s.agent.signal(syscall.SIGCONT) }
+	if how := a.r.IntN(4); how == 3 || s.n == nil {
+		s.agent.signal(syscall.SIGSTOP)
+	} else {
+		s.n.damage([]rule{cutBoth, cutUp, cutDown}[how], atRunner)
+		mend = s.n.heal
+	}
+	ends := a.r.IntN(2) == 0 // by itself, while the runner is away
+	w.also.Store(&key)
+	if j := w.told(registerCall{what: "get", key: key}, func() (wire.Job, error) { return w.c.Wait(ctx, id) }); !registerOf(j).lost() {
+		t.Errorf("job %s, whose runner is away for longer than the lease, ended as %s %q: %s", key, j.State, j.Reason, j.Error)
+	}
+	if ends {
+		if err := os.WriteFile(w.gate(key), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mend()
+	await(ctx, t, "the late result of "+key, func() error {
+		if j := w.told(registerCall{what: "get", key: key}, get); j.LateResult == nil {
+			return fmt.Errorf("it is %s %s with %d bytes of output", j.State, j.Reason, j.LogBytes)
+		}
+		return nil
+	})
+	s.setLease(ctx, forever)
+	w.also.Store(nil)
+	x.to = time.Now()
+	return x
+}
+
+// awaitEnds waits for the end of each job, and has it in the history.
+func (w *historian) awaitEnds(ctx context.Context) {
+	ids := map[string]string{}
+	for _, op := range w.h.ops {
+		ids[op.Input.(registerCall).key] = op.Output.(register).id
+	}
+	for key, id := range ids {
+		w.do(registerCall{what: "get", key: key}, func() (wire.Job, error) { return w.c.Wait(ctx, id) })
 	}
 }
 
@@ -262,7 +367,12 @@ type historian struct {
 	n      int
 	starts string
 	seed   uint64
+	also   *atomic.Pointer[string] // the key of another job to work on, nil: none
 }
+
+// awaitedKey is what the keys of jobs begin with that do not end before their gate
+// is open.
+const awaitedKey = "awaited"
 
 // work goes from job to job; the others do too.
 func (w *historian) work(ctx context.Context, over <-chan struct{}) {
@@ -274,13 +384,10 @@ func (w *historian) work(ctx context.Context, over <-chan struct{}) {
 		default:
 		}
 		key := fmt.Sprintf("h%d", job)
-		id := w.do(registerCall{what: "submit", key: key}, func() (wire.Job, error) {
-			jobs, err := w.c.Submit(ctx, w.spec(key))
-			if err != nil {
-				return wire.Job{}, err
-			}
-			return jobs[0], nil
-		})
+		if k := w.also.Load(); k != nil && r.IntN(2) == 0 {
+			key = *k
+		}
+		id := w.do(registerCall{what: "submit", key: key}, func() (wire.Job, error) { return w.submit(ctx, key) })
 		if id == "" {
 			return
 		}
@@ -291,6 +398,9 @@ func (w *historian) work(ctx context.Context, over <-chan struct{}) {
 					what = "get"
 				}
 			}
+			if what == "kill" && strings.HasPrefix(key, awaitedKey) {
+				what = "cancel" // which does not end it
+			}
 			ok := w.do(registerCall{what: what, key: key}, func() (wire.Job, error) {
 				switch what {
 				case "get":
@@ -298,11 +408,7 @@ func (w *historian) work(ctx context.Context, over <-chan struct{}) {
 				case "read":
 					return w.read(ctx, id, key)
 				case "submit":
-					jobs, err := w.c.Submit(ctx, w.spec(key))
-					if err != nil {
-						return wire.Job{}, err
-					}
-					return jobs[0], nil
+					return w.submit(ctx, key)
 				}
 				return w.c.Cancel(ctx, id, what == "kill")
 			})
@@ -316,22 +422,47 @@ func (w *historian) work(ctx context.Context, over <-chan struct{}) {
 // do makes a call and notes it. An error is a broken promise: the client library
 // repeats over every loss.
 func (w *historian) do(in registerCall, f func() (wire.Job, error)) (id string) {
+	return w.told(in, f).ID
+}
+
+// told is do; it returns what the call did.
+func (w *historian) told(in registerCall, f func() (wire.Job, error)) wire.Job {
 	from := time.Now()
 	j, err := f()
 	if err != nil {
 		w.s.t.Errorf("%s %s: %v", in.what, in.key, err)
-		return ""
+		return wire.Job{}
 	}
 	w.h.add(w.n, in, registerOf(j), from, time.Now())
-	return j.ID
+	if in.what != "read" && registerOf(j).lost() {
+		w.h.mu.Lock()
+		defer w.h.mu.Unlock()
+		w.h.lost[in.key] = j.FinishedAt
+	}
+	return j
+}
+
+func (w *historian) submit(ctx context.Context, key string) (wire.Job, error) {
+	jobs, err := w.c.Submit(ctx, w.spec(key))
+	if err != nil {
+		return wire.Job{}, err
+	}
+	return jobs[0], nil
 }
 
 const historyLines = 30
 
+func (w *historian) gate(key string) string { return filepath.Join(w.s.dir, key+".gate") }
+
 func (w *historian) spec(key string) wire.JobSpec {
+	first, wait := historyLines/2, ""
+	if strings.HasPrefix(key, awaitedKey) {
+		wait = fmt.Sprintf("until [ -e %s ]; do sleep 0.02; done; ", w.gate(key))
+	}
+	text := fmt.Sprintf("echo \"%[1]s $WAYPOINT_ATTEMPT $(date +%%s%%N)\" >>%[2]s; seq -f '%[1]s %%.0f' 1 %[3]d; %[4]sseq -f '%[1]s %%.0f' %[5]d %[6]d",
+		key, w.starts, first, wait, first+1, historyLines)
 	return wire.JobSpec{
-		Operation: wire.OpRun, IdempotencyKey: "history " + key, Target: wire.Target{Any: true},
-		Command: []string{"sh", "-c", fmt.Sprintf("echo \"%s $WAYPOINT_ATTEMPT $(date +%%s%%N)\" >>%s; seq -f '%s %%.0f' 1 %d", key, w.starts, key, historyLines)},
+		Operation: wire.OpRun, IdempotencyKey: "history " + key, Target: wire.Target{Any: true}, Command: []string{"sh", "-c", text},
 	}
 }
 

@@ -26,19 +26,7 @@ const (
 func TestRounds(t *testing.T) {
 	rounds, during, seed := number(t, "TORTURE_ROUNDS", 10), given(t), seed(t)
 	ctx := bounded(t, 6*time.Minute+during*3/2+time.Duration(rounds)*5*time.Second)
-	s := &remote{site: newSite(t), heartbeat: 300 * time.Millisecond, managed: true}
-	s.concurrency = roundsConcurrency
-	if why := noNetwork(); why != "" {
-		t.Logf("SKIPPED: the faults of the network, since %s", why)
-	} else {
-		s.n = newNetwork(t)
-	}
-	s.open(ctx, 10*time.Minute)
-	s.overNetwork()
-
-	a := newAdversary(s.site, seed)
-	a.n, a.managed = s.n, true
-	a.startServer, a.startAgent = func() { s.startServer(atServer) }, s.startAgent
+	s, a := newBreakable(ctx, t, roundsConcurrency, seed)
 	l := newLoad(ctx, s.site, roundsUnderWay, longScript, a)
 	l.launch = func(start func() error) error { return s.inside(atClient, start) }
 	stop := l.start(ctx, seed)
@@ -79,6 +67,28 @@ func TestRounds(t *testing.T) {
 		t.Errorf("a fault struck while %d jobs were running, which is fewer than %d", a.running[0], roundsRunning)
 	}
 	s.checkNothingLeft(ctx)
+}
+
+// forever is a lease that no fault of a round outlasts.
+const forever = 10 * time.Minute
+
+// newBreakable is a site of which everything can break, and who breaks it: over a
+// network where there can be one, with the supervisor beside the agent.
+func newBreakable(ctx context.Context, t testing.TB, concurrency int, seed uint64) (*remote, *adversary) {
+	t.Helper()
+	s := &remote{site: newSite(t), heartbeat: 300 * time.Millisecond, managed: true}
+	s.concurrency = concurrency
+	if why := noNetwork(); why != "" {
+		t.Logf("SKIPPED: the faults of the network, since %s", why)
+	} else {
+		s.n = newNetwork(t)
+	}
+	s.open(ctx, forever)
+	s.overNetwork()
+	a := newAdversary(s.site, seed)
+	a.n, a.managed = s.n, true
+	a.startServer, a.startAgent = func() { s.startServer(atServer) }, s.startAgent
+	return s, a
 }
 
 // awaitRunning waits until so many jobs run.
