@@ -237,6 +237,9 @@ func fishCompletes(ctx context.Context, t *testing.T, env []string, dir string, 
 
 // TestCompletionLint: shellcheck has nothing to say about the script for bash.
 func TestCompletionLint(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the script is the same for whoever reads it")
+	}
 	needProgram(t, "shellcheck")
 	var script, stderr bytes.Buffer
 	if code := run(t.Context(), []string{"completion", "bash"}, nil, &script, &stderr, nil); code != 0 {

@@ -47,7 +47,7 @@ manager. Without one it waits to be adopted. A new token in the file is taken up
 The first SIGTERM or SIGINT takes no more jobs and ends when the running ones have ended; the second stops those. With
 --managed it hands over at once, in a few seconds at most: the jobs go on under their supervisor, and the next agent reports them.
 Exit codes: 0 stopped on request or --once done, 2 wrong usage or configuration, 4 rejected (--once only),
-6 state directory in use, 1 anything else.`
+6 state directory in use or of a newer release, 1 anything else.`
 }
 
 func (c *runnerAgent) Run(a *app) error {
@@ -71,6 +71,15 @@ func (c *runnerAgent) Run(a *app) error {
 	return withCode{err, exitFailed}
 }
 
+// notOurs gives the exit code of a conflict to what went wrong with a state
+// directory that is another's: of an agent that runs, or of a newer release.
+func notOurs(err error) error {
+	if wire.KindOf(err) == wire.Conflict {
+		return withCode{err, exitConflict}
+	}
+	return err
+}
+
 func (c *runnerAgent) run(a *app) error {
 	cfg, err := c.config(a)
 	if err != nil {
@@ -88,7 +97,7 @@ func (c *runnerAgent) run(a *app) error {
 	}
 	dir, err := statedir.Open(cfg.StateDir)
 	if err != nil {
-		return fmt.Errorf("open state directory: %w", err)
+		return notOurs(fmt.Errorf("open state directory: %w", err))
 	}
 	defer dir.Close()
 	dir.Log = log
@@ -96,11 +105,7 @@ func (c *runnerAgent) run(a *app) error {
 		log.Warn("state directory has been found in disorder", "what", note)
 	}
 	if err := dir.Lock("runner agent"); err != nil {
-		err = fmt.Errorf("start runner: %w", err)
-		if wire.KindOf(err) == wire.Conflict {
-			return withCode{err, exitConflict}
-		}
-		return err
+		return notOurs(fmt.Errorf("start runner: %w", err))
 	}
 	key, err := dir.Identity()
 	if err != nil {

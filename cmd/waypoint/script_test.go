@@ -2,9 +2,13 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -28,10 +32,19 @@ import (
 // machine may be busy, and costs nothing where things work.
 const bound = 30 * time.Second
 
-// between is how often a condition is looked at.
-const between = 20 * time.Millisecond
+// between is how often a condition is looked at. A command that asks costs
+// both ends some milliseconds of a processor, so it is waited for ever longer.
+const (
+	between = 20 * time.Millisecond
+	rarely  = 320 * time.Millisecond
+)
 
 func TestMain(m *testing.M) {
+	if version, ok := stampedNumber(os.Args[0]); ok {
+		number = version
+		main()
+		return
+	}
 	if hiddenEntry(os.Args) {
 		main()
 		return
@@ -131,6 +144,8 @@ func params(t *testing.T, dir string) testscript.Params {
 			"notify":    notifySocket,
 			"usertoken": userTokenVar,
 			"stamped":   stamped,
+			"newer":     newer,
+			"digest":    digest,
 			"certificate": func(ts *testscript.TestScript, neg bool, args []string) {
 				need(ts, neg, args, 1, "certificate NAME [HOST...]")
 				certificate(t, ts, args[0], args[1:])
@@ -288,7 +303,16 @@ func startServer(ts *testscript.TestScript, neg bool, args []string) {
 	words := append([]string{"waypoint", "server", "run", "--state-dir", ts.MkAbs(name), "--listen", addr}, args[1:]...)
 	p := of(ts).spawn(ts, name, words...)
 	ts.Setenv("WAYPOINT_SERVER_ADDR", addr)
-	wait(ts, "the server to answer", func() bool {
+	wait(ts, "the server's socket", func() bool {
+		select {
+		case <-p.done:
+			ts.Fatalf("server ended: %v\n%s", p.err, ts.ReadFile(name+".err"))
+		default:
+		}
+		_, err := os.Stat(ts.MkAbs(name + ".sock"))
+		return err == nil
+	})
+	waitRarely(ts, "the server to answer", func() bool {
 		select {
 		case <-p.done:
 			ts.Fatalf("server ended: %v\n%s", p.err, ts.ReadFile(name+".err"))
@@ -312,11 +336,11 @@ func startAgent(ts *testscript.TestScript, neg bool, args []string) {
 // until it is there to take jobs.
 func adopt(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 1, "adopted NAME")
-	wait(ts, "runner "+args[0]+" to be known", func() bool {
+	waitRarely(ts, "runner "+args[0]+" to be known", func() bool {
 		_, ok := says(ts, "waypoint", "runner", "adopt", args[0])
 		return ok
 	})
-	wait(ts, "runner "+args[0]+" to be online", func() bool {
+	waitRarely(ts, "runner "+args[0]+" to be online", func() bool {
 		out, ok := says(ts, "waypoint", "runner", "list", "--state", "adopted")
 		return ok && regexp.MustCompile(`(?m)^`+args[0]+` +adopted(, draining)? .* yes `).MatchString(out)
 	})
@@ -374,11 +398,14 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	want := regexp.MustCompile("(?m)" + args[0])
 	what := "output of " + strings.Join(args[1:], " ") + " to match " + args[0]
-	wait(ts, what, func() bool {
-		if len(args) > 2 {
+	if len(args) > 2 {
+		waitRarely(ts, what, func() bool {
 			out, ok := says(ts, args[1:]...)
 			return ok && want.MatchString(out) != neg
-		}
+		})
+		return
+	}
+	wait(ts, what, func() bool {
 		text, err := os.ReadFile(ts.MkAbs(args[1]))
 		return err == nil && want.Match(text) != neg
 	})
@@ -473,6 +500,45 @@ func certificate(t *testing.T, ts *testscript.TestScript, name string, hosts []s
 	}
 }
 
+// newer STORE: makes a store that no server has open one of a newer release,
+// by a migration that this one does not have.
+func newer(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 1, "newer STORE")
+	db, err := sql.Open("sqlite", ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer db.Close()
+	_, err = db.Exec("INSERT INTO migrations (name, sum, applied_at) VALUES ('migrations/0812_flying.sql', 'x', 1)")
+	ts.Check(err)
+}
+
+// digest DIR FILE: writes a line for each file and directory below a directory:
+// its name, mode and the sum of what is in it. Not the lock's, which whoever
+// takes it writes his name into.
+func digest(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 2, "digest DIR FILE")
+	var text strings.Builder
+	root := ts.MkAbs(args[0])
+	ts.Check(filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.Name() == "lock" {
+			return err
+		}
+		var content []byte
+		if e.Type().IsRegular() {
+			if content, err = os.ReadFile(path); err != nil {
+				return err
+			}
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, path)
+		fmt.Fprintf(&text, "%s %v %x\n", name, info.Mode(), sha256.Sum256(content))
+		return err
+	}))
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text.String()), 0o600))
+}
+
 // stale SOCKET: leaves the file of a Unix socket behind which nobody accepts.
 func stale(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 1, "stale SOCKET")
@@ -510,9 +576,20 @@ func need(ts *testscript.TestScript, neg bool, args []string, n int, usage strin
 }
 
 func wait(ts *testscript.TestScript, what string, cond func() bool) {
-	for deadline := time.Now().Add(bound); !cond(); time.Sleep(between) {
+	waitBetween(ts, what, between, cond)
+}
+
+// waitRarely waits twice as long each time.
+func waitRarely(ts *testscript.TestScript, what string, cond func() bool) {
+	waitBetween(ts, what, rarely, cond)
+}
+
+func waitBetween(ts *testscript.TestScript, what string, longest time.Duration, cond func() bool) {
+	deadline := time.Now().Add(bound)
+	for pause := between; !cond(); pause = min(2*pause, longest) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("waited %v for %s", bound, what)
 		}
+		time.Sleep(pause)
 	}
 }

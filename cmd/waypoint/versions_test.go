@@ -14,52 +14,77 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// builtFor builds the program as one that speaks other versions of the protocol.
-func builtFor(t *testing.T, min, max int) string {
+// speaks is the variable of the environment that tells a program of
+// anyVersions which versions of the protocol it speaks: 1-2.
+const speaks = "WAYPOINT_SPEAKS"
+
+// anyVersions builds the program as one that is told which versions of the protocol
+// it speaks. It is built once, since that takes longer than all that is done with it.
+func anyVersions(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	source, err := filepath.Abs("../../mux/wire/wire.go")
+	folder, err := filepath.Abs("../../mux/wire")
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(source)
+	text, err := os.ReadFile(filepath.Join(folder, "wire.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	altered := string(text)
-	for name, is := range map[string][2]int{"VersionMin": {wire.VersionMin, min}, "VersionMax": {wire.VersionMax, max}} {
-		was := fmt.Sprintf("\t%s = %d\n", name, is[0])
-		if strings.Count(altered, was) != 1 {
-			t.Fatalf("%s does not say %q once", source, was)
-		}
-		altered = strings.Replace(altered, was, fmt.Sprintf("\t%s = %d\n", name, is[1]), 1)
+	was := fmt.Sprintf("const (\n\tVersionMin = %d\n\tVersionMax = %d\n)\n", wire.VersionMin, wire.VersionMax)
+	altered := strings.Replace(string(text), was, "var VersionMin, VersionMax = versions()\n", 1)
+	if altered == string(text) {
+		t.Fatalf("wire.go does not say %q", was)
 	}
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{source: filepath.Join(dir, "wire.go")}})
-	if err != nil {
-		t.Fatal(err)
+	// A supervisor is not told, and does not listen to anybody but its agent.
+	told := fmt.Sprintf(`package wire
+
+import (
+	"fmt"
+	"os"
+)
+
+func versions() (low, high int) {
+	if _, err := fmt.Sscanf(os.Getenv(%q), "%%d-%%d", &low, &high); err != nil {
+		return %d, %d
 	}
-	for name, body := range map[string]string{"wire.go": altered, "overlay.json": string(overlay)} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600); err != nil {
+	return low, high
+}
+`, speaks, wire.VersionMin, wire.VersionMax)
+	overlay := map[string]map[string]string{"Replace": {}}
+	for name, body := range map[string]string{"wire.go": altered, "versions_told.go": told} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		overlay["Replace"][filepath.Join(folder, name)] = path
+	}
+	list, err := json.Marshal(overlay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), list, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "waypoint")
-	build := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", program, ".")
+	build := exec.Command("go", "build", "-buildvcs=false", "-ldflags=-s -w", "-overlay", filepath.Join(dir, "overlay.json"), "-o", program, ".")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	return program
 }
 
-// releases are programs of two releases, with a directory of their own.
+// releases are programs of several releases, with a directory of their own. A
+// release is called by the versions that it speaks.
 type releases struct {
-	t   *testing.T
-	dir string
+	t       *testing.T
+	dir     string
+	program string
 }
 
-func (b *releases) command(program string, args ...string) *exec.Cmd {
-	cmd := exec.Command(program, args...)
-	cmd.Env = append(os.Environ(), "HOME="+b.dir, "XDG_STATE_HOME="+b.dir, "XDG_CONFIG_HOME="+b.dir,
+func (b *releases) command(release string, args ...string) *exec.Cmd {
+	cmd := exec.Command(b.program, args...)
+	cmd.Env = append(os.Environ(), speaks+"="+release, "HOME="+b.dir, "XDG_STATE_HOME="+b.dir, "XDG_CONFIG_HOME="+b.dir,
 		"WAYPOINT_SERVER_ADDR=unix://"+filepath.Join(b.dir, "sock"), "WAYPOINT_LOG_FORMAT=text")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
@@ -67,14 +92,14 @@ func (b *releases) command(program string, args ...string) *exec.Cmd {
 
 // start runs a program until the test's end, or until stop, which ends it in good order.
 // What it says is in the file NAME.log.
-func (b *releases) start(name, program string, args ...string) (stop func()) {
+func (b *releases) start(name, release string, args ...string) (stop func()) {
 	b.t.Helper()
 	log, err := os.OpenFile(filepath.Join(b.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := b.command(program, args...)
+	cmd := b.command(release, args...)
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		b.t.Fatal(err)
@@ -89,19 +114,21 @@ func (b *releases) start(name, program string, args ...string) (stop func()) {
 }
 
 // serve starts a server, which is there when a command line of its own is answered.
-func (b *releases) serve(program string) (stop func()) {
+func (b *releases) serve(release string) (stop func()) {
 	b.t.Helper()
-	stop = b.start("server", program, "server", "run", "--state-dir", filepath.Join(b.dir, "server"), "--listen", "unix://"+filepath.Join(b.dir, "sock"))
-	b.await("the server is there", func() bool { return b.command(program, "server", "status").Run() == nil })
+	stop = b.start("server", release, "server", "run", "--state-dir", filepath.Join(b.dir, "server"), "--listen", "unix://"+filepath.Join(b.dir, "sock"))
+	b.await("the server is there", func() bool { return b.command(release, "server", "status").Run() == nil })
 	return stop
 }
 
 func (b *releases) await(what string, cond func() bool) {
 	b.t.Helper()
-	for end := time.Now().Add(time.Minute); !cond(); time.Sleep(20 * time.Millisecond) {
+	end := time.Now().Add(time.Minute)
+	for pause := between; !cond(); pause = min(2*pause, rarely) {
 		if time.Now().After(end) {
 			b.t.Fatalf("timed out waiting until %s", what)
 		}
+		time.Sleep(pause)
 	}
 }
 
@@ -110,9 +137,9 @@ func (b *releases) says(name string) string {
 	return string(text)
 }
 
-func (b *releases) must(program string, args ...string) string {
+func (b *releases) must(release string, args ...string) string {
 	b.t.Helper()
-	out, err := b.command(program, args...).CombinedOutput()
+	out, err := b.command(release, args...).CombinedOutput()
 	if err != nil {
 		b.t.Fatalf("waypoint %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -129,7 +156,8 @@ func TestReleases(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("there is no go to build the program with")
 	}
-	old, both, new := builtFor(t, 1, 1), builtFor(t, 1, 2), builtFor(t, 2, 3)
+	const old, both, new = "1-1", "1-2", "2-3"
+	program := anyVersions(t)
 
 	t.Run("command line", func(t *testing.T) {
 		for _, c := range []struct {
@@ -143,7 +171,7 @@ func TestReleases(t *testing.T) {
 			{old, new, []string{"the command line", "speaks 2 to 3", "the server", "speaks 1 to 1", "upgrade the server"}},
 			{new, old, []string{"the command line", "speaks 1 to 1", "the server", "speaks 2 to 3", "upgrade the command line"}},
 		} {
-			b := &releases{t, t.TempDir()}
+			b := &releases{t, t.TempDir(), program}
 			stop := b.serve(c.server)
 			out, err := b.command(c.client, "job", "list").CombinedOutput()
 			if (err == nil) != (c.want == nil) {
@@ -159,7 +187,7 @@ func TestReleases(t *testing.T) {
 	})
 
 	t.Run("runner", func(t *testing.T) {
-		b := &releases{t, t.TempDir()}
+		b := &releases{t, t.TempDir(), program}
 		step := filepath.Join(b.dir, "step")
 		stop := b.serve(old)
 		b.start("runner", old, "runner", "agent", "--id", "r1", "--state-dir", filepath.Join(b.dir, "runner"))
