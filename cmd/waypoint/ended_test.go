@@ -17,6 +17,10 @@ func TestEndedWhileStarting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	apart := 4 * time.Millisecond
+	if testing.Short() {
+		apart = 10 * time.Millisecond
+	}
 	for _, c := range []struct {
 		name string
 		args func(dir string) []string
@@ -33,7 +37,7 @@ func TestEndedWhileStarting(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			good := 0
-			for after := time.Duration(0); after < 100*time.Millisecond || good == 0; after += 4 * time.Millisecond {
+			for after := time.Duration(0); after < 100*time.Millisecond || good == 0; after += apart {
 				cmd := exec.Command(program, c.args(dir)...)
 				var said bytes.Buffer
 				cmd.Env, cmd.Stderr = append(os.Environ(), "HOME="+dir, "GORACE=atexit_sleep_ms=0"), &said

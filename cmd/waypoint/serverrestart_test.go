@@ -17,7 +17,10 @@ import (
 // is held as a service manager holds it: no call fails, each is answered by the
 // server before or by the next one, and each job runs once.
 func TestRestartUnderCalls(t *testing.T) {
-	const restarts = 20
+	restarts := 20
+	if testing.Short() {
+		restarts = 8
+	}
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
