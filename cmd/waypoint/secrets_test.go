@@ -369,8 +369,8 @@ func TestArgumentsAreHidden(t *testing.T) {
 		{"runner agent --id r --token SECRET --concurrency 2", "runner agent --id r --token HIDDEN --concurrency 2"},
 		{"-token=SECRET job list --token SECRET --json", "-token=HIDDEN job list --token HIDDEN --json"},
 		{"--token=SECRET run -token SECRET -- echo --token shown", "--token=HIDDEN run -token HIDDEN -- echo --token shown"},
-		{"server run --store postgres://me:SECRET@ADDR/db --log-level error", "server run --store postgres://HIDDEN --log-level error"},
-		{"server run --store=postgres://ADDR/db?password=SECRET --log-level error", "server run --store=postgres://HIDDEN --log-level error"},
+		{"server run --listen tcp://127.0.0.1:0 --store postgres://me:SECRET@ADDR/db --log-level error", "server run --listen tcp://127.0.0.1:0 --store postgres://HIDDEN --log-level error"},
+		{"server run --listen tcp://127.0.0.1:0 --store=postgres://ADDR/db?password=SECRET --log-level error", "server run --listen tcp://127.0.0.1:0 --store=postgres://HIDDEN --log-level error"},
 	} {
 		network, at := "unix", filepath.Join(dir, fmt.Sprint(i))
 		if strings.Contains(c.given, "ADDR") {
