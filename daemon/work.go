@@ -22,6 +22,7 @@ var errReplaced = wire.Errorf(wire.Conflict, "the runner has connected anew").
 // runnerWork serves a runner's work stream: what it holds is sorted first,
 // then orders go down and events come up until one side is gone.
 func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
+	st.Forget() // there is nothing in the body
 	var first wire.WorkEvent
 	if err := st.RecvMsg(&first); err != nil && !errors.Is(err, io.EOF) {
 		return err

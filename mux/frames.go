@@ -268,11 +268,11 @@ func (st *Stream) readCall() error {
 	return nil
 }
 
-// Forget lets go of what has been received of a call that is served, which is to
-// be refused later. Nothing more can be received.
+// Forget lets go of the body of a call that is served, and of the memory that it was
+// read into: a call may wait for long, and its peer may have many. It is for who
+// receives; what comes behind the body still can be.
 func (st *Stream) Forget() {
-	st.body, st.frames, st.in = nil, nil, source{}
-	st.recvErr = ErrCanceled
+	st.body, *st.frames = nil, *wire.NewReader(&st.in, 0)
 }
 
 // Body decodes the call's body; BadUsage where it cannot be.

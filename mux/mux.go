@@ -129,6 +129,7 @@ func Unary[Req, Reply any](f func(ctx context.Context, peer *Peer, req Req) (Rep
 		if err := st.Body(&req); err != nil {
 			return err
 		}
+		st.Forget()
 		reply, err := f(ctx, st.Peer(), req)
 		if err != nil {
 			return err
