@@ -225,61 +225,6 @@ func TestStreamBothWays(t *testing.T) {
 	st.Close()
 }
 
-// Calls that wait hold no memory for what they came with, and what follows is still
-// to be received.
-func TestWaitingCallsHoldNoBody(t *testing.T) {
-	settle(t)
-	const calls, size = 30, 900 << 10
-	waiting, release := make(chan error, calls), make(chan struct{})
-	wait := func(st *mux.Stream) error {
-		var body string
-		if err := st.Body(&body); wire.KindOf(err) != wire.BadUsage {
-			t.Errorf("the body is there: %d bytes, %v", len(body), err)
-		}
-		waiting <- nil
-		<-release
-		return nil
-	}
-	p := muxtest.NewPair(t, mux.Table{
-		"stream": func(_ context.Context, st *mux.Stream) error {
-			var body, next string
-			if err := st.Body(&body); err != nil || len(body) != size {
-				t.Errorf("%d bytes came, %v", len(body), err)
-			}
-			st.Forget()
-			if err := st.RecvMsg(&next); err != nil || next != "next" {
-				t.Errorf("behind the body: %q, %v", next, err)
-			}
-			return wait(st)
-		},
-		"unary": func(ctx context.Context, st *mux.Stream) error {
-			return mux.Unary(func(context.Context, *mux.Peer, string) (struct{}, error) { return struct{}{}, wait(st) })(ctx, st)
-		},
-	}, muxtest.Options{})
-	held := func() uint64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	before := held()
-	for i := range calls {
-		st, err := p.Client.Open(t.Context(), []string{"stream", "unary"}[i%2], strings.Repeat("x", size))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer st.Close()
-		if err := st.Send("next"); err != nil {
-			t.Fatal(err)
-		}
-		<-waiting
-	}
-	if after := held(); after > before+calls*size/2 {
-		t.Errorf("%d calls of %d bytes each hold %d", calls, size, after-before)
-	}
-	close(release)
-}
-
 // A cancel reaches a handler wherever it is.
 func TestCancelByCaller(t *testing.T) {
 	settle(t)
