@@ -246,6 +246,9 @@ func cmpOutcome(err error) string {
 
 // What is rare among very many entries is found, in calls that each look at some.
 func TestAuditOfLongAgo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it writes 22,000 entries")
+	}
 	s := newSite(t, Config{})
 	root := s.clientBy(t, "memory", "")
 	now := time.Now().Add(-time.Hour)

@@ -116,6 +116,9 @@ func extremeValues(t *testing.T, cfg daemon.Config) {
 
 // A list is never too long for a message: it comes in several.
 func TestLongLists(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it connects 260 runners with all their labels")
+	}
 	s := daemontest.Start(t, slowly)
 	c := s.Client(t)
 	nobody := func(j *wire.JobSpec) {

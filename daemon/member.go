@@ -175,14 +175,14 @@ func (f *fleet) drain(m *member, on bool) {
 	m.draining = on
 }
 
-// wait takes note of what a runner says keeps its jobs where they are, of those that it
-// has; news says whether it is other than before.
+// wait takes note of what a runner says keeps it, and its jobs where they are, of those
+// that it has; news says whether it is other than before.
 func (f *fleet) wait(m *member, waits []wire.Wait) (news bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var known []wire.Wait
 	for _, w := range waits[:min(len(waits), wire.MaxWaits)] {
-		if f.find(w.JobRef, m.id) != nil {
+		if w.JobRef == (wire.JobRef{}) || f.find(w.JobRef, m.id) != nil {
 			w.For = plain(w.For)
 			known = append(known, w)
 		}

@@ -168,7 +168,7 @@ func TestSimulationReplays(t *testing.T) {
 	g := newGround(t)
 	n := 40
 	if testing.Short() {
-		n = 4
+		n = 2
 	}
 	for seed := range uint64(n) {
 		one, two := g.run(t, seed), g.run(t, seed)

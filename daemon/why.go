@@ -82,7 +82,7 @@ func (s *Server) whyNoRunner(ctx context.Context, f store.QueueFacts) (code, sen
 			unusable = append(unusable, whyUnusable(v.id, v.problem, v.detail))
 		case !queue.Match(f.Job.Target, v.candidate()):
 		case v.draining:
-			draining = append(draining, v.id)
+			draining = append(draining, whyDraining(v))
 		case v.available && v.candidate().Free > 0:
 			return "next", fmt.Sprintf("it is about to be given to runner %q", v.id)
 		case v.available:
@@ -108,6 +108,15 @@ func (s *Server) whyNoRunner(ctx context.Context, f store.QueueFacts) (code, sen
 		return "runners_pending", fmt.Sprintf("it wants %s, and the only ones that match wait for adoption: %s", wants, enumerate(unadopted))
 	}
 	return s.whyOffline(ctx, f, wants, rejected)
+}
+
+// whyDraining says what keeps a runner from taking jobs, where it is not that somebody
+// has drained it.
+func whyDraining(v memberView) string {
+	if what := v.waitsFor(wire.JobRef{}); what != "" {
+		return fmt.Sprintf("%s (it waits for %s)", v.id, what)
+	}
+	return v.id
 }
 
 // whyUnusable says what keeps a runner from jobs.

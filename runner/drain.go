@@ -70,7 +70,7 @@ func (r *Runner) wantsNothing() bool {
 	unsupervised := r.unsupervised() != ""
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return unsupervised || r.stopping || r.drained || r.sick || r.cfg.Once && len(r.held) > 0
+	return unsupervised || r.stopping || r.drained || r.sick != nil || r.cfg.Once && len(r.held) > 0
 }
 
 // tellDrain tells the server whether to give nothing more, where that has changed.
@@ -79,7 +79,7 @@ func (r *Runner) tellDrain() {
 	w := r.work
 	r.mu.Unlock()
 	if w != nil {
-		w.sendDrain(r.wantsNothing)
+		w.sayDrain(r)
 	}
 }
 

@@ -220,7 +220,7 @@ type Runner struct {
 	stopping  bool                     // Run ends when no attempt is left; guarded by mu
 	drained   bool                     // on this host; guarded by mu
 	why       error                    // it is not connected; guarded by mu
-	sick      bool                     // the spool cannot be written; guarded by mu
+	sick      error                    // why the spool cannot be written; nil where it can; guarded by mu
 	isolation string                   // what the server was told last; guarded by mu
 
 	news news

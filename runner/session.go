@@ -306,24 +306,35 @@ func (w *workStream) send(ev wire.WorkEvent) error {
 func (w *workStream) sayHolds(r *Runner) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	return w.sendHolds(r)
+}
+
+func (w *workStream) sendHolds(r *Runner) error {
 	return w.st.Send(wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: r.holds(), Waits: r.waiting()}})
 }
 
-// sendDrain says whether the server is to give nothing more, if that is news.
-func (w *workStream) sendDrain(want func() bool) error {
+// sayDrain says whether the server is to give nothing more, if that is news, and with
+// it why.
+func (w *workStream) sayDrain(r *Runner) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	on := want()
+	on := r.wantsNothing()
 	if w.drain == on {
 		return nil
 	}
 	w.drain = on
-	return w.st.Send(wire.WorkEvent{Drain: &on})
+	if err := w.st.Send(wire.WorkEvent{Drain: &on}); err != nil {
+		return err
+	}
+	return w.sendHolds(r)
 }
 
 // heartbeat tells the server at every tick that this side lives, and what it
 // holds: nothing that the two sides see differently stays so for long.
 func (w *workStream) heartbeat(ctx context.Context, every time.Duration, r *Runner) {
+	if len(r.waiting()) > 0 && w.sayHolds(r) != nil {
+		return
+	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {

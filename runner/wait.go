@@ -43,10 +43,14 @@ func (a *attempt) waiting() string {
 	return strings.Join(slices.DeleteFunc(slices.Clone(a.waits[:]), func(s string) bool { return s == "" }), "; ")
 }
 
-// waiting are the attempts that wait, the first few in the order of their names.
-// Those of a newer release do as long as they are held.
+// waiting are the attempts that wait, the first few in the order of their names,
+// behind the runner itself where it does. Those of a newer release do as long as they
+// are held.
 func (r *Runner) waiting() []wire.Wait {
 	var list []wire.Wait
+	if what := r.unable(); what != "" {
+		list = append(list, wire.Wait{For: plain(what, wire.MaxWaitText)})
+	}
 	for _, a := range r.all() {
 		if what := a.waiting(); what != "" {
 			list = append(list, wire.Wait{JobRef: a.job.JobRef, For: plain(what, wire.MaxWaitText)})
@@ -59,6 +63,25 @@ func (r *Runner) waiting() []wire.Wait {
 	r.mu.Unlock()
 	slices.SortFunc(list, func(a, b wire.Wait) int { return cmp.Compare(a.Job, b.Job) })
 	return list[:min(len(list), wire.MaxWaits)]
+}
+
+// unable is what the runner waits for to take jobs again, "" where it is not its own
+// fault that it takes none.
+func (r *Runner) unable() string {
+	switch r.parent.state() {
+	case wire.SupervisorLeaving:
+		return "another supervisor of its jobs: this one is stopping"
+	case wire.SupervisorMissing:
+		if r.cfg.Managed {
+			return "a supervisor of its jobs"
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sick != nil {
+		return "its disk to be written again: " + r.sick.Error()
+	}
+	return ""
 }
 
 // plain is text on one line, of at most so many bytes.

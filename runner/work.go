@@ -162,7 +162,7 @@ func (r *Runner) refusal() string {
 		return "the runner is drained on its host"
 	case unsupervised != "":
 		return unsupervised
-	case r.sick:
+	case r.sick != nil:
 		return "the runner's disk cannot be written"
 	case r.cfg.Once && len(r.held) > 0:
 		return "the runner takes one job only"
@@ -176,8 +176,8 @@ func (r *Runner) refusal() string {
 // runner that only refuses would get the same job again and again.
 func (r *Runner) spoolFailed(err error) {
 	r.mu.Lock()
-	first := !r.sick
-	r.sick = true
+	first := r.sick == nil
+	r.sick = err
 	r.mu.Unlock()
 	if !first {
 		return
@@ -199,7 +199,7 @@ func (r *Runner) awaitSpool() {
 	}
 	r.log.Info("spool can be written again", "dir", r.cfg.Dir)
 	r.mu.Lock()
-	r.sick = false
+	r.sick = nil
 	r.mu.Unlock()
 	r.tellDrain()
 }

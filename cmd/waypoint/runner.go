@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -137,10 +138,10 @@ func runnerFields(r wire.Runner, now time.Time) *output.Fields {
 	return f
 }
 
-// addWaits adds what keeps jobs of a runner where they are.
+// addWaits adds what keeps a runner from taking jobs, and its jobs where they are.
 func addWaits(f *output.Fields, waits []wire.Wait) {
 	for _, w := range waits {
-		f.Add("Waits", fmt.Sprintf("%s, for %s", w.Job, w.For))
+		f.Add("Waits", fmt.Sprintf("%s, for %s", cmp.Or(w.Job, "the runner"), w.For))
 	}
 }
 

@@ -52,7 +52,7 @@ type Runner struct {
 	Concurrency int               `json:"concurrency,omitempty"`
 	RunningJobs int               `json:"running_jobs"`
 	Draining    bool              `json:"draining,omitempty"`
-	Waits       []Wait            `json:"waits,omitempty"` // of its jobs, as it said last
+	Waits       []Wait            `json:"waits,omitempty"` // of its jobs, and its own, as it said last
 }
 
 // RunnerRequest names a runner.

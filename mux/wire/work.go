@@ -53,7 +53,8 @@ type WorkHolds struct {
 
 // Wait is what keeps a job where it is that a runner has, in words: there is no room
 // on the runner's disk, the server does not take what is to be reported, or only a newer
-// release can read what the job has left.
+// release can read what the job has left. Without a job it is what the runner itself
+// waits for to take jobs again.
 type Wait struct {
 	JobRef
 	For string `json:"for"` // at most MaxWaitText bytes
