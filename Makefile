@@ -10,6 +10,7 @@ VERSION  ?=
 RUN      ?= .
 LONG     ?=
 FUZZED   ?=
+BLIND    ?=
 VULNDB   ?= https://vuln.go.dev
 
 # The commit is stamped in where git knows it; a checkout that git does not
@@ -34,9 +35,10 @@ test:
 	$(GO) test -p 3 -parallel 4 -timeout 10m ./...
 
 # The scripts and the torture suite are for whole programs: they are part of test;
-# torture has the detector in the program, and so have the scripts of each mode.
+# torture has the detector in the program, and so have the scripts of each mode. What a
+# snapshot is put to has one goroutine.
 race:
-	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -skip '^TestScript$$' -shuffle=on -p 3 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
+	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -skip '^(TestScript|FuzzSnapshot)$$' -shuffle=on -p 3 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
 
 check: fmt vet fix staticcheck example race
 
@@ -97,10 +99,12 @@ bench:
 # goes into making small what was found, for that is not bounded by an input's.
 # A target that is stopped by its time may end as "context deadline exceeded",
 # which is of no input (golang/go#75804) and is left out; what fails has one.
+# Coverage guides it, for which all is compiled anew and what is there run through
+# first: a smoke of seconds is better off with BLIND=1.
 fuzz:
 	@set -e -o pipefail; dir=$$(mktemp -d); trap 'rm -rf $$dir' EXIT; found='$(FUZZED)'; found=$${found:-$$dir/found}; \
 	for package in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
-		$(GO) test -c -fuzz Fuzz -o $$dir/test $$package; \
+		$(GO) test -c $(if $(BLIND),,-fuzz Fuzz) -o $$dir/test $$package; \
 		for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$package/*_test.go | sort); do \
 			echo "== $$target in $$package, $(DURATION)"; \
 			(cd $$package && $$dir/test -test.run '^$$' -test.fuzz "^$$target$$" -test.fuzztime $(DURATION) -test.fuzzminimizetime 1x \
