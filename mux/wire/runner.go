@@ -132,7 +132,7 @@ type ServerStatus struct {
 
 // PeerLimit is a bound on what peers can take of a server, and how often it has been met.
 type PeerLimit struct {
-	Name  string    `json:"name"` // its key in server.toml; open_files and streams are fixed
+	Name  string    `json:"name"` // its key in server.toml; open_files is the limit of its process
 	Most  int64     `json:"most"`
 	Times int64     `json:"times"`         // that somebody was refused or held up for it, since the server began
 	Last  time.Time `json:"last,omitzero"` // of them
