@@ -211,6 +211,9 @@ func (s *Server) guard(m method) mux.Handler {
 		} else {
 			pace(ctx, c, st, err)
 		}
+		if wire.KindOf(err) == wire.Internal && !s.store.Trusted() {
+			err = s.unanswered(ctx, err) // who asks the next process is not told that this one is broken
+		}
 		s.concluded(c, err)
 		return err
 	}

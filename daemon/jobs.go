@@ -84,8 +84,15 @@ func (s *Server) update(f func(*store.Tx) error) error {
 	if err == nil || s.store.Trusted() {
 		return err
 	}
+	return s.unanswered(context.Background(), err)
+}
+
+// unanswered waits, while ctx lasts, for the end of a process whose store is not
+// trusted any more, and is what there is to say until then.
+func (s *Server) unanswered(ctx context.Context, err error) error {
 	select {
 	case <-s.ctx.Done():
+	case <-ctx.Done():
 	case <-time.After(endWithin):
 	}
 	return wire.Errorf(wire.Unavailable, "the server begins anew: %v", err)

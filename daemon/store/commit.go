@@ -307,9 +307,17 @@ func (c *committer) try(ops []*op, match, mayMatch bool) (v verdict, err error, 
 			abort()
 			return v, err, false
 		}
-		if err := c.c.command("COMMIT"); err != nil {
+		var err error
+		made := s.cfg.Faults != nil && s.cfg.Faults.Commit != nil
+		if made {
+			err = s.cfg.Faults.Commit()
+		}
+		if err == nil {
+			made, err = false, c.c.command("COMMIT")
+		}
+		if err != nil {
 			v := s.engine.judge(err)
-			if v == reconnect || v == callersOwn {
+			if made || v == reconnect || v == callersOwn {
 				v, err = fatal, fmt.Errorf("outcome of a commit is unknown: %w", err)
 			}
 			abort()

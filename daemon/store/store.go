@@ -103,6 +103,7 @@ type Config struct {
 type Faults struct {
 	Gather func()                  // returns when all who will share the next transaction wait for it
 	Begin  func(callers int) error // is called before each; an error: there is no room for it
+	Commit func() error            // is called before it is committed, where it is not nil; an error: nobody knows whether it was
 }
 
 // Changes is what one commit changed.
