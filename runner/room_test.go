@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,9 +74,20 @@ func TestMarkWithoutRoom(t *testing.T) {
 	b.s.change(func() { b.s.hold, b.s.jobs[a.JobRef].started = false, true })
 	b.s.order(wire.WorkOrder{Start: &a.JobRef})
 	b.s.await("no jobs are wanted", func() bool { return len(b.s.drains) > 0 && b.s.drains[0] })
+	var why string
 	b.s.await("why", func() bool {
-		return len(b.s.waits) > 0 && b.s.waits[0].Job == "" && strings.Contains(b.s.waits[0].For, "its disk to be written again: ")
+		if len(b.s.waits) > 0 && b.s.waits[0].Job == "" {
+			why = b.s.waits[0].For
+		}
+		return why != ""
 	})
+	if want := "its disk to be written again: " + syscall.ENOSPC.Error(); why != want {
+		t.Errorf("it waits for %q, want %q: who may not see the job is told as well", why, want)
+	}
+	told := b.r.unnamed(wire.Errorf(wire.Unavailable, "start job %s: too many open files", a.Job)).Error()
+	if strings.Contains(told, a.Job) || !strings.Contains(told, "too many open files") {
+		t.Errorf("of its supervisor's trouble it tells %q", told)
+	}
 	if supervisor.Begun(b.r.attemptDir(a.JobRef)) {
 		t.Error("it runs, and no record says so")
 	}

@@ -3,7 +3,10 @@ package runner
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -82,6 +85,22 @@ func (r *Runner) unable() string {
 		return "its disk to be written again: " + r.sick.Error()
 	}
 	return ""
+}
+
+// unnamed is what is wrong with the spool, without the names of files and jobs: each who
+// waits for this runner is told, also who may see none of its jobs.
+func (r *Runner) unnamed(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	if le, ok := errors.AsType[*os.LinkError](err); ok {
+		return le.Err
+	}
+	text := err.Error() // of the supervisor's it is all there is
+	for _, a := range r.all() {
+		text = strings.ReplaceAll(text, a.job.Job, "…")
+	}
+	return errors.New(text)
 }
 
 // plain is text on one line, of at most so many bytes.

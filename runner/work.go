@@ -175,9 +175,10 @@ func (r *Runner) refusal() string {
 // spoolFailed stops the taking of jobs until the spool can be written again: a
 // runner that only refuses would get the same job again and again.
 func (r *Runner) spoolFailed(err error) {
+	told := r.unnamed(err)
 	r.mu.Lock()
 	first := r.sick == nil
-	r.sick = err
+	r.sick = told
 	r.mu.Unlock()
 	if !first {
 		return
