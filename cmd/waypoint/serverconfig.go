@@ -205,7 +205,21 @@ func (cfg *serverConfig) check() error {
 	if err := cfg.checkReserve(); err != nil {
 		return err
 	}
+	if err := cfg.checkHandshakeTime(); err != nil {
+		return err
+	}
 	return checkLogFormat(cfg.LogFormat)
+}
+
+// leastHandshake is what a hello can take on a host that is busy. With less nobody
+// gets in, also not who would have the configuration read again.
+const leastHandshake = time.Second
+
+func (cfg *serverConfig) checkHandshakeTime() error {
+	if t := time.Duration(cfg.Limits.HandshakeTime); t > 0 && t < leastHandshake {
+		return wire.Errorf(wire.BadUsage, "read configuration: limits.handshake_time must be at least %s, not %s: nobody could connect in time", leastHandshake, t)
+	}
+	return nil
 }
 
 func (cfg *serverConfig) checkReserve() error {

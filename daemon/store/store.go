@@ -54,6 +54,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -217,8 +218,17 @@ func newEngine(dsn string) (engine, error) {
 		return nil, wire.Errorf(wire.BadUsage, "there is no store of the kind %q", scheme).
 			WithHint("name a file, or a database as postgres://user@host/name")
 	}
+	if connectionWords.MatchString(dsn) {
+		// It is not repeated: a password may be among them.
+		return nil, wire.Errorf(wire.BadUsage, "the store is named by keywords and values, not as a URL").
+			WithHint("name a file, or a database as postgres://user@host/name")
+	}
 	return &sqlite{path: dsn}, nil
 }
+
+// connectionWords begin an address as PostgreSQL's own programs also take it. It would
+// be a file's name here, which log and status tell, with the password that may be in it.
+var connectionWords = regexp.MustCompile(`(^|\s)(host|hostaddr|port|dbname|user|password|passfile|service|sslmode|sslpassword)\s*=`)
 
 func (s *Store) open(ctx context.Context) error {
 	var err error
