@@ -36,7 +36,7 @@ func methodsOf(t *testing.T, s *Store, f wire.AuditFilter) string {
 }
 
 func TestAudit(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		at := time.Date(2030, 1, 2, 3, 4, 5, 678000, time.UTC)
 		e := wire.AuditEntry{
@@ -115,7 +115,7 @@ func TestAudit(t *testing.T) {
 
 // Entries go for their age and their number, strangers' first.
 func TestPruneAudit(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 		update(t, s, func(tx *Tx) error {

@@ -49,7 +49,7 @@ func uploads(t testing.TB, s *Store) (n int) {
 }
 
 func TestBlobs(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		now := time.Now()
 		data := make([]byte, 300_000)
@@ -116,7 +116,7 @@ func TestBlobs(t *testing.T) {
 }
 
 func TestPruneJobs(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 1000})
 		end := func(n int) []string {
 			ids := make([]string, n)
@@ -199,7 +199,7 @@ func dependsOnToo(id string) func(*wire.JobSpec) {
 }
 
 func TestPruneBlobs(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		day := 24 * time.Hour
 		putBlob(t, b.Store, "u1", "sha256:before", make([]byte, 200_000), b.now.Add(-2*day))
@@ -255,7 +255,7 @@ func TestPruneBlobs(t *testing.T) {
 // lower ids: what they need is kept as well.
 // Who has sent a blob is known as long as the blob is there, and somebody so called.
 func TestProofs(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		now := time.Now()
 		sent := func(sender string, digests ...string) []string {
@@ -305,7 +305,7 @@ func TestProofs(t *testing.T) {
 }
 
 func TestPruneBlobsBehindAClockSetBack(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 1000})
 		right := b.now
 		b.now = right.Add(30 * 24 * time.Hour) // set wrongly
@@ -326,7 +326,7 @@ func TestPruneBlobsBehindAClockSetBack(t *testing.T) {
 }
 
 func TestPruneKeepsWhatARetryNeeds(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		const day = 24 * time.Hour
 		putBlob(t, b.Store, "u1", "sha256:tree", []byte("x"), b.now)

@@ -11,7 +11,7 @@ import (
 
 // One deploy, release or destroy of an app at a time.
 func TestSerialized(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 10})
 		build := b.one(operation(wire.OpBuild, "web"))
 		b.given(build)
@@ -55,7 +55,7 @@ func TestSerialized(t *testing.T) {
 }
 
 func TestRequeueGivesWayToAHigherPriority(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		first := b.one(operation(wire.OpDestroy, "web"))
 		b.given(first)
@@ -68,7 +68,7 @@ func TestRequeueGivesWayToAHigherPriority(t *testing.T) {
 }
 
 func TestDependencies(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 10})
 		// In any order.
 		ids := b.submit(run(dependsOn("#1", "#2", "#1")), run(dependsOn("#2")), run())
@@ -119,7 +119,7 @@ func TestDependencies(t *testing.T) {
 }
 
 func TestSingletons(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		old := b.one(run(singleton("nightly")))
 		other := b.one(run(singleton("hourly")))
@@ -157,7 +157,7 @@ func TestSingletons(t *testing.T) {
 }
 
 func TestRequeue(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		a := b.one(run())
 		ref := b.given(a)[0].JobRef

@@ -389,6 +389,9 @@ func TestEachJobOnce(t *testing.T) {
 		if strings.HasPrefix(dsn, "postgres") {
 			each = 8
 		}
+		if testing.Short() {
+			each /= 4
+		}
 		var (
 			mu    sync.Mutex
 			given = map[string]string{}

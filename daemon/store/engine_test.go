@@ -37,6 +37,17 @@ func onBoth(t *testing.T, f func(t *testing.T, dsn string)) {
 	t.Run("postgres", func(t *testing.T) { f(t, storetest.Database(t)) })
 }
 
+// onEach is onBoth for a test with one caller; short runs leave PostgreSQL out, where
+// the race detector would see nothing else.
+func onEach(t *testing.T, f func(t *testing.T, dsn string)) {
+	t.Helper()
+	if !testing.Short() {
+		onBoth(t, f)
+		return
+	}
+	t.Run("sqlite", func(t *testing.T) { f(t, filepath.Join(t.TempDir(), "waypoint.db")) })
+}
+
 // open opens a store for the time of the test.
 func open(t testing.TB, dsn string, cfg Config) *Store {
 	t.Helper()

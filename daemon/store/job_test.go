@@ -206,7 +206,7 @@ func want(t testing.TB, err error, kind wire.Kind, words ...string) {
 }
 
 func TestOneJobsWay(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		spec := operation(wire.OpRun, "web", func(s *wire.JobSpec) { s.Env = map[string]string{"A": "b"}; s.Profile = "p" })
 		a, second := b.one(spec), b.one(run())
@@ -237,7 +237,7 @@ func TestOneJobsWay(t *testing.T) {
 }
 
 func TestTargets(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn,
 			queue.Runner{ID: "r1", Labels: map[string]string{"zone": "eu", "arch": "arm64"}},
 			queue.Runner{ID: "r2", Labels: map[string]string{"zone": "us"}},
@@ -284,7 +284,7 @@ func TestTargets(t *testing.T) {
 }
 
 func TestFailedAndLost(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		a := b.one(run())
 		child := b.one(run(dependsOn(a)))
@@ -305,7 +305,7 @@ func TestFailedAndLost(t *testing.T) {
 }
 
 func TestCancel(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 10})
 		a := b.one(run())
 		child := b.one(run(dependsOn(a)))
@@ -358,7 +358,7 @@ func TestCancel(t *testing.T) {
 }
 
 func TestExpiry(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		a := b.one(run(expiresIn(time.Minute)))
 		child := b.one(run(dependsOn(a), expiresIn(time.Minute)))
@@ -386,7 +386,7 @@ func TestExpiry(t *testing.T) {
 }
 
 func TestAbandon(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		a := b.one(run(forRunner("cli")))
 		waits := b.one(run(forRunner("cli"), dependsOn(a)))
@@ -404,7 +404,7 @@ func TestAbandon(t *testing.T) {
 
 // An active job has the spool of the runner that it was assigned to last.
 func TestSpoolOfAssignment(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Spool: "a"}, queue.Runner{ID: "r2", Spool: "b"})
 		id := b.one(wire.JobSpec{Operation: wire.OpRun, Target: wire.Target{Any: true}, Command: []string{"true"}})
 		spool := func(want string) {

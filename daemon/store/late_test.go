@@ -10,7 +10,7 @@ import (
 )
 
 func TestLateResult(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		put := func(id, key string) {
 			update(t, b.Store, func(tx *Tx) error {
@@ -107,7 +107,7 @@ func TestLateResult(t *testing.T) {
 
 // Whose an attempt was is told by whatever knew it last.
 func TestWhoseALostAttemptWas(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		for _, tt := range []struct {
 			name, record, owner string

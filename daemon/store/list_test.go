@@ -10,7 +10,7 @@ import (
 )
 
 func TestListJobs(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		var ids []string
 		for i := range 60 {
@@ -76,7 +76,7 @@ func TestListJobs(t *testing.T) {
 }
 
 func TestAheadInQueue(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		b.submit(run(), run(priority(-1)), run(priority(3)), run(forRunner("x")))
 		a := b.one(run())

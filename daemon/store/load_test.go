@@ -195,8 +195,12 @@ func TestSnapshotUnderLoad(t *testing.T) {
 		}
 		defer wg.Wait()
 		defer stop.Store(true)
+		turns := 6
+		if testing.Short() {
+			turns = 1
+		}
 		for round := range 3 {
-			for range 6 { // some of it between two snapshots
+			for range turns { // some of it between two snapshots
 				<-turned
 			}
 			before := l.sofar()

@@ -13,7 +13,7 @@ import (
 // Output is appended in pieces of all sizes, some of them twice, and read from
 // every kind of offset.
 func TestLog(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		id := b.one(run())
 		ref := b.given(id)[0].JobRef
@@ -130,7 +130,7 @@ func TestLog(t *testing.T) {
 }
 
 func TestLogOfEachAttempt(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		id := b.one(run())
 		for i := 1; i <= 2; i++ {
@@ -155,7 +155,7 @@ func TestLogOfEachAttempt(t *testing.T) {
 // A reader of output that is being pruned is told so, rather than that there
 // was less.
 func TestLogHasNoSilentGap(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		id := b.one(run())
 		b.given(id)

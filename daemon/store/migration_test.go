@@ -116,7 +116,7 @@ func TestMigrationKilled(t *testing.T) {
 	onBoth(t, func(t *testing.T, dsn string) {
 		rounds := 8
 		if testing.Short() {
-			rounds = 3
+			rounds = 2
 		}
 		s := open(t, dsn, Config{})
 		fill(t, s, "u1")

@@ -18,7 +18,7 @@ func (b *bench) records(f wire.RecordFilter) []wire.Record {
 }
 
 func TestArtifactsDeploymentsReleases(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn, queue.Runner{ID: "r1", Free: 10})
 		// Nothing to deploy, nothing to release: what waits behind it goes on.
 		early := b.one(operation(wire.OpDeploy, "web"))

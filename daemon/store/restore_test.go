@@ -292,6 +292,9 @@ func TestRestoreDatabaseKilled(t *testing.T) {
 // the new one, with nothing of the other's, once it is opened; one that fails
 // leaves the store before.
 func TestReplaceCutOff(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: it cuts at every step of one goroutine")
+	}
 	for cut := 0; ; cut++ {
 		for _, log := range []bool{false, true} { // is there a log that could not be folded in
 			dir := t.TempDir()

@@ -10,7 +10,7 @@ import (
 )
 
 func TestRunners(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		at := time.UnixMicro(1_763_000_000_123_456).UTC()
 		list := func(f wire.RunnerFilter) (ids []string) {
@@ -88,7 +88,7 @@ func TestRunners(t *testing.T) {
 
 // The pending ones come in the order in which they were seen, of all peers or of one.
 func TestPending(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		at := time.UnixMicro(1_763_000_000_000_000).UTC()
 		put := func(id, group string, state wire.RunnerState, seen time.Duration) {
@@ -130,7 +130,7 @@ func TestPending(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		for _, v := range []string{"", "a", "b"} {
 			if v != "" {

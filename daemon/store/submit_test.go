@@ -9,7 +9,7 @@ import (
 )
 
 func TestIdempotencyKeys(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		a := b.one(run(idempotent("k")))
 		if again := b.one(run(idempotent("k"))); again != a {
@@ -28,7 +28,7 @@ func TestIdempotencyKeys(t *testing.T) {
 }
 
 func TestRetry(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		ids := b.submit(operation(wire.OpBuild, "web", idempotent("k")), operation(wire.OpDestroy, "web", dependsOn("#0")))
 		retry := func(id string) (j wire.Job, err error) {
@@ -62,7 +62,7 @@ func TestRetry(t *testing.T) {
 }
 
 func TestSubmitRefuses(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		b := newBench(t, dsn)
 		_, err := b.trySubmit()
 		want(t, err, wire.BadUsage)

@@ -12,7 +12,7 @@ import (
 )
 
 func TestUsers(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		at := time.Date(2030, 1, 2, 3, 4, 5, 678000, time.UTC)
 		ada := UserRecord{Name: "Ada", Role: wire.Admin, UID: 1000, Since: 7, CreatedAt: at, CreatedBy: "uid 0"}
@@ -73,7 +73,7 @@ func TestUsers(t *testing.T) {
 }
 
 func TestUserTokens(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		at := time.Date(2030, 1, 2, 3, 4, 5, 678000, time.UTC)
 		one := UserTokenRecord{Serial: 1, Kind: wire.UserToken, User: "ada", CreatedAt: at, CreatedBy: "uid 0", Expiry: at.Add(time.Hour)}
@@ -141,7 +141,7 @@ func TestUserTokens(t *testing.T) {
 
 // A store of before there were users keeps up to which serial its tokens have no row.
 func TestTokensBeforeUsersAreRemembered(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		names, err := migrationNames(migrations)
 		if err != nil {
 			t.Fatal(err)
@@ -191,7 +191,7 @@ func TestTokensBeforeUsersAreRemembered(t *testing.T) {
 }
 
 func TestWithin(t *testing.T) {
-	onBoth(t, func(t *testing.T, dsn string) {
+	onEach(t, func(t *testing.T, dsn string) {
 		s := open(t, dsn, Config{})
 		job := func(project, workspace, singleton string) wire.JobSpec {
 			return wire.JobSpec{
