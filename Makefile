@@ -38,7 +38,7 @@ test:
 # torture has the detector in the program, and so have the scripts of each mode. What a
 # snapshot is put to has one goroutine.
 race:
-	GORACE=atexit_sleep_ms=0 $(GO) test -race -short -skip '^(TestScript|FuzzSnapshot)$$' -shuffle=on -p 3 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
+	GORACE=atexit_sleep_ms=0 CGO_ENABLED=1 $(GO) test -race -short -skip '^(TestScript|FuzzSnapshot)$$' -shuffle=on -p 3 -parallel 4 -timeout 15m $$($(GO) list ./... | grep -v /contrib/torture$$)
 
 check: fmt vet fix staticcheck example race
 

@@ -75,11 +75,12 @@ func build(dir string) (string, error) {
 		}
 		return path, err
 	}
-	args := []string{"build", "-o", path}
+	args, env := []string{"build", "-o", path}, os.Environ()
 	if raceBuild() {
-		args = append(args, "-race")
+		args, env = append(args, "-race"), append(env, "CGO_ENABLED=1")
 	}
 	cmd := exec.Command("go", append(args, "github.com/waypointd/waypoint/cmd/waypoint")...)
+	cmd.Env = env
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build program: %w\n%s", err, out)
 	}
