@@ -28,7 +28,11 @@ func (s *Server) admit(ctx context.Context, peer *mux.Peer, in door) (*mux.Admis
 		if err != nil {
 			return nil, err
 		}
-		return &mux.Admission{Welcome: welcome, Table: s.calls, Data: l}, nil
+		admission := &mux.Admission{Welcome: welcome, Table: s.calls, Data: l}
+		if l.forRunners() || l.claims.Kind == wire.InviteToken { // next to all it may ask for is refused, and waits for that: see pace
+			admission.Bounds = mux.NewBounds(strangerStreams, strangerUnread)
+		}
+		return admission, nil
 	case wire.RoleRunner:
 		v, err := s.admitRunner(ctx, peer, in)
 		if err != nil {

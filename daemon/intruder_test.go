@@ -1,12 +1,15 @@
 package daemon_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -137,7 +140,8 @@ func TestAskingInALoop(t *testing.T) {
 			// Nor does he get an answer sooner who says that he will not wait.
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
-			for ; ctx.Err() == nil; n++ {
+			// By the clock, as Call goes: the context may learn of its end later.
+			for end, _ := ctx.Deadline(); time.Now().Before(end); n++ {
 				a.who.Call(ctx, a.method, a.request, nil)
 			}
 			if most := 52 + 5*time.Since(began).Seconds(); float64(n) > most {
@@ -146,6 +150,56 @@ func TestAskingInALoop(t *testing.T) {
 		})
 	}
 	asked.Wait()
+	// Nor does he have as many wait for that at once as somebody who may.
+	crowd := login(invite.Token)
+	for range 100 {
+		if _, err := crowd.Open(t.Context(), wire.MethodJobList, wire.JobFilter{}); err != nil {
+			break
+		}
+	}
+	for deadline := time.Now().Add(daemontest.Patience); crowd.Err() == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("an invite has 50 calls open that are refused")
+		}
+	}
+}
+
+// Nor is more told to others, and to the log, of a runner that says another thing with
+// each word, and nobody has adopted.
+func TestSayingInALoop(t *testing.T) {
+	t.Parallel()
+	var lines atomic.Int64
+	cfg := slowly
+	cfg.Logger = slog.New(slog.NewTextHandler(writes(func(p []byte) {
+		if bytes.Contains(p, []byte("runner's drain has changed")) {
+			lines.Add(1)
+		}
+	}), nil))
+	s := daemontest.Start(t, cfg)
+	r := connected(t, s, "r1", nil)
+	began := time.Now()
+	const times = 2000
+	for i := range times {
+		r.Say(wire.WorkEvent{Drain: new(i%2 == 0)})
+	}
+	ref := wire.JobRef{Job: "01JOB", Attempt: 1}
+	r.Say(wire.WorkEvent{Ack: &ref}) // would be answered once all of that has been heard
+	for deadline := began.Add(500 * time.Millisecond); ; {
+		if o, ok := r.Order(time.Until(deadline)); !ok || o.Drop != nil {
+			break
+		}
+	}
+	if n, most := lines.Load(), 52+5*time.Since(began).Seconds(); n == 0 || float64(n) > most {
+		t.Errorf("%d lines, want one, and %.0f at most", n, most)
+	}
+}
+
+// writes is a writer that is one function, which is called by one at a time.
+type writes func(p []byte)
+
+func (w writes) Write(p []byte) (int, error) {
+	w(p)
+	return len(p), nil
 }
 
 // Strangers who connect and say nothing keep nobody out who comes another way.

@@ -168,11 +168,13 @@ func (f *fleet) get(id string) (memberView, bool) {
 	return f.view(m), true
 }
 
-// drain sets whether a runner is given nothing more.
-func (f *fleet) drain(m *member, on bool) {
+// drain sets whether a runner is given nothing more; news says whether that is other
+// than before.
+func (f *fleet) drain(m *member, on bool) (news bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	m.draining = on
+	news, m.draining = m.draining != on, on
+	return news
 }
 
 // wait takes note of what a runner says keeps it, and its jobs where they are, of those

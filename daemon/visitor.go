@@ -58,7 +58,7 @@ const (
 )
 
 // What a runner may take that nobody has admitted yet: it waits, and shows its
-// tokens.
+// tokens. And who shows an invite, or a runner's token, and is no runner.
 const (
 	strangerStreams = 32
 	strangerUnread  = 2 << 20

@@ -49,7 +49,7 @@ func (s *Server) runnerWork(ctx context.Context, st *mux.Stream) error {
 		return err
 	}
 	events := make(chan error, 1)
-	s.work.Go(func() { events <- s.hear(st, m) })
+	s.work.Go(func() { events <- s.hear(ctx, st, m) })
 	err := s.speak(ctx, st, m, events)
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -209,8 +209,9 @@ func (s *Server) speak(ctx context.Context, st *mux.Stream, m *member, events <-
 	}
 }
 
-// hear takes a runner's events until its stream ends.
-func (s *Server) hear(st *mux.Stream, m *member) error {
+// hear takes a runner's events until its stream ends. One that others are told of
+// waits for its turn: a runner may say another thing with each.
+func (s *Server) hear(ctx context.Context, st *mux.Stream, m *member) error {
 	for {
 		var e wire.WorkEvent
 		if err := st.RecvMsg(&e); err != nil {
@@ -230,12 +231,25 @@ func (s *Server) hear(st *mux.Stream, m *member) error {
 		case e.Nack != nil:
 			s.refused(m, *e.Nack)
 		case e.Drain != nil:
-			s.fleet.drain(m, *e.Drain)
+			if !s.fleet.drain(m, *e.Drain) {
+				continue
+			}
+			if err := m.calls.Wait(ctx); err != nil {
+				return err
+			}
 			s.callRoll()
-			s.log.Info("runner's drain has changed", "runner", m.id, "draining", *e.Drain, "by", "host")
+			attrs := []any{"runner", m.id, "draining", *e.Drain, "by", "host"}
+			if s.fleet.pending(m.visitor) {
+				s.strangers.of(m.peerGroup).Info("runner's drain has changed", attrs...)
+			} else {
+				s.log.Info("runner's drain has changed", attrs...)
+			}
 			s.store.Kick()
 		case e.Holds != nil:
 			if s.fleet.wait(m, e.Holds.Waits) {
+				if err := m.calls.Wait(ctx); err != nil {
+					return err
+				}
 				s.callRoll()
 			}
 			if err := s.lose(s.fleet.missing(m, e.Holds.Jobs), "its runner does not have it any more"); err != nil {
