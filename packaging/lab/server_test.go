@@ -36,11 +36,14 @@ func TestGroup(t *testing.T) {
 			return len(l.journal.of("waypoint-server.service", "password can be read by others")) == 1
 		})
 		l.run("chown", "root:root", "/etc/waypoint/server.toml")
+		l.run("install", "-m", "0664", "-g", "waypoint", "/etc/waypoint/server.toml", "/etc/waypoint/server.toml~")
 		if r := l.try("waypoint", "server", "reload"); r.code == 0 || !strings.Contains(r.stderr, "systemd-tmpfiles --create waypoint.conf") {
 			l.t.Errorf("a configuration that the server cannot read: exit code %d: %s", r.code, r.stderr)
 		}
 		l.run("systemd-tmpfiles", "--create", "waypoint.conf")
 		l.reloads("what has its owner again")
+		equal(l, "a copy beside it", l.run("stat", "-c", "%a %U:%G", "/etc/waypoint/server.toml~"), "640 root:waypoint-server")
+		l.run("rm", "/etc/waypoint/server.toml~")
 		l.run("sed", "-i", "/^store/d", "/etc/waypoint/server.toml")
 		equal(l, "the configuration after an edit", l.run("stat", "-c", "%a %U:%G", "/etc/waypoint/server.toml"), "640 root:waypoint-server")
 
