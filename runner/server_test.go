@@ -211,13 +211,14 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 	}
 	begun := wire.WorkBegun{HeartbeatEvery: wire.Duration(s.heartbeat)}
 	late := false
+	s.sendMu.Lock() // who hears of the beginning gives orders behind it
 	s.change(func() {
 		// What the runner said on a session before its newest is out of date.
 		number := st.Peer().Data.(int)
 		if late = number < s.newest; late {
 			return
 		}
-		s.newest = number
+		s.newest, s.work = number, st
 		s.begins = append(s.begins, *e.Begin)
 		for _, h := range e.Begin.Held {
 			if j := s.jobs[h.JobRef]; j == nil || j.stale || j.lost || j.result != nil {
@@ -246,16 +247,15 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 		}
 	})
 	if late {
+		s.sendMu.Unlock()
 		return errLate
 	}
-	s.sendMu.Lock()
 	s.mu.Lock()
 	standing := s.standing()
 	s.mu.Unlock()
 	st.Send(wire.WorkOrder{Standing: &standing})
 	st.Send(wire.WorkOrder{Begun: &begun})
 	s.sendMu.Unlock()
-	s.change(func() { s.work = st })
 	defer func() {
 		s.sendMu.Lock() // nothing is sent on a stream whose handler has returned
 		defer s.sendMu.Unlock()
