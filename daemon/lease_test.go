@@ -28,7 +28,9 @@ func TestRefusedAssignmentGoesBack(t *testing.T) {
 }
 
 func TestUnacknowledgedAssignmentGoesBack(t *testing.T) {
-	s := daemontest.Start(t, daemon.Config{AckTimeout: 30 * time.Millisecond, Lease: time.Hour})
+	t.Parallel()
+	const timeout = 500 * time.Millisecond // the second attempt is acknowledged in time, on any machine
+	s := daemontest.Start(t, daemon.Config{AckTimeout: timeout, Lease: time.Hour})
 	c := s.Client(t)
 	r := s.Adopted(t, "r1", nil)
 	job := submit(t, c, run())[0]
@@ -50,7 +52,7 @@ func TestUnacknowledgedAssignmentGoesBack(t *testing.T) {
 		t.Fatalf("order %+v, want start of attempt 2", o)
 	}
 	// No timer of the first attempt touches the second.
-	if o, ok := r.Order(100 * time.Millisecond); ok {
+	if o, ok := r.Order(2 * timeout); ok {
 		t.Fatalf("order %+v while the job runs", o)
 	}
 	wantKind(t, r.Finish(first.JobRef, "", daemontest.Succeeded()), wire.Conflict)
