@@ -68,7 +68,7 @@ func TestPowerCut(t *testing.T) {
 		l.install(p.new.deb)
 		l.sh("echo 'concurrency = 20' >>/etc/waypoint/runner.toml")
 		l.waypoint("server", "status")
-		runner, read := l.adopted(), map[string]bool{}
+		runner, read, unheard := l.adopted(), map[string]bool{}, map[string]bool{}
 		l.run("systemctl", "enable", "waypoint-runner")
 		for n := range cuts {
 			before := len(l.written("accepted"))
@@ -76,11 +76,17 @@ func TestPowerCut(t *testing.T) {
 			enough := before + 5 + rand.IntN(60)
 			l.await("jobs are accepted", func() bool { return len(l.written("accepted")) >= enough })
 			<-time.After(rand.N(latest)) // any moment
+			accepted, succeeded := len(l.written("accepted")), len(l.written("succeeded"))
 			l.cut()
 			calls.wait()
 			l.start()
+			// This host goes on for a moment when its disk is dead, and ext4 may call a sync
+			// done whose transaction the cut has ended: what was told then, nobody had heard.
+			for _, id := range slices.Concat(l.written("accepted")[accepted:], l.written("succeeded")[succeeded:]) {
+				unheard[id] = true
+			}
 			l.awaitRunner("back and adopted after cut "+strconv.Itoa(n+1), func(r remote) bool { return r.ID == runner && ready(r) && r.State == "adopted" })
-			l.recovered(time.Now(), read)
+			l.recovered(time.Now(), read, unheard)
 			if l.t.Failed() {
 				return
 			}
@@ -90,8 +96,8 @@ func TestPowerCut(t *testing.T) {
 
 // recovered holds what load has written down against what there is after a cut
 // of a runner that is back since then. Of whom it has read the output before it
-// does not read it again.
-func (l *lab) recovered(back time.Time, read map[string]bool) {
+// does not read it again. What was unheard may be as if nothing had been told.
+func (l *lab) recovered(back time.Time, read, unheard map[string]bool) {
 	l.t.Helper()
 	l.run("touch", "/tmp/enough") // what was queued ends by itself
 	accepted, succeeded := l.written("accepted"), map[string]bool{}
@@ -121,9 +127,10 @@ func (l *lab) recovered(back time.Time, read map[string]bool) {
 	for _, id := range accepted {
 		j, ok := jobs[id]
 		switch {
+		case !ok && unheard[id]:
 		case !ok:
 			l.t.Errorf("job %s was accepted, and there is none", id)
-		case j.State != "success" && succeeded[id]:
+		case j.State != "success" && succeeded[id] && !unheard[id]:
 			l.t.Errorf("job %s had succeeded, and is now %s", id, j)
 		case j.State != "success" && j.Reason != "runner_lost":
 			l.t.Errorf("job %s: %s", id, j)
