@@ -94,7 +94,9 @@ func TestManagedWaits(t *testing.T) {
 	if !b.s.begins[0].Draining {
 		t.Error("it wants jobs without a supervisor")
 	}
-	b.s.await("it says why", func() bool { return slices.Equal(b.s.waits, []wire.Wait{{For: "a supervisor of its jobs"}}) })
+	b.s.await("it says why", func() bool {
+		return slices.Equal(b.s.waits, []wire.Wait{{For: "a supervisor of its jobs: the runner has no supervisor for its jobs"}})
+	})
 	a := script("echo on")
 	b.s.assign(a)
 	b.s.await("it is given back", func() bool { return len(b.s.nacks) == 1 })

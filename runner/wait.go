@@ -71,13 +71,8 @@ func (r *Runner) waiting() []wire.Wait {
 // unable is what the runner waits for to take jobs again, "" where it is not its own
 // fault that it takes none.
 func (r *Runner) unable() string {
-	switch r.parent.state() {
-	case wire.SupervisorLeaving:
-		return "another supervisor of its jobs: this one is stopping"
-	case wire.SupervisorMissing:
-		if r.cfg.Managed {
-			return "a supervisor of its jobs"
-		}
+	if why := r.unsupervised(); why != "" {
+		return "a supervisor of its jobs: " + why
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
