@@ -196,7 +196,7 @@ type Server struct {
 	host     atomic.Pointer[hostRoles] // of the configuration
 	roster   roster
 	metrics  *metrics.Metrics // nil where nothing is counted
-	readers  atomic.Int64     // of output, being sent something; see streamBatch
+	batches  batchRoom        // of output
 	fatal    chan error
 	calls    mux.Table          // of every session
 	alarm    chan struct{}      // to clock: a deadline has come nearer

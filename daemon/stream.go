@@ -1,8 +1,8 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/waypointd/waypoint/mux"
@@ -12,15 +12,28 @@ import (
 // Output is read from the store in batches, which are what a reader costs in
 // memory, however slow it is.
 const (
-	streamMost  = 256 << 10 // bytes of a batch while readers are few
-	streamLeast = 16 << 10  // and however many there are
-	streamAll   = 16 << 20  // of all readers that are being sent something, as far as streamLeast allows
+	streamMost  = 256 << 10 // bytes of a batch while there is room
+	streamLeast = 16 << 10  // and however little there is
+	streamRoom  = 16 << 20  // of all batches that are larger than streamLeast
 )
 
-// streamBatch is the size of a batch with so many readers being sent something.
-func streamBatch(readers int64) int {
-	return int(max(streamLeast, min(streamMost, streamAll/max(readers, 1))))
+// batchRoom is how many bytes the batches of all readers hold.
+type batchRoom struct{ held atomic.Int64 }
+
+// take is the size of one reader's next batch, to be given back with free: a
+// quarter of the room that is left, within what a batch may be. A crowd of
+// slow readers so holds streamRoom and streamLeast for each, at most.
+func (r *batchRoom) take() int64 {
+	for {
+		held := r.held.Load()
+		n := max(streamLeast, min(streamMost, (streamRoom-held)/4))
+		if r.held.CompareAndSwap(held, held+n) {
+			return n
+		}
+	}
 }
+
+func (r *batchRoom) free(n int64) { r.held.Add(-n) }
 
 // jobStream sends a job's output from an offset and its changes of state. It
 // reads the store only: a slow reader holds up nobody but itself.
@@ -101,28 +114,35 @@ func (f *follower) advance(ctx context.Context) (done bool, err error) {
 
 // output sends what the store has from the offset on.
 func (f *follower) output(ctx context.Context) error {
-	f.s.readers.Add(1)
-	defer f.s.readers.Add(-1)
 	for {
-		batch := streamBatch(f.s.readers.Load())
-		chunks, length, err := f.s.store.Log(ctx, f.req.ID, f.req.Attempt, f.req.Offset, batch)
-		if f.read(err) != nil {
+		if done, err := f.batch(ctx); done || err != nil {
 			return err
 		}
-		if batch < streamMost {
-			// A chunk keeps the row that it is a part of in memory.
-			for i := range chunks {
-				chunks[i].Bytes = bytes.Clone(chunks[i].Bytes)
-			}
-		}
-		for _, c := range chunks {
-			if err := f.st.SendData(c); err != nil {
-				return err
-			}
-			f.req.Offset = c.Offset + int64(len(c.Bytes))
-		}
-		if len(chunks) == 0 || f.req.Offset >= length {
-			return nil
-		}
 	}
+}
+
+// batch sends the next batch of it, and lets go of each chunk before it waits
+// for the peer to take it.
+func (f *follower) batch(ctx context.Context) (done bool, err error) {
+	size := f.s.batches.take()
+	defer f.s.batches.free(size)
+	chunks, length, err := f.s.store.Log(ctx, f.req.ID, f.req.Attempt, f.req.Offset, int(size))
+	if f.read(err) != nil {
+		return false, err
+	}
+	for i := range chunks {
+		next := chunks[i].Offset + int64(len(chunks[i].Bytes))
+		if err := f.st.SendData(take(&chunks[i])); err != nil {
+			return false, err
+		}
+		f.req.Offset = next
+	}
+	return len(chunks) == 0 || f.req.Offset >= length, nil
+}
+
+// take leaves nothing where it takes from.
+func take(d *wire.Data) wire.Data {
+	taken := *d
+	*d = wire.Data{}
+	return taken
 }

@@ -284,3 +284,41 @@ func BenchmarkMillion(b *testing.B) {
 		}
 	})
 }
+
+// A log of 4 MiB, read from its beginning to its end.
+func BenchmarkLog(b *testing.B) {
+	for _, batch := range []int{16 << 10, 256 << 10} {
+		b.Run(fmt.Sprintf("%dKiB", batch>>10), func(b *testing.B) {
+			benchBoth(b, func(b *testing.B, dsn string) {
+				const length = 4 << 20
+				s := open(b, dsn, Config{})
+				var job wire.JobRef
+				update(b, s, func(tx *Tx) error {
+					if _, err := tx.Submit([]wire.JobSpec{run()}, time.Now()); err != nil {
+						return err
+					}
+					out, err := tx.AssignReady(func() []queue.Runner { return []queue.Runner{{ID: "r", Free: 1}} }, time.Now(), 1)
+					if err != nil {
+						return err
+					}
+					job = out[0].JobRef
+					_, err = tx.AppendLog(job, "r", []wire.Data{{Bytes: make([]byte, length), Stream: 1, Time: time.Now()}})
+					return err
+				})
+				b.SetBytes(length)
+				b.ReportAllocs()
+				for b.Loop() {
+					for offset := int64(0); offset < length; {
+						chunks, _, err := s.Log(b.Context(), job.Job, job.Attempt, offset, batch)
+						if err != nil {
+							b.Fatal(err)
+						}
+						for _, c := range chunks {
+							offset += int64(len(c.Bytes))
+						}
+					}
+				}
+			})
+		})
+	}
+}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"encoding/binary"
@@ -158,7 +159,11 @@ func (s segments) next() (n int, of wire.Data, rest segments, err error) {
 }
 
 const (
-	selectChunks = `SELECT start, segments, data FROM log_chunks WHERE job_id = $1 AND attempt = $2
+	// Of a row's bytes, those from $3 to before $4.
+	selectChunks = `SELECT start, segments,
+	substr(data, CAST(CASE WHEN start < $3 THEN $3 - start ELSE 0 END + 1 AS INTEGER),
+		CAST($4 - CASE WHEN start < $3 THEN $3 ELSE start END AS INTEGER))
+	FROM log_chunks WHERE job_id = $1 AND attempt = $2
 	AND start >= COALESCE((SELECT MAX(c.start) FROM log_chunks c WHERE c.job_id = $1 AND c.attempt = $2 AND c.start <= $3), 0)
 	AND start < $4 ORDER BY start`
 	selectLength = `SELECT start + length(data) FROM log_chunks WHERE job_id = $1 AND attempt = $2 ORDER BY start DESC LIMIT 1`
@@ -205,14 +210,13 @@ func (s *Store) Log(ctx context.Context, id string, attempt int, offset int64, l
 	to := offset + int64(limit)
 	err = each(q, selectChunks, []any{id, attempt, offset, to}, func(rows *sql.Rows) error {
 		var (
-			start int64
-			segs  []byte
-			data  []byte
+			start      int64
+			segs, data sql.RawBytes
 		)
 		if err := rows.Scan(&start, &segs, &data); err != nil {
 			return err
 		}
-		chunks, err = cut(chunks, start, segs, data, offset, to)
+		chunks, err = cut(chunks, start, segments(segs), data, offset, to)
 		return err
 	})
 	if err != nil {
@@ -229,32 +233,23 @@ func notKept(id string, offset int64) error {
 	return wire.Errorf(wire.NotFound, "output of job %s from byte %d on is not kept any more", id, offset)
 }
 
-// cut appends a row's bytes between from and to, in chunks that do not cross
-// its segments.
+// cut appends copies of a row's bytes between from and to, which are data, in
+// chunks that do not cross its segments.
 func cut(chunks []wire.Data, start int64, segs segments, data []byte, from, to int64) ([]wire.Data, error) {
-	for len(segs) > 0 {
+	for len(segs) > 0 && start < to {
 		n, of, rest, err := segs.next()
 		if err != nil {
 			return nil, err
 		}
-		if n > len(data) {
+		at, end := max(start, from), min(start+int64(n), to)
+		segs, start = rest, start+int64(n)
+		if end-at > int64(len(data)) {
 			return nil, errors.New("segments of a row of output are longer than it is")
 		}
-		piece := data[:n]
-		at := start
-		segs, data, start = rest, data[n:], start+int64(n)
-		if at >= to {
-			return chunks, nil
-		}
-		if at < from {
-			skip := min(from-at, int64(len(piece)))
-			piece, at = piece[skip:], at+skip
-		}
-		piece = piece[:min(int64(len(piece)), max(0, to-at))]
-		for len(piece) > 0 {
-			k := min(len(piece), wire.MaxData)
-			chunks = append(chunks, wire.Data{Offset: at, Time: of.Time, Stream: of.Stream, Bytes: piece[:k:k]})
-			piece, at = piece[k:], at+int64(k)
+		for at < end {
+			k := min(end-at, wire.MaxData)
+			chunks = append(chunks, wire.Data{Offset: at, Time: of.Time, Stream: of.Stream, Bytes: bytes.Clone(data[:k])})
+			at, data = at+k, data[k:]
 		}
 	}
 	return chunks, nil
