@@ -233,7 +233,7 @@ func TestCopyAtAnotherServer(t *testing.T) {
 
 // A server is killed; of its runners one comes to the other server, one does not.
 func TestServerIsMissed(t *testing.T) {
-	cfg := daemon.Config{Heartbeat: 300 * time.Millisecond, Lease: 8 * time.Second}
+	cfg := daemon.Config{Heartbeat: time.Second, Lease: 8 * time.Second}
 	s, _ := servers(t, 2, cfg)
 	a, b := s[0], s[1]
 	comes, stays := a.Adopted(t, "comes", nil), a.Adopted(t, "stays", nil)
