@@ -40,6 +40,7 @@ type attempt struct {
 	spool      string    // of its runner when it was assigned, where not sure; "" is not known
 	ackBy      time.Time // while assigned, sure and its runner is connected
 	startedAt  time.Time
+	logLimit   int64 // bytes of output that its runner was told to keep; 0 is not known
 	cancelSent bool
 	reported   bool   // a report has been opened
 	absent     bool   // its runner has said that it does not have it
@@ -158,7 +159,7 @@ func (f *fleet) assign(made []store.Assigned, now time.Time) {
 	defer f.mu.Unlock()
 	ackTimeout, _ := f.timing()
 	for _, as := range made {
-		a := &attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, assignedAt: now, ackBy: now.Add(ackTimeout)}
+		a := &attempt{JobRef: as.JobRef, runner: as.RunnerID, sure: true, assignedAt: now, ackBy: now.Add(ackTimeout), logLimit: as.LogLimit}
 		f.put(a)
 		if m := f.members[as.RunnerID]; m == nil || !m.admitted(now) {
 			a.recalled = true // decided while this was being committed
@@ -258,6 +259,17 @@ func (f *fleet) report(ref wire.JobRef, v *visitor) (fresh bool, err error) {
 		return false, wire.Errorf(wire.Unavailable, "runner %q has to begin its work stream anew, with job %s", v.id, ref.Job)
 	}
 	return false, wire.Errorf(wire.Conflict, "attempt %d of job %s is not this runner's", ref.Attempt, ref.Job)
+}
+
+// logLimitOf is how much output of its job the runner of an attempt was told to keep;
+// limit, where another process has told it.
+func (f *fleet) logLimitOf(ref wire.JobRef, limit int64) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if a := f.active[ref.Job]; a != nil && a.Attempt == ref.Attempt && a.logLimit > 0 {
+		return a.logLimit
+	}
+	return limit
 }
 
 // reportLate is report for one that may be lost; whether it is, the store says.

@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -258,6 +259,8 @@ func TestHostileResults(t *testing.T) {
 	} {
 		wantKind(t, r.Finish(a.JobRef, "", bad), wire.BadUsage)
 	}
+	far := time.Date(9999, 12, 31, 23, 59, 59, 0, time.FixedZone("", -3600)) // there it has a text, in UTC it has none
+	wantKind(t, r.Finish(a.JobRef, "", wire.Result{State: wire.Success, FinishedAt: far}), wire.BadUsage)
 	r.MustFinish(a.JobRef, "", wire.Result{
 		State: wire.Failed, Reason: wire.ReasonFailed,
 		Error: "a\x1b[2J\nb\u009bc\u202ed\x00", Signal: strings.Repeat("\x1b", 1000),
@@ -268,5 +271,41 @@ func TestHostileResults(t *testing.T) {
 	}
 	if why, err := c.Why(t.Context(), job.ID); err != nil || !strings.HasSuffix(why.Sentence, ": a?[2J b?c?d?") {
 		t.Errorf("%q, %v", why.Sentence, err)
+	}
+}
+
+// However a runner reports, and however often, no more of a job's output is stored
+// than it was told to keep, and a little that it may say itself.
+func TestOutputWithoutEnd(t *testing.T) {
+	const limit = 10 << 10
+	s := daemontest.Start(t, daemon.Config{LogLimit: limit, Lease: 50 * time.Millisecond})
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	full := strings.Repeat("x", limit+1<<20)
+	job := submit(t, c, run())[0]
+	a := r.MustStart()
+	wantKind(t, r.Finish(a.JobRef, full+"y", daemontest.Succeeded()), wire.TooLarge)
+	st, _, err := r.Report(a.JobRef)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []wire.Data{{Offset: 1<<63 - 2, Bytes: []byte("xyz")}, {Bytes: []byte("x")}} {
+		if err := st.SendData(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(st.Flush(), st.RecvMsg(&wire.ReportOrder{})); wire.KindOf(err) != wire.TooLarge {
+		t.Errorf("far behind the end: %v", err)
+	}
+	r.Disconnect()
+	s.AwaitJob(t, job.ID, ended)
+	r.MustConnect()
+	r.MustBegin(wire.Held{JobRef: a.JobRef, Started: true})
+	wantKind(t, r.FinishLate(a.JobRef, full+"y", daemontest.Succeeded()), wire.TooLarge)
+	if err := r.FinishLate(a.JobRef, full, daemontest.Succeeded()); err != nil {
+		t.Error(err)
+	}
+	if j, err := c.Job(t.Context(), job.ID); err != nil || j.LogBytes != int64(len(full)) {
+		t.Errorf("%d bytes are kept, %v", j.LogBytes, err)
 	}
 }

@@ -19,6 +19,10 @@ import (
 // durable, in bytes; past it the runner waits, its job does not.
 const reportBuffer = 1 << 20
 
+// logNotices is how many bytes a runner may say in the output itself, besides those
+// of the job that are kept.
+const logNotices = 1 << 20
+
 // maxOutputs bounds the outputs of a job, in bytes: it has to fit into a message
 // with them. A runner takes fewer.
 const maxOutputs = 64 << 10
@@ -42,6 +46,7 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		}
 		return err
 	}
+	most := max(length, s.fleet.logLimitOf(req.JobRef, s.cfg().LogLimit)+logNotices)
 	if err := st.Send(wire.ReportOrder{Offset: length}); err != nil {
 		return err
 	}
@@ -52,6 +57,11 @@ func (s *Server) runnerReport(ctx context.Context, st *mux.Stream) error {
 		chunks, result, err := in.take(ctx)
 		if err != nil {
 			return err
+		}
+		for _, c := range chunks {
+			if c.Offset > most-int64(len(c.Bytes)) {
+				return wire.Errorf(wire.TooLarge, "output of job %s from byte %d on is more than the %d that are kept of it", req.Job, c.Offset, most)
+			}
 		}
 		if result != nil {
 			if err := s.mayLeave(ctx, callOf(ctx), result.Artifact); err != nil {
@@ -287,6 +297,9 @@ func checkResult(r wire.Result) error {
 		if !ok || len(sum) != 2*sha256.Size || strings.Trim(sum, "0123456789abcdef") != "" || a.Size < 0 {
 			return wire.Errorf(wire.BadUsage, "artifact %.80q of %d bytes is none", a.Digest, a.Size)
 		}
+	}
+	if !wire.Writable(r.FinishedAt) {
+		return wire.Errorf(wire.BadUsage, "a result of the year %d is none", r.FinishedAt.UTC().Year())
 	}
 	size := len(r.Signal)
 	for k, v := range r.Outputs {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -355,7 +356,7 @@ func (c *committer) savepoint(tx *Tx, alone bool, f func() error) (verdict, erro
 			return judge(err)
 		}
 	}
-	err := f()
+	err := survive(f)
 	if tx.err != nil {
 		if v := c.s.engine.judge(tx.err); v != callersOwn {
 			return v, tx.err
@@ -376,6 +377,17 @@ func (c *committer) savepoint(tx *Tx, alone bool, f func() error) (verdict, erro
 		return judge(rerr)
 	}
 	return callersOwn, err
+}
+
+// survive makes an error of a panic in what one caller wants done, as a call does
+// of one in its handler: the others, whom this process is for as well, go on.
+func survive(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panicked: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return f()
 }
 
 func (c *committer) connect() error {

@@ -119,9 +119,18 @@ func ParseData(payload []byte) (Data, error) {
 		return Data{}, Errorf(BadUsage, "DATA frame at the negative offset %d", d.Offset)
 	}
 	if at := int64(binary.BigEndian.Uint64(payload[8:])); at != 0 {
-		d.Time = time.UnixMicro(at).UTC()
+		if d.Time = time.UnixMicro(at).UTC(); !Writable(d.Time) {
+			d.Time = time.Time{}
+		}
 	}
 	return d, nil
+}
+
+// Writable reports whether a time that a peer says can be written as JSON: that of
+// a year with four digits in UTC can.
+func Writable(t time.Time) bool {
+	y := t.UTC().Year()
+	return y >= 0 && y <= 9999
 }
 
 func appendHeader(dst []byte, t FrameType, n int) []byte {

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -117,6 +118,16 @@ func TestDataRoundTrip(t *testing.T) {
 		got, err := ParseData(b[len("before")+headerSize:])
 		if err != nil || got.Offset != d.Offset || got.Stream != d.Stream || !got.Time.Equal(d.Time) || !bytes.Equal(got.Bytes, d.Bytes) {
 			t.Errorf("%+v came back as %+v, %v", d, got, err)
+		}
+	}
+	// A time that no JSON has is none.
+	for _, at := range []time.Time{time.UnixMicro(math.MinInt64), time.UnixMicro(math.MaxInt64), time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)} {
+		b, err := AppendData(nil, Data{Time: at})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ParseData(b[headerSize:]); err != nil || !got.Time.IsZero() {
+			t.Errorf("%v came back as %+v, %v", at, got, err)
 		}
 	}
 }
