@@ -12,8 +12,11 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// maxSubmit bounds the jobs of one submit.
-const maxSubmit = 1000
+// The bounds of one submit, which is one transaction: all others wait for it.
+const (
+	maxSubmit     = 1000   // jobs
+	maxSubmitDeps = 10_000 // jobs that these depend on, each time that one is named
+)
 
 // jobSubmit answers once the jobs are durable.
 func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitRequest) (reply wire.SubmitReply, err error) {
@@ -22,6 +25,13 @@ func (s *Server) jobSubmit(ctx context.Context, peer *mux.Peer, req wire.SubmitR
 	}
 	if len(req.Jobs) > maxSubmit {
 		return reply, wire.Errorf(wire.TooLarge, "%d jobs are more than the %d of one request", len(req.Jobs), maxSubmit)
+	}
+	deps := 0
+	for i := range req.Jobs {
+		deps += len(req.Jobs[i].DependsOn)
+	}
+	if deps > maxSubmitDeps {
+		return reply, wire.Errorf(wire.TooLarge, "%d dependencies are more than the %d of one request", deps, maxSubmitDeps)
 	}
 	c := callOf(ctx)
 	unfed, err := s.mayQueueAll(ctx, c, req.Jobs)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"strings"
 	"testing"
@@ -73,6 +74,11 @@ func extremeValues(t *testing.T, cfg daemon.Config) {
 	call(wire.BadUsage, wire.MethodJobSubmit, target(wire.Target{Labels: many}))
 	call(wire.BadUsage, wire.MethodJobSubmit, wire.SubmitRequest{})
 	call(wire.TooLarge, wire.MethodJobSubmit, wire.SubmitRequest{Jobs: make([]wire.JobSpec, 1001)})
+	chained := make([]wire.JobSpec, 11)
+	for i := range chained {
+		chained[i].DependsOn = make([]string, 910)
+	}
+	call(wire.TooLarge, wire.MethodJobSubmit, wire.SubmitRequest{Jobs: chained})
 	call(wire.TooLarge, wire.MethodJobSubmit, one(func(j *wire.JobSpec) { j.Env = map[string]string{"BIG": strings.Repeat("x", 600<<10)} }))
 	call(wire.TooLarge, wire.MethodJobSubmit, one(func(j *wire.JobSpec) { j.Env = map[string]string{"BIG": strings.Repeat("x", 1<<20)} }))
 	for _, text := range []string{
@@ -241,9 +247,21 @@ func TestLongResults(t *testing.T) {
 // What a runner says of a job's end is kept as text that no terminal obeys, and what
 // cannot be so is refused.
 func TestHostileResults(t *testing.T) {
-	s := daemontest.Start(t, slowly)
+	var log lines
+	cfg := slowly
+	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	s := daemontest.Start(t, cfg)
 	c := s.Client(t)
 	r := s.Adopted(t, "r1", nil)
+	refused := submit(t, c, run())[0]
+	r.Say(wire.WorkEvent{Nack: &wire.Nack{JobRef: r.MustAssign().JobRef, Error: strings.Repeat("no", 300_000)}})
+	s.AwaitJob(t, refused.ID, func(j wire.Job) bool { return j.State == wire.Queued })
+	if text := log.String(); !strings.Contains(text, "job refused") || len(text) > 100_000 {
+		t.Errorf("why a runner refuses a job makes %d bytes of the log", len(text))
+	}
+	if _, err := c.Cancel(t.Context(), refused.ID, false); err != nil {
+		t.Fatal(err)
+	}
 	job := submit(t, c, run(func(j *wire.JobSpec) { j.Operation, j.Project, j.App = wire.OpBuild, "p", "a" }))[0]
 	a := r.MustStart()
 	digest := "sha256:" + strings.Repeat("0", 64)

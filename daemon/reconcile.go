@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"slices"
 	"time"
 
 	"github.com/waypointd/waypoint/mux/wire"
@@ -82,13 +81,17 @@ type differences struct {
 // missing are the running attempts of a runner that it does not have, though
 // their start was confirmed to it: whatever went wrong, nobody runs them.
 func (f *fleet) missing(m *member, has []wire.JobRef) (lost []wire.JobRef) {
+	there := make(map[wire.JobRef]bool, len(has))
+	for _, ref := range has {
+		there[ref] = true
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.members[m.id] != m {
 		return nil // what it had when it was here says nothing of now
 	}
 	for _, a := range f.held[m.id] {
-		if a.running && !a.orphan && !slices.Contains(has, a.JobRef) {
+		if a.running && !a.orphan && !there[a.JobRef] {
 			a.absent = true
 			lost = append(lost, a.JobRef)
 		}

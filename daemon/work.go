@@ -340,7 +340,7 @@ func (s *Server) refused(m *member, n wire.Nack) {
 	if !ok {
 		return
 	}
-	s.log.Warn("job refused", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "why", n.Error)
+	s.log.Warn("job refused", "job", n.Job, "attempt", n.Attempt, "runner", m.id, "why", plain(n.Error))
 	s.fleet.rest(m, s.now())
 	err := s.store.Update(s.ctx, func(tx *store.Tx) error {
 		if err := tx.Keeps(n.Job); err != nil { // the runner may have said to another server that it has it
