@@ -134,6 +134,16 @@ func commonVersion(low, high int) int {
 	return version
 }
 
+// VersionError refuses a peer that shares no version of the protocol. Of its hello nothing
+// is known but what it says itself.
+type VersionError struct {
+	Refusal *wire.Error
+	Peer    *Peer
+}
+
+func (e *VersionError) Error() string { return e.Refusal.Error() }
+func (e *VersionError) Unwrap() error { return e.Refusal }
+
 // noVersion is for a peer that shares no version. It is read where the peer is, so it
 // says which of the two is which, and which one is older.
 func (s *Session) noVersion(hello wire.Hello) error {
@@ -148,9 +158,13 @@ func (s *Session) noVersion(hello wire.Hello) error {
 	if hello.VersionMin > wire.VersionMax {
 		older = asked
 	}
-	return wire.Errorf(wire.Unimplemented, "no protocol version in common: %s (%.64q) speaks %d to %d, %s (%.64q) speaks %d to %d",
+	err := wire.Errorf(wire.Unimplemented, "no protocol version in common: %s (%.64q) speaks %d to %d, %s (%.64q) speaks %d to %d",
 		asks, hello.Software, hello.VersionMin, hello.VersionMax, asked, s.cfg.Software, wire.VersionMin, wire.VersionMax).
 		WithHint("upgrade %s, which is the older of the two", older)
+	peer := *s.peer
+	hello.Runner = nil // nothing of it is proved
+	peer.Hello = hello
+	return &VersionError{err, &peer}
 }
 
 // proveKey has a runner sign a fresh nonce with the key that it names.

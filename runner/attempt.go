@@ -448,7 +448,10 @@ func (a *attempt) awaitExit() (*supervisor.End, error) {
 // may live on under it. It reports whether an end will follow.
 func (a *attempt) kill(force bool) bool {
 	for {
-		jobs, err := a.r.parent.wait(a.r.ctx)
+		jobs, err := a.supervisor()
+		if errors.Is(err, errOver) {
+			return true
+		}
 		if err != nil {
 			return false
 		}
@@ -466,6 +469,27 @@ func (a *attempt) kill(force bool) bool {
 			return false
 		}
 	}
+}
+
+// supervisor is the one in use; while there is none it waits, and errOver is that the attempt
+// has ended meanwhile.
+func (a *attempt) supervisor() (supervisor.Jobs, error) {
+	ctx, cancel := context.WithCancelCause(a.r.ctx)
+	defer cancel(nil)
+	jobs := a.r.parent.now()
+	if jobs != nil {
+		return jobs, nil
+	}
+	waited := make(chan struct{})
+	defer close(waited)
+	go func() {
+		select {
+		case <-a.exited.c:
+			cancel(errOver)
+		case <-waited:
+		}
+	}()
+	return a.r.parent.wait(ctx)
 }
 
 // deliver makes the result and waits until the server has it.

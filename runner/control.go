@@ -141,7 +141,7 @@ func (r *Runner) Status() wire.AgentStatus {
 		Fingerprint: statedir.Fingerprint(r.cfg.Key.Public().(ed25519.PublicKey)),
 		Concurrency: r.cfg.Concurrency, Jobs: r.holds(), Waits: r.waiting(),
 	}
-	st.Supervisor = wire.AgentSupervisor{State: r.parent.state(), Dir: r.cfg.Dir}
+	st.Supervisor = wire.AgentSupervisor{State: r.parent.state(), Dir: r.cfg.Dir, Problem: text(r.parent.problem())}
 	if jobs := r.parent.now(); jobs != nil {
 		st.Supervisor.PID, st.Supervisor.Version, st.Supervisor.Isolation = jobs.PID(), jobs.Version(), jobs.Isolation()
 		st.Supervisor.User = jobs.User()

@@ -3,11 +3,14 @@ package runner
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -374,4 +377,85 @@ func TestGivesBack(t *testing.T) {
 func readable(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+// A supervisor that shares no version of the protocol keeps its jobs: their output and their
+// ends come from the disk. It gets no others, and who waits is told why; once it has been
+// replaced, there are jobs again.
+func TestIncompatible(t *testing.T) {
+	for _, managed := range []bool{true, false} {
+		t.Run(fmt.Sprintf("managed %t", managed), func(t *testing.T) {
+			b, f := newManaged(t)
+			b.s.heartbeat = time.Second
+			b.waits = func(w *waits) {
+				w.estranged, w.look, w.supervisor = 20*time.Millisecond, time.Millisecond, 20*time.Second
+			}
+			f.begin("2.0.0", 0)
+			b.start().connected()
+			b.fares(wire.SupervisorReady)
+			var steps [2]string
+			var jobs [2]wire.Assignment
+			for i := range jobs {
+				steps[i] = filepath.Join(t.TempDir(), "step")
+				jobs[i] = script("echo on\n" + until(steps[i]) + "echo more\n" + until(steps[i]+"2") + "echo off")
+				b.s.assign(jobs[i])
+				b.s.await("it runs", func() bool { return string(b.s.jobs[jobs[i].JobRef].log) == "on\n" })
+			}
+
+			var spoken atomic.Bool
+			const why = "no protocol version in common"
+			b.cfg.Managed = managed
+			b.cfg.Resupervise = func(ctx context.Context) (supervisor.Jobs, error) {
+				if spoken.Load() {
+					return supervisor.Await(ctx, f.dir)
+				}
+				return nil, wire.Errorf(wire.Unimplemented, why)
+			}
+			b.restart()
+			b.fares(wire.SupervisorIncompatible)
+			if st := b.r.Status().Supervisor; st.Problem != why || st.Dir != b.cfg.Dir {
+				t.Errorf("status %+v", st)
+			}
+			b.s.await("it is back with its jobs, and wants no others", func() bool {
+				n := len(b.s.begins)
+				return n > 1 && b.s.begins[n-1].Draining && len(b.s.begins[n-1].Held) == 2
+			})
+			late := script("echo on")
+			b.s.assign(late)
+			b.s.await("it is given back", func() bool { return len(b.s.nacks) == 1 })
+			b.s.await("it says why", func() bool {
+				return slices.ContainsFunc(b.s.waits, func(w wire.Wait) bool { return w.Job == "" && strings.Contains(w.For, "another release") })
+			})
+
+			// What they write and how they end.
+			let(t, steps[0])
+			b.s.await("output comes", func() bool { return string(b.s.jobs[jobs[0].JobRef].log) == "on\nmore\n" })
+			let(t, steps[0]+"2")
+			j := b.s.ended(jobs[0].JobRef)
+			want(t, j, wire.Success, "")
+			if string(j.log) != "on\nmore\noff\n" {
+				t.Errorf("output %q", j.log)
+			}
+			// A cancel waits, for that end or for another supervisor.
+			b.s.order(wire.WorkOrder{Cancel: &wire.CancelJob{JobRef: jobs[1].JobRef}})
+			b.s.await("it says what the cancel waits for", func() bool {
+				return slices.ContainsFunc(b.s.waits, func(w wire.Wait) bool {
+					return w.JobRef == jobs[1].JobRef && strings.Contains(w.For, "a supervisor to end it")
+				})
+			})
+			let(t, steps[1])
+			let(t, steps[1]+"2")
+			want(t, b.s.ended(jobs[1].JobRef), wire.Success, "")
+
+			f.leave()
+			f.end()
+			f.begin("2.0.0", 0)
+			spoken.Store(true)
+			b.fares(wire.SupervisorReady)
+			b.s.await("it says what it can do", func() bool { return !b.s.begins[len(b.s.begins)-1].Draining })
+			next := script("echo on")
+			b.s.assign(next)
+			want(t, b.s.ended(next.JobRef), wire.Success, "")
+		})
+	}
 }

@@ -18,6 +18,8 @@ type parent struct {
 	jobs    supervisor.Jobs // nil while it is lost; guarded by mu
 	own     bool            // made by Resupervise, so closed here; guarded by mu
 	leaving bool            // it starts nothing more; guarded by mu
+	met     bool            // there has been one; guarded by mu
+	strange error           // why the one that is there cannot be spoken with; nil while jobs is not; guarded by mu
 	kind    string          // isolation of the last one; guarded by mu
 	changed chan struct{}   // closed, and replaced, at each change; guarded by mu
 }
@@ -44,6 +46,8 @@ func (p *parent) state() wire.SupervisorState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case p.strange != nil:
+		return wire.SupervisorIncompatible
 	case p.jobs == nil:
 		return wire.SupervisorMissing
 	case p.leaving:
@@ -98,6 +102,45 @@ func (p *parent) wait(ctx context.Context) (supervisor.Jobs, error) {
 	}
 }
 
+// settled waits until there is one, or one that cannot be spoken with.
+func (p *parent) settled(ctx context.Context) {
+	for {
+		p.mu.Lock()
+		known, changed := p.jobs != nil || p.strange != nil, p.changed
+		p.mu.Unlock()
+		if known {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// problem is why the supervisor that is there cannot be spoken with, nil where
+// it can and where there is none.
+func (p *parent) problem() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.strange
+}
+
+// estrange takes note that the supervisor that is there cannot be spoken with, or
+// with nil that it has gone, and reports whether that is news.
+func (p *parent) estrange(why error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if text(p.strange) == text(why) || p.jobs != nil {
+		return false
+	}
+	p.strange = why
+	close(p.changed)
+	p.changed = make(chan struct{})
+	return true
+}
+
 // left waits until the supervisor in use is another than jobs.
 func (p *parent) left(ctx context.Context, jobs supervisor.Jobs) bool {
 	for {
@@ -118,7 +161,8 @@ func (p *parent) left(ctx context.Context, jobs supervisor.Jobs) bool {
 func (p *parent) set(jobs supervisor.Jobs) {
 	p.mu.Lock()
 	old, own := p.jobs, p.own
-	p.jobs, p.own, p.leaving = jobs, jobs != nil, false
+	p.jobs, p.own, p.leaving, p.strange = jobs, jobs != nil, false, nil
+	p.met = p.met || jobs != nil
 	close(p.changed)
 	p.changed = make(chan struct{})
 	p.mu.Unlock()
@@ -144,10 +188,19 @@ func (r *Runner) unsupervised() string {
 	switch state := r.parent.state(); {
 	case state == wire.SupervisorLeaving:
 		return "the supervisor of the runner's jobs is stopping"
-	case state == wire.SupervisorMissing && r.cfg.Managed:
+	case state == wire.SupervisorIncompatible:
+		return "the supervisor of the runner's jobs is of another release, with which this one cannot speak: it is replaced once its jobs have ended"
+	case state == wire.SupervisorMissing && (r.cfg.Managed || !r.parent.known()):
 		return "the runner has no supervisor for its jobs"
 	}
 	return ""
+}
+
+// known reports whether there has been a supervisor.
+func (p *parent) known() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.met
 }
 
 // left takes note that a supervisor starts nothing more.
@@ -280,10 +333,53 @@ func takeOver(ctx context.Context, jobs supervisor.Jobs) (holding, error) {
 	return h, nil
 }
 
+// estranged takes note that the supervisor that is there shares no version with this
+// agent, or with nil that it has gone.
+func (r *Runner) estranged(why error) {
+	if !r.parent.estrange(why) {
+		return
+	}
+	if why != nil {
+		r.log.Warn("supervisor is of a release that cannot be spoken with",
+			"jobs", r.count(), "runner", r.name(), "error", why,
+			"hint", "its jobs go on, and others are taken when the last of them has ended; to end them at once: systemctl restart waypoint-jobs")
+	}
+	r.tellDrain()
+	r.retell()
+}
+
+// lookAfter is for a supervisor that cannot be spoken with: what its jobs write, and how they
+// end, is on the disk, so that is looked at until the supervisor is to be asked again.
+func (r *Runner) lookAfter(ctx context.Context) bool {
+	for end := time.Now().Add(r.waits.estranged); time.Now().Before(end); {
+		r.readEnds()
+		for _, a := range r.all() {
+			poke(a.wake)
+		}
+		if !sleep(ctx, r.waits.look) {
+			return false
+		}
+	}
+	return true
+}
+
 // resupervise gets another supervisor, and sorts who is held by it.
 func (r *Runner) resupervise(ctx context.Context, pause *backoff) bool {
 	for {
+		// One that cannot be spoken with answers at once; where nobody answers it has gone.
+		gone := time.AfterFunc(r.waits.estranged, func() {
+			r.readEnds()
+			r.estranged(nil)
+		})
 		jobs, err := r.cfg.Resupervise(ctx)
+		gone.Stop()
+		if wire.KindOf(err) == wire.Unimplemented && ctx.Err() == nil {
+			r.estranged(err)
+			if !r.lookAfter(ctx) {
+				return false
+			}
+			continue
+		}
 		if err == nil {
 			var theirs holding
 			if theirs, err = takeOver(ctx, jobs); err == nil {

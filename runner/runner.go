@@ -62,7 +62,9 @@
 //
 // One that says that it is leaving is given nothing more, and the server gives
 // nothing more either until the next one is there. Of its jobs it says how they ended.
-// One of another version is asked to retire (parent.go).
+// One of another version is asked to retire (parent.go). One that shares no version of the
+// protocol retires by itself, as it is greeted; until then its jobs are looked after on the disk,
+// and no others are taken.
 //
 // A managed agent starts none: somebody else does, and it waits (Managed).
 // Then its end is no end of the jobs either: asked to stop, it hands over
@@ -131,7 +133,8 @@ type Config struct {
 	Managed bool
 
 	// Resupervise replaces a supervisor that is gone: it starts one, or connects
-	// to the one that is there, or waits for one. The Runner closes what it returned before it
+	// to the one that is there, or waits for one. Unimplemented: the one that is there shares no
+	// version of the protocol. The Runner closes what it returned before it
 	// asks again. Nil for one in this process, which cannot be lost: Run then
 	// ends with the loss.
 	Resupervise func(ctx context.Context) (supervisor.Jobs, error)
@@ -168,7 +171,9 @@ type waits struct {
 	storeMin, storeMax     time.Duration // until a grant that could not be stored is tried again
 	apart                  time.Duration // that a stopping agent waits for a server that is not there
 	handOver               time.Duration // for what is under way when a managed agent ends
-	supervisor             time.Duration // that a managed agent waits for its supervisor before it connects, so as to say at once what it can do
+	supervisor             time.Duration // that an agent without a supervisor waits for it before it connects, so as to say at once what it can do
+	estranged              time.Duration // until a supervisor that cannot be spoken with is asked again
+	look                   time.Duration // between two looks at what its jobs have written
 	accept                 time.Duration // until another command is accepted where there was no room for one
 	now                    func() time.Time
 }
@@ -181,6 +186,7 @@ var defaultWaits = waits{
 	spool: 10 * time.Second, room: 5 * time.Minute, counts: time.Second,
 	call: 30 * time.Second, anew: time.Minute, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
 	apart: 10 * time.Second, accept: time.Second, handOver: 5 * time.Second, supervisor: 2 * time.Second,
+	estranged: 5 * time.Second, look: time.Second,
 	now: time.Now,
 }
 
@@ -282,7 +288,7 @@ func New(cfg Config) (*Runner, error) {
 	r.tokens.stir = make(chan struct{}, 1)
 	r.standing.fresh = make(chan struct{}, 1)
 	r.uplink.changed = make(chan struct{})
-	r.parent = parent{jobs: cfg.Supervisor, changed: make(chan struct{})}
+	r.parent = parent{jobs: cfg.Supervisor, met: cfg.Supervisor != nil, changed: make(chan struct{})}
 	return r, nil
 }
 

@@ -44,9 +44,9 @@ func (r *Runner) connect(ctx context.Context) {
 	refused := backoff{min: r.waits.refusedMin, max: r.waits.refusedMax, whole: true}
 	said := ""
 	r.tokens.fresh(r.look())
-	if r.cfg.Managed {
+	if r.parent.now() == nil {
 		soon, done := context.WithTimeout(ctx, r.waits.supervisor)
-		r.parent.wait(soon)
+		r.parent.settled(soon)
 		done()
 	}
 	for {

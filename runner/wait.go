@@ -46,6 +46,25 @@ func (a *attempt) waiting() string {
 	return strings.Join(slices.DeleteFunc(slices.Clone(a.waits[:]), func(s string) bool { return s == "" }), "; ")
 }
 
+// orphaned is what the attempt waits for that takes a supervisor, where there is none for some
+// time: to begin, or to be ended.
+func (a *attempt) orphaned() string {
+	why, there := a.r.unsupervised(), a.r.parent.now() != nil
+	if why == "" {
+		return ""
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.gone || a.acked:
+	case a.stage == started:
+		return "a supervisor to begin it: " + why
+	case a.stage == given && a.work.Err() != nil && !there && !a.exited.opened():
+		return "a supervisor to end it: " + why
+	}
+	return ""
+}
+
 // waiting are the attempts that wait, the first few in the order of their names,
 // behind the runner itself where it does. Those of a newer release do as long as they
 // are held.
@@ -55,7 +74,7 @@ func (r *Runner) waiting() []wire.Wait {
 		list = append(list, wire.Wait{For: plain(what, wire.MaxWaitText)})
 	}
 	for _, a := range r.all() {
-		if what := a.waiting(); what != "" {
+		if what := cmp.Or(a.waiting(), a.orphaned()); what != "" {
 			list = append(list, wire.Wait{JobRef: a.job.JobRef, For: plain(what, wire.MaxWaitText)})
 		}
 	}

@@ -200,6 +200,8 @@ func (s *agentSays) status(e runner.Event) string {
 	switch {
 	case e.Supervisor == wire.SupervisorLeaving:
 		return "The jobs' supervisor is stopping: no more jobs are taken. " + line
+	case e.Supervisor == wire.SupervisorIncompatible:
+		return "The jobs' supervisor is of another release and ends once its jobs have ended: no jobs are taken. " + line
 	case e.Supervisor == wire.SupervisorMissing && s.managed:
 		return "Waiting for waypoint-jobs.service (see: systemctl status 'waypoint-jobs*'): no jobs are taken. " + line
 	}

@@ -73,6 +73,8 @@ func addSupervisor(f *output.Fields, s wire.AgentSupervisor) {
 	switch s.State {
 	case wire.SupervisorMissing:
 		f.Add("Supervisor", "missing: no jobs are taken until there is one (with systemd: systemctl status 'waypoint-jobs*')")
+	case wire.SupervisorIncompatible:
+		f.Add("Supervisor", "of another release: its jobs go on, and no jobs are taken until they have ended and it is replaced ("+s.Problem+")")
 	case wire.SupervisorLeaving:
 		f.Add("Supervisor", "stopping: no jobs are taken until there is another")
 	default:

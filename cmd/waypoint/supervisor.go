@@ -145,16 +145,18 @@ func roundUp(d time.Duration) string {
 }
 
 // supervisor connects to the parent of the runner's jobs, starting this program
-// as one if there is none. One that is managed may come later: nil until then.
-func (cfg *runnerConfig) supervisor(ctx context.Context, managed bool) (supervisor.Jobs, error) {
-	if !managed {
-		return cfg.resupervise(ctx, false)
+// as one if there is none. One that is managed may come later: nil until then. So it is where the one
+// that is there cannot be spoken with, whose jobs the agent looks after until it has gone.
+func (cfg *runnerConfig) supervisor(ctx context.Context, managed bool) (jobs supervisor.Jobs, err error) {
+	if managed {
+		if err := os.MkdirAll(cfg.JobsDir, 0o711); err != nil {
+			return nil, fmt.Errorf("make jobs directory: %w", err)
+		}
+		jobs, err = supervisor.Connect(ctx, filepath.Join(cfg.JobsDir, supervisor.SocketFile))
+	} else {
+		jobs, err = cfg.resupervise(ctx, false)
 	}
-	if err := os.MkdirAll(cfg.JobsDir, 0o711); err != nil {
-		return nil, fmt.Errorf("make jobs directory: %w", err)
-	}
-	jobs, err := supervisor.Connect(ctx, filepath.Join(cfg.JobsDir, supervisor.SocketFile))
-	if wire.KindOf(err) == wire.Unavailable {
+	if k := wire.KindOf(err); k == wire.Unimplemented || managed && k == wire.Unavailable {
 		return nil, nil
 	}
 	return jobs, err

@@ -2,10 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,12 +16,8 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// speaks is the variable of the environment that tells a program of
-// anyVersions which versions of the protocol it speaks: 1-2.
-const speaks = "WAYPOINT_SPEAKS"
-
-// anyVersions builds the program as one that is told which versions of the protocol
-// it speaks. It is built once, since that takes longer than all that is done with it.
+// anyVersions builds the program as one whose name says which versions of the protocol
+// it speaks: waypoint-1-2. It is built once, since that takes longer than all that is done with it.
 func anyVersions(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -36,21 +34,25 @@ func anyVersions(t *testing.T) string {
 	if altered == string(text) {
 		t.Fatalf("wire.go does not say %q", was)
 	}
-	// A supervisor is not told, and does not listen to anybody but its agent.
-	told := fmt.Sprintf(`package wire
+	const told = `package wire
 
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 func versions() (low, high int) {
-	if _, err := fmt.Sscanf(os.Getenv(%q), "%%d-%%d", &low, &high); err != nil {
-		return %d, %d
+	name, err := os.Readlink("/proc/self/exe")
+	if err == nil {
+		_, err = fmt.Sscanf(filepath.Base(name), "waypoint-%d-%d", &low, &high)
+	}
+	if err != nil {
+		panic(err)
 	}
 	return low, high
 }
-`, speaks, wire.VersionMin, wire.VersionMax)
+`
 	overlay := map[string]map[string]string{"Replace": {}}
 	for name, body := range map[string]string{"wire.go": altered, "versions_told.go": told} {
 		path := filepath.Join(dir, name)
@@ -83,8 +85,13 @@ type releases struct {
 }
 
 func (b *releases) command(release string, args ...string) *exec.Cmd {
-	cmd := exec.Command(b.program, args...)
-	cmd.Env = append(os.Environ(), speaks+"="+release, "HOME="+b.dir, "XDG_STATE_HOME="+b.dir, "XDG_CONFIG_HOME="+b.dir,
+	b.t.Helper()
+	program := b.program + "-" + release
+	if err := os.Link(b.program, program); err != nil && !errors.Is(err, os.ErrExist) {
+		b.t.Fatal(err)
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(os.Environ(), "HOME="+b.dir, "XDG_STATE_HOME="+b.dir, "XDG_CONFIG_HOME="+b.dir,
 		"WAYPOINT_SERVER_ADDR=unix://"+filepath.Join(b.dir, "sock"), "WAYPOINT_LOG_FORMAT=text")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
@@ -93,6 +100,18 @@ func (b *releases) command(release string, args ...string) *exec.Cmd {
 // start runs a program until the test's end, or until stop, which ends it in good order.
 // What it says is in the file NAME.log.
 func (b *releases) start(name, release string, args ...string) (stop func()) {
+	b.t.Helper()
+	cmd := b.run(name, release, args...)
+	return func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			b.t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// run is start of what may be killed.
+func (b *releases) run(name, release string, args ...string) *exec.Cmd {
 	b.t.Helper()
 	log, err := os.OpenFile(filepath.Join(b.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -105,12 +124,7 @@ func (b *releases) start(name, release string, args ...string) (stop func()) {
 		b.t.Fatal(err)
 	}
 	b.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	return func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		if err := cmd.Wait(); err != nil {
-			b.t.Errorf("%s: %v", name, err)
-		}
-	}
+	return cmd
 }
 
 // serve starts a server, which is there when a command line of its own is answered.
@@ -220,5 +234,79 @@ func TestReleases(t *testing.T) {
 		}
 		b.must(new, "run", "--no-local", "--", "true")
 		stop()
+	})
+
+	// An agent whose supervisor shares no version with it, after an upgrade and after a downgrade:
+	// the jobs go on, what they say and how they end is reported, and no others are taken until the
+	// last of them has ended, and with it that supervisor.
+	t.Run("supervisor", func(t *testing.T) {
+		for _, c := range []struct{ first, then, managed string }{
+			{old, new, "--managed"},
+			{new, old, ""},
+		} {
+			b := &releases{t, t.TempDir(), program}
+			step := filepath.Join(b.dir, "step")
+			b.serve("1-3")
+			jobs, state := filepath.Join(b.dir, "jobs"), filepath.Join(b.dir, "runner")
+			supervise := func(release string) {
+				if c.managed != "" {
+					b.start("jobs", release, "runner", "supervisor", "--dir", jobs)
+				}
+			}
+			agent := func(release string) *exec.Cmd {
+				args := []string{"runner", "agent", "--id", "r1", "--concurrency", "4", "--state-dir", state, "--jobs-dir", jobs}
+				if c.managed != "" {
+					args = append(args, c.managed)
+				}
+				return b.run("runner", release, args...)
+			}
+			run := func(script string) string {
+				return strings.TrimSpace(b.must("1-3", "run", "--no-local", "--detach", "--", "sh", "-c", script))
+			}
+			supervise(c.first)
+			before := agent(c.first)
+			b.await("it is adopted", func() bool { return b.command("1-3", "runner", "adopt", "r1").Run() == nil })
+			var running [2]string
+			for i := range running {
+				s := step + strconv.Itoa(i)
+				running[i] = run("echo before; while [ ! -e " + s + " ]; do sleep 0.02; done; echo behind; exit 3")
+				b.await("it runs", func() bool {
+					return strings.Contains(b.must("1-3", "job", "stream", "--no-follow", running[i]), "before")
+				})
+			}
+			before.Process.Kill()
+			before.Wait()
+			agent(c.then)
+			b.await("it says so on its host", func() bool {
+				out, _ := b.command(c.then, "runner", "status", "--state-dir", state).CombinedOutput()
+				return strings.Contains(string(out), "of another release: its jobs go on") && strings.Contains(string(out), "speaks 1 to 1") &&
+					strings.Contains(string(out), "speaks 2 to 3") && strings.Contains(string(out), "Gets jobs:") && !strings.Contains(string(out), "yes: ")
+			})
+			late := run("echo late")
+			b.await("the job that waits says why", func() bool {
+				return strings.Contains(b.must("1-3", "job", "why", late), "the supervisor of the runner's jobs is of another release")
+			})
+			b.await("its runner says why", func() bool {
+				return strings.Contains(b.must("1-3", "runner", "inspect", "r1"), "the supervisor of the runner's jobs is of another release")
+			})
+			for i, id := range running {
+				if err := os.WriteFile(step+strconv.Itoa(i), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				b.await("it has ended", func() bool { return strings.Contains(b.must("1-3", "job", "inspect", "--json", id), `"exit_code": 3`) })
+				if out, _ := b.command("1-3", "job", "stream", id).Output(); string(out) != "before\nbehind\n" {
+					t.Errorf("output %q", out)
+				}
+			}
+			b.await("it retires", func() bool { return c.managed == "" || strings.Contains(b.says("jobs"), "supervisor stopping") })
+			supervise(c.then)
+			b.must("1-3", "job", "wait", late)
+			if out := b.must("1-3", "job", "stream", late); out != "late\n" {
+				t.Errorf("output %q", out)
+			}
+			if n := strings.Count(b.says("runner"), "cannot be spoken with"); n != 1 {
+				t.Errorf("it says %d times what is wrong:\n%s", n, b.says("runner"))
+			}
+		}
 	})
 }

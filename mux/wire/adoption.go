@@ -101,13 +101,18 @@ const (
 	SupervisorReady   SupervisorState = "ready"
 	SupervisorLeaving SupervisorState = "leaving" // it starts nothing more
 	SupervisorMissing SupervisorState = "missing"
+
+	// SupervisorIncompatible is there and shares no version of the protocol with the agent: its
+	// jobs go on, others wait until those have ended and it is replaced.
+	SupervisorIncompatible SupervisorState = "incompatible"
 )
 
-// AgentSupervisor is the parent of an agent's jobs; of one that is missing only
-// the place is known.
+// AgentSupervisor is the parent of an agent's jobs; of one that is missing or incompatible
+// only the place is known.
 type AgentSupervisor struct {
 	State     SupervisorState `json:"state"`
 	Dir       string          `json:"dir"`
+	Problem   string          `json:"problem,omitempty"` // why it is incompatible
 	PID       int             `json:"pid,omitempty"`
 	Version   string          `json:"version,omitempty"`
 	Isolation string          `json:"isolation,omitempty"`

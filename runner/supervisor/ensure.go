@@ -28,13 +28,13 @@ const (
 // the command that calls [Run] for dir. The process is detached: a session of its own,
 // no terminal, an environment of PATH alone, output to ErrorLogFile; it
 // outlives this one. Any number may call Ensure at once, one supervisor is
-// started.
+// started. Errors of one that answers are Connect's.
 func Ensure(ctx context.Context, dir string, argv []string) (Jobs, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startWait, wire.Errorf(wire.Timeout, "the supervisor in %s does not answer", dir).
 		WithHint("see %s", filepath.Join(dir, ErrorLogFile)))
 	defer cancel()
 	socket := filepath.Join(dir, SocketFile)
-	if jobs, err := Connect(ctx, socket); err == nil || wire.KindOf(err) == wire.Denied {
+	if jobs, err := Connect(ctx, socket); answers(err) {
 		return jobs, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -55,8 +55,8 @@ func Ensure(ctx context.Context, dir string, argv []string) (Jobs, error) {
 	}
 	// Another Ensure may have been first. One that is going away while we
 	// connect looks the same as none.
-	if jobs, err := Connect(ctx, socket); err == nil {
-		return jobs, nil
+	if jobs, err := Connect(ctx, socket); answers(err) {
+		return jobs, err
 	}
 	ended, err := detach(dir, argv)
 	if err != nil {
@@ -68,8 +68,8 @@ func Ensure(ctx context.Context, dir string, argv []string) (Jobs, error) {
 			if filepath.Base(e.Name) != SocketFile || !e.Has(fsnotify.Create) {
 				continue
 			}
-			if jobs, err := Connect(ctx, socket); err == nil {
-				return jobs, nil
+			if jobs, err := Connect(ctx, socket); answers(err) {
+				return jobs, err
 			}
 		case err := <-ended:
 			if err == nil {
@@ -86,6 +86,12 @@ func Ensure(ctx context.Context, dir string, argv []string) (Jobs, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// answers reports whether somebody is there, by the error of a Connect.
+func answers(err error) bool {
+	k := wire.KindOf(err)
+	return err == nil || k == wire.Denied || k == wire.Unimplemented
 }
 
 // Await connects to dir's supervisor, and waits for one that somebody else

@@ -25,6 +25,14 @@ type life struct {
 // Version is what Run was given.
 func (s *Supervisor) Version() string { return s.life.version }
 
+// software is what a process of a version says that it is, "" where it has none.
+func software(version string) string {
+	if version == "" {
+		return ""
+	}
+	return "waypoint " + version
+}
+
 // PID is this process's.
 func (s *Supervisor) PID() int { return os.Getpid() }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/waypointd/waypoint/mux"
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
@@ -227,5 +228,30 @@ func TestProbe(t *testing.T) {
 	}
 	if err := Probe(t.Context(), t.TempDir()); wire.KindOf(err) != wire.Unavailable {
 		t.Errorf("nobody there, and the probe says %v", err)
+	}
+}
+
+// An agent that cannot be spoken with says by its coming that another release is in place: the
+// supervisor goes with its last job. Anybody else who cannot be spoken with changes nothing.
+func TestOutlived(t *testing.T) {
+	s, err := New(Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	defer s.retirable(func() {})()
+	for _, c := range []struct {
+		peer mux.Peer
+		want bool
+	}{
+		{mux.Peer{Network: "unix", UID: os.Geteuid(), Hello: wire.Hello{Role: wire.RoleClient}}, false},
+		{mux.Peer{Network: "unix", UID: os.Geteuid() + 1, Hello: wire.Hello{Role: wire.RoleSupervisor}}, false},
+		{mux.Peer{Network: "tcp", UID: -1, Hello: wire.Hello{Role: wire.RoleSupervisor}}, false},
+		{mux.Peer{Network: "unix", UID: os.Geteuid(), Hello: wire.Hello{Role: wire.RoleSupervisor}}, true},
+	} {
+		got := s.outlive(t.Context(), &mux.VersionError{Refusal: wire.Errorf(wire.Unimplemented, "none"), Peer: &c.peer})
+		if got != c.want || s.life.retiring != c.want {
+			t.Errorf("%v as %s: %t, and it retires: %t; want %t", &c.peer, c.peer.Hello.Role, got, s.life.retiring, c.want)
+		}
 	}
 }

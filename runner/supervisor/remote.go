@@ -19,7 +19,8 @@ type remote struct {
 var _ Jobs = (*remote)(nil)
 
 // Connect connects to the supervisor behind a socket. When the session is
-// lost all calls are Unavailable: connect again, its jobs go on.
+// lost all calls are Unavailable: connect again, its jobs go on. Unimplemented: it
+// shares no version of the protocol with this release, and ends once none of its jobs runs.
 func Connect(ctx context.Context, socketPath string) (Jobs, error) {
 	conn, err := Dial(ctx, "supervisor", socketPath)
 	if err != nil {

@@ -16,7 +16,9 @@ import (
 // the same host's, but may be of different versions, since a supervisor lives as long as its
 // jobs. The session's version (wire.VersionMin to VersionMax, settled by its hello) is theirs
 // too: within it methods and fields are added, and neither is taken away nor
-// given another meaning. A release speaks the versions of the one before it.
+// given another meaning. A release speaks the versions of the one before it. An agent that shares
+// none is refused, and its coming says that another release has taken the place of this one: see
+// outlive. It finds its jobs' output and ends on the disk, whose formats have versions of their own.
 const (
 	methodStart   = "supervisor.start"   // MSG Spec -> success
 	methodStop    = "supervisor.stop"    // stopRequest -> empty
@@ -104,19 +106,44 @@ func (s *Supervisor) serveList(ctx context.Context, st *mux.Stream) error {
 	}
 }
 
-// admit lets in who could do all of it anyway.
-func (s *Supervisor) admit(peer *mux.Peer, a *agent) (*mux.Admission, error) {
+// mayAsk lets in who could do all of it anyway.
+func mayAsk(peer *mux.Peer) error {
 	if peer.Network == "unix" && peer.UID != 0 && peer.UID != os.Geteuid() {
-		return nil, wire.Errorf(wire.Denied, "this supervisor belongs to user %d, not to user %d", os.Geteuid(), peer.UID)
+		return wire.Errorf(wire.Denied, "this supervisor belongs to user %d, not to user %d", os.Geteuid(), peer.UID)
 	}
 	if peer.Network == "tcp" {
-		return nil, wire.Errorf(wire.Denied, "a supervisor is not to be reached by network")
+		return wire.Errorf(wire.Denied, "a supervisor is not to be reached by network")
+	}
+	return nil
+}
+
+// admit gives an agent the whole table.
+func (s *Supervisor) admit(peer *mux.Peer, a *agent) (*mux.Admission, error) {
+	if err := mayAsk(peer); err != nil {
+		return nil, err
 	}
 	if peer.Hello.Role != wire.RoleSupervisor {
 		return nil, wire.Errorf(wire.BadUsage, "this is a supervisor of jobs, no server").
 			WithHint("use the server's address")
 	}
 	return &mux.Admission{Table: s.table(), Data: a}, nil
+}
+
+// outlive retires, as an agent of a release has come that cannot speak with this one, and so cannot
+// ask for it: nobody else gives jobs to it any more. It reports whether that is so; the
+// agent comes again and again, and is spoken of once.
+func (s *Supervisor) outlive(ctx context.Context, stranger *mux.VersionError) bool {
+	peer := stranger.Peer
+	if peer.Hello.Role != wire.RoleSupervisor || mayAsk(peer) != nil {
+		return false
+	}
+	s.mu.Lock()
+	known := s.life.retiring
+	s.mu.Unlock()
+	if !known {
+		s.log.Warn("agent is of a release that cannot be spoken with", "error", stranger.Refusal.Message)
+	}
+	return s.Retire(ctx) == nil
 }
 
 // What ends Serve by itself: nothing has gone on for some time; or it was asked
@@ -157,9 +184,12 @@ func (s *Supervisor) Serve(ctx context.Context, ln net.Listener, idleAfter time.
 		a := s.arrive(conn)
 		sessions.Go(func() {
 			defer s.leave(a)
-			session, err := mux.Accept(ctx, conn, mux.Config{Logger: s.log}, func(_ context.Context, peer *mux.Peer) (*mux.Admission, error) {
+			session, err := mux.Accept(ctx, conn, mux.Config{Software: software(s.life.version), Logger: s.log}, func(_ context.Context, peer *mux.Peer) (*mux.Admission, error) {
 				return s.admit(peer, a)
 			})
+			if stranger, ok := errors.AsType[*mux.VersionError](err); ok && s.outlive(ctx, stranger) {
+				return
+			}
 			if err != nil {
 				s.log.Warn("accept agent", "error", err.Error())
 				return

@@ -367,6 +367,16 @@ runner waits for another one. Look for the reason: journalctl -u waypoint-jobs`,
 It holds @WAYPOINT_JOBS@ jobs. What the runner gave to one before it, and what this one does not have, ends as runner_lost.`,
 	},
 	{
+		Text:    "supervisor is of a release that cannot be spoken with",
+		ID:      "1b986f3304256f37a039ddc6ed1fb65a",
+		Subject: "The runner cannot speak with the supervisor of its jobs",
+		Body: `
+@WAYPOINT_ERROR@
+The runner was upgraded or downgraded over several releases at once. @WAYPOINT_JOBS@ jobs go on; what they say and how they
+end is reported, and the supervisor is replaced when the last one has ended. Until then no jobs are taken, and a cancel waits.
+To end them at once: systemctl restart waypoint-jobs`,
+	},
+	{
 		Text:    "token key rotated",
 		ID:      "f3cab92cd98e4d91b0f47fadfd47a648",
 		Subject: "The key that signs tokens was rotated by @WAYPOINT_BY@",
