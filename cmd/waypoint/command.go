@@ -95,7 +95,7 @@ func branches() []branch {
 			Inspect jobInspect `cmd:"" help:"Everything known of a job."`
 			Why     jobWhy     `cmd:"" help:"Why a job is where it is, in one sentence."`
 			Stream  jobStream  `cmd:"" aliases:"get-stream,attach" help:"A job's output from the start, then live to the end."`
-			Cancel  jobCancel  `cmd:"" help:"End a job: gracefully, then by force after the grace period."`
+			Cancel  jobCancel  `cmd:"" help:"End a job: SIGTERM, and SIGKILL ten seconds later."`
 			Wait    jobWait    `cmd:"" help:"Wait for the end of jobs; exit code of the first that failed."`
 			Retry   jobRetry   `cmd:"" help:"Queue the same again as a new job, and print its id."`
 		})},
@@ -213,7 +213,7 @@ func (a *app) parser(args []string) (*kong.Kong, error) {
 	parser.Model.HelpFlag.Help = "Say what a command does and which flags it has."
 	for _, f := range parser.Model.Flags { // behind the command's own
 		if f.Name != "help" {
-			f.Group = &kong.Group{Key: "global", Title: "Flags of every command:"}
+			f.Group = &kong.Group{Key: "global", Title: everywhere}
 		}
 	}
 	return parser, nil
@@ -242,10 +242,49 @@ func (a *app) printHelp(options kong.HelpOptions, ctx *kong.Context) error {
 	shown = strings.Replace(shown, "waypoint run [<command> ...] [flags]", "waypoint run [flags] -- CMD [ARG...]", 1)
 	page := "waypoint"
 	if n := ctx.Selected(); n != nil {
+		shown = namesOnly(shown, ctx.Model.Flags)
 		page = strings.Join(append([]string{page}, commandWords(n.Path())...), "-")
 	}
 	_, err = io.WriteString(out, shown+"\nMore of it, with examples: man "+page+"\n")
 	return err
+}
+
+// everywhere is the heading of the flags that every command has.
+const everywhere = "Flags of every command:"
+
+// namesOnly leaves of the flags of every command their names, since what they mean is
+// longer than the help of most commands.
+func namesOnly(help string, flags []*kong.Flag) string {
+	before, rest, found := strings.Cut(help, "\n"+everywhere+"\n")
+	if !found {
+		return help
+	}
+	_, behind, _ := strings.Cut(rest, "\n\n")
+	var text strings.Builder
+	text.WriteString(before + "\n" + everywhere + "\n")
+	line := ""
+	for _, f := range flags {
+		if f.Name == "help" {
+			continue
+		}
+		name := "--" + f.Name
+		if f.Tag.Negatable != "" {
+			name = "--[no-]" + f.Name
+		}
+		if f.Short != 0 {
+			name = "-" + string(f.Short) + ", " + name
+		}
+		if name = "  " + name; len(line)+len(name) > 80 {
+			text.WriteString(line + "\n")
+			line = ""
+		}
+		line += name
+	}
+	text.WriteString(line + "\n  What they mean: waypoint --help\n")
+	if behind != "" {
+		text.WriteString("\n" + behind)
+	}
+	return text.String()
 }
 
 // usageError makes one of ours of what the parser found; found tells of a "--"

@@ -65,9 +65,14 @@ func TestHelp(t *testing.T) {
 		if strings.Contains(stdout.String(), "release release") {
 			t.Errorf("waypoint %s speaks of release release", strings.Join(words, " "))
 		}
-		before, _, found := strings.Cut(stdout.String(), "\nFlags of every command:\n")
+		before, everywhere, found := strings.Cut(stdout.String(), "\nFlags of every command:\n")
 		if !found || strings.Contains(before, "--server-addr=ADDR") {
 			t.Errorf("waypoint %s: its own flags are not before those of every command", strings.Join(words, " "))
+		}
+		for _, name := range []string{"  --server-addr", "  --[no-]server-tls", "  -a, --app", "  --json", "waypoint --help\n"} {
+			if !strings.Contains(everywhere, name) {
+				t.Errorf("waypoint %s: no %q behind its own flags", strings.Join(words, " "), name)
+			}
 		}
 		for _, f := range leaf.Flags {
 			if !f.Hidden && !strings.Contains(before, "--"+f.Name) && !strings.Contains(before, "--[no-]"+f.Name) {

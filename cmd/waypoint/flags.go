@@ -15,13 +15,13 @@ type jobFlags struct {
 	Runner                 string        `placeholder:"ID" help:"Only on the runner with this id."`
 	RunnerLabel            []string      `sep:"none" placeholder:"K=V" help:"Only on a runner with this label; repeatable."`
 	Detach                 bool          `help:"Print the id of each job and leave it to the server."`
-	ExpiresIn              time.Duration `placeholder:"D" help:"Give up if no runner took it by then (90s, 24h)."`
-	Timeout                time.Duration `placeholder:"D" help:"End it when it has run for so long."`
-	Priority               int           `placeholder:"N" help:"Higher first; default 0."`
+	ExpiresIn              time.Duration `placeholder:"D" help:"Give up if no runner took it by then: 90s, 24h (default never)."`
+	Timeout                time.Duration `placeholder:"D" help:"End it when it has run for so long: 90s, 2h (default no limit)."`
+	Priority               int           `placeholder:"N" help:"Higher first, from -1000000 to 1000000 (default 0)."`
 	DependsOn              []string      `sep:"none" placeholder:"JOB" help:"Not before this job has succeeded; repeatable."`
 	AllowDependencyFailure bool          `help:"Run also if a job it depends on did not succeed."`
-	Singleton              string        `placeholder:"KEY" help:"Take the place of a job with this key that is still queued."`
-	IdempotencyKey         string        `placeholder:"KEY" help:"Queue it once, however often this is said."`
+	Singleton              string        `placeholder:"KEY" help:"Of jobs with this key one runs at a time; this one takes the place of one that is still queued."`
+	IdempotencyKey         string        `placeholder:"KEY" help:"Queue it once: where a job was queued with this key before, follow that one."`
 	Var                    []string      `sep:"none" placeholder:"K=V" help:"A variable: WP_VAR_K in the job's environment; repeatable."`
 }
 
