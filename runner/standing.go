@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -103,21 +104,22 @@ func (r *Runner) sayStanding(before *wire.Standing, st wire.Standing) {
 	case st.Granted: // a token is under way
 	case !first && st.State == before.State && st.Problem == before.Problem && st.Detail == before.Detail && !before.Admitted:
 	case st.State == wire.Pending:
-		r.log.Info("runner pending", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail, "hint", r.remedy(st))
+		r.log.Info("runner pending", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail, r.remedy(st))
 	default:
-		r.log.Warn("runner gets no jobs", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail, "hint", r.remedy(st))
+		r.log.Warn("runner gets no jobs", "runner", r.name(), "state", st.State, "problem", st.Problem, "detail", st.Detail, r.remedy(st))
 	}
 	if st.Draining != before.Draining {
 		r.log.Info("runner's drain has changed", "runner", r.name(), "draining", st.Draining, "by", "operator")
 	}
 }
 
-// remedy is what helps a runner without jobs, "" where nobody has said.
-func (r *Runner) remedy(st wire.Standing) string {
+// remedy is what helps a runner without jobs as an attribute of the log, which leaves an
+// empty one out: where nobody has said.
+func (r *Runner) remedy(st wire.Standing) slog.Attr {
 	if r.cfg.Remedy == nil {
-		return ""
+		return slog.Attr{}
 	}
-	return r.cfg.Remedy(r.name(), st)
+	return slog.String("hint", r.cfg.Remedy(r.name(), st))
 }
 
 // A token's life is watched at the wall's clock, which may be set and goes on

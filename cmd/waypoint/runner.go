@@ -100,7 +100,13 @@ func (c *runnerInspect) Run(a *app) error {
 		if err != nil {
 			return fmt.Errorf("inspect runner: %w", err)
 		}
-		return a.print(scripted(r)[0], func(w io.Writer) error { return runnerFields(r, time.Now()).Write(w) })
+		if err := a.print(scripted(r)[0], func(w io.Writer) error { return runnerFields(r, time.Now()).Write(w) }); err != nil {
+			return err
+		}
+		if r.State != wire.Rejected && r.Problem != "" && !r.Admitted && !a.JSON {
+			a.hint("waypoint runner adopt %s --fingerprint %s", r.ID, r.Fingerprint)
+		}
+		return nil
 	})
 }
 

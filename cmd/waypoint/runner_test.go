@@ -82,3 +82,26 @@ func TestRunnerState(t *testing.T) {
 		}
 	}
 }
+
+// A runner that waits for something itself takes no jobs; one whose job waits does.
+func TestAgentThatWaits(t *testing.T) {
+	s := wire.AgentStatus{
+		Connected: true, Standing: &wire.Standing{State: wire.Adopted, Admitted: true},
+		Supervisor: wire.AgentSupervisor{State: wire.SupervisorReady},
+	}
+	for want, waits := range map[string][]wire.Wait{
+		"yes": {{JobRef: wire.JobRef{Job: "j", Attempt: 1}, For: "room"}},
+		"no":  {{For: "its disk"}, {JobRef: wire.JobRef{Job: "j", Attempt: 1}, For: "room"}},
+	} {
+		s.Waits = waits
+		var text strings.Builder
+		if err := agentFields(s, time.Now()).Write(&text); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(strings.Split(text.String(), "\n"), func(line string) bool {
+			return slices.Equal(strings.Fields(line), []string{"Gets", "jobs:", want})
+		}) {
+			t.Errorf("it gets jobs: want %q in\n%s", want, &text)
+		}
+	}
+}

@@ -129,8 +129,9 @@ func (c *runnerAgent) run(a *app) error {
 		fault:       dir.TokenFault,
 	}
 	var remedy func(string, wire.Standing) string // elsewhere it is said beside the log
-	if _, says.silent = log.Handler().(*journal.Handler); says.silent {
-		remedy = says.remedy
+	switch log.Handler().(type) {
+	case *journal.Handler, *slog.JSONHandler:
+		says.silent, remedy = true, says.remedy
 	}
 	tokens := runner.Tokens{Dir: dir, Environment: cfg.token, CredentialFile: a.credentialFile()}
 	a.warn(cfg.addr, cfg.trust)

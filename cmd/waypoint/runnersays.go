@@ -18,11 +18,11 @@ import (
 // said.
 //
 // Where the log is the journal, stderr ends there too: what was said would be
-// there twice, the second time as no fields. So nothing is, and the log has
-// what to do as a hint (remedy).
+// there twice, the second time as no fields; and lines of JSON are for programs. So
+// nothing is said there, and the log has what to do as a hint (remedy).
 type agentSays struct {
 	a           *app
-	silent      bool // the log is the journal
+	silent      bool // the log is the journal, or JSON
 	addr        string
 	fingerprint string
 	tokenFile   string

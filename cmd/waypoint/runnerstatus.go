@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,7 +35,14 @@ func (c *runnerStatus) Run(a *app) error {
 		if err != nil {
 			return fmt.Errorf("ask agent: %w", err)
 		}
-		return a.print(s, func(w io.Writer) error { return agentFields(s, time.Now()).Write(w) })
+		if err := a.print(s, func(w io.Writer) error { return agentFields(s, time.Now()).Write(w) }); err != nil {
+			return err
+		}
+		if st := s.Standing; st != nil && !st.Admitted && !st.Granted && !a.JSON {
+			says := agentSays{fingerprint: s.Fingerprint, tokenFile: "the file token in its state directory"}
+			a.hint("%s", says.remedy(s.ID, *st))
+		}
+		return nil
 	})
 }
 
@@ -47,7 +55,7 @@ func agentFields(s wire.AgentStatus, now time.Time) *output.Fields {
 	f.Add("Connected", strings.TrimSuffix(yesNo(s.Connected)+": "+s.Error, ": "))
 	if st := s.Standing; st != nil {
 		f.Add("State", string(st.State))
-		f.Add("Gets jobs", yesNo(st.Admitted && s.Connected && !s.Draining && !st.Draining && !s.Stopping && s.Supervisor.State == wire.SupervisorReady))
+		f.Add("Gets jobs", yesNo(st.Admitted && s.Connected && !s.Draining && !st.Draining && !s.Stopping && s.Supervisor.State == wire.SupervisorReady && !itselfWaits(s.Waits)))
 		if st.Problem != "" {
 			f.Add("Problem", why(st.Problem, st.Detail))
 		}
@@ -66,6 +74,11 @@ func agentFields(s wire.AgentStatus, now time.Time) *output.Fields {
 	f.Add("PID", strconv.Itoa(s.PID))
 	addSupervisor(f, s.Supervisor)
 	return f
+}
+
+// itselfWaits reports whether the runner takes no jobs until what it waits for is there.
+func itselfWaits(waits []wire.Wait) bool {
+	return slices.ContainsFunc(waits, func(w wire.Wait) bool { return w.Job == "" })
 }
 
 // addSupervisor adds what is known of the parent of the jobs.
