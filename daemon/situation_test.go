@@ -332,7 +332,7 @@ func TestSituations(t *testing.T) {
 		{
 			name: "queued, and its runner cannot write its disk", arrange: func(x *situation) {
 				x.r.Say(wire.WorkEvent{Drain: new(true)})
-				x.r.Say(wire.WorkEvent{Holds: &wire.WorkHolds{Waits: []wire.Wait{{For: "its disk to be written again: no space"}}}})
+				x.r.Say(wire.WorkEvent{Holds: &wire.WorkHolds{Waits: []wire.Wait{{For: "its disk to be writable again: no space"}}}})
 				for end := time.Now().Add(daemontest.Patience); len(inspect(x.t, x.c, "r1").Waits) == 0; time.Sleep(time.Millisecond) {
 					if time.Now().After(end) {
 						x.t.Fatal("what it waits for is not known")
@@ -340,7 +340,7 @@ func TestSituations(t *testing.T) {
 				}
 				x.job = submit(x.t, x.c, run(func(j *wire.JobSpec) { j.Target = wire.Target{ID: "r1"} }))[0].ID
 			},
-			code: "runners_draining", says: []string{"draining: r1 (it waits for its disk to be written again: no space)"},
+			code: "runners_draining", says: []string{"draining: r1 (it waits for its disk to be writable again: no space)"},
 			runner: func(r wire.Runner) bool { return r.Online && r.Draining && len(r.Waits) == 1 && r.Waits[0].Job == "" },
 		},
 		{

@@ -87,12 +87,11 @@ func (r *Runner) tellDrain() {
 // there is no session for a while, once none is left that runs: what has ended
 // is reported, and what has not begun is settled, by the next agent on this
 // directory.
-func (r *Runner) stop(why error) {
+func (r *Runner) stop() {
 	if r.cfg.Managed {
 		r.handOver()
 		return
 	}
-	r.log.Info("draining", "why", why)
 	r.setDrain(&r.stopping, true)
 	r.tellDrain()
 	r.retell()

@@ -81,7 +81,7 @@ func TestMarkWithoutRoom(t *testing.T) {
 		}
 		return why != ""
 	})
-	if want := "its disk to be written again: " + syscall.ENOSPC.Error(); why != want {
+	if want := "its disk to be writable again: " + syscall.ENOSPC.Error(); why != want {
 		t.Errorf("it waits for %q, want %q: who may not see the job is told as well", why, want)
 	}
 	told := b.r.unnamed(wire.Errorf(wire.Unavailable, "start job %s: too many open files", a.Job)).Error()

@@ -322,7 +322,7 @@ func (r *Runner) Run(ctx, stop context.Context) error {
 	wg.Go(func() {
 		select {
 		case <-stop.Done():
-			r.stop(context.Cause(stop))
+			r.stop()
 		case <-ctx.Done():
 		}
 	})

@@ -96,7 +96,7 @@ func (r *Runner) unable() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.sick != nil {
-		return "its disk to be written again: " + r.sick.Error()
+		return "its disk to be writable again: " + r.sick.Error()
 	}
 	return ""
 }

@@ -279,7 +279,7 @@ func TestRunnerDiskFull(t *testing.T) {
 	awaitWaits(ctx, t, c, all) // the new one says so too
 	await(ctx, t, "why a job is not begun", func() error {
 		w, err := c.Why(ctx, second.ID)
-		if err == nil && (w.Job.State.Ended() || !strings.Contains(w.Sentence, "draining: "+runnerID+" (it waits for its disk to be written again: ") && !strings.Contains(w.Sentence, "room on the runner's disk to start")) {
+		if err == nil && (w.Job.State.Ended() || !strings.Contains(w.Sentence, "draining: "+runnerID+" (it waits for its disk to be writable again: ") && !strings.Contains(w.Sentence, "room on the runner's disk to start")) {
 			err = fmt.Errorf("it is %s: %q %q", w.Job.State, w.Code, w.Sentence)
 		}
 		return err
