@@ -394,7 +394,7 @@ func (s *Server) mayQueueAll(ctx context.Context, c *call, specs []wire.JobSpec)
 				continue
 			}
 			if dep, err := s.store.Job(ctx, id); err == nil && !c.by.limits.Allow(dep.Project, dep.Workspace) {
-				return nil, wire.Errorf(wire.NotFound, "job %q to depend on not found", id)
+				return nil, wire.Errorf(wire.NotFound, "there is no job %q to depend on", id)
 			}
 		}
 		if err := s.mayFeed(ctx, c, spec); err != nil {

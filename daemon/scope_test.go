@@ -106,7 +106,7 @@ func TestLimitsHideJobs(t *testing.T) {
 		spec := jobOf("shop", "")
 		spec.DependsOn = []string{j.ID}
 		_, err := limited.Submit(t.Context(), spec)
-		is(t, err, wire.NotFound, "to depend on not found", "")
+		is(t, err, wire.NotFound, "there is no job", "")
 	}
 	list, err := limited.Jobs(t.Context(), wire.JobFilter{})
 	if err != nil || len(list) != 2 {

@@ -89,7 +89,8 @@ func (f *follower) advance(ctx context.Context) (done bool, err error) {
 		return false, err
 	}
 	if f.req.Attempt > job.Attempt {
-		return false, wire.Errorf(wire.NotFound, "job %s has no attempt %d yet", job.ID, f.req.Attempt)
+		return false, wire.Errorf(wire.NotFound, "job %s has no attempt %d yet", job.ID, f.req.Attempt).
+			WithHint("waypoint job inspect %s, which shows the newest", job.ID)
 	}
 	if f.req.Attempt == 0 && job.Attempt > 0 && job.State != wire.Queued && job.State != wire.Assigned {
 		f.req.Attempt = job.Attempt // from here on it is this one's output

@@ -98,8 +98,8 @@ func (s *Server) whyNoRunner(ctx context.Context, f store.QueueFacts) (code, sen
 	}
 	switch {
 	case len(busy) > 0:
-		return "runners_busy", fmt.Sprintf("it wants %s, and all that match are busy: %s; %d jobs are before it",
-			wants, enumerate(busy), f.Ahead)
+		return "runners_busy", fmt.Sprintf("it wants %s, and all that match are busy: %s; %s before it",
+			wants, enumerate(busy), jobsAre(f.Ahead))
 	case len(draining) > 0:
 		return "runners_draining", fmt.Sprintf("it wants %s, and all that match are draining: %s", wants, enumerate(draining))
 	case len(unusable) > 0:
@@ -108,6 +108,13 @@ func (s *Server) whyNoRunner(ctx context.Context, f store.QueueFacts) (code, sen
 		return "runners_pending", fmt.Sprintf("it wants %s, and the only ones that match wait for adoption: %s", wants, enumerate(unadopted))
 	}
 	return s.whyOffline(ctx, f, wants, rejected)
+}
+
+func jobsAre(n int) string {
+	if n == 1 {
+		return "1 job is"
+	}
+	return fmt.Sprintf("%d jobs are", n)
 }
 
 // whyDraining says what keeps a runner from taking jobs, where it is not that somebody
@@ -194,7 +201,7 @@ func whyEnded(j wire.Job) string {
 	if j.Reason != "" && string(j.Reason) != string(j.State) {
 		text += " (" + string(j.Reason) + ")"
 	}
-	if j.Error != "" {
+	if j.Error != "" && j.Error != string(j.State) {
 		text += ": " + j.Error
 	}
 	if j.LateResult != nil {

@@ -197,7 +197,7 @@ func (tx *Tx) dependencies(j *queue.Job) (waiting []string, failed *queue.Job, e
 		}
 		switch {
 		case dep == nil:
-			return nil, nil, wire.Errorf(wire.NotFound, "job %q to depend on not found", id)
+			return nil, nil, wire.Errorf(wire.NotFound, "there is no job %q to depend on", id)
 		case !dep.State.Ended():
 			waiting = append(waiting, id)
 		case dep.State != wire.Success && !j.AllowDependencyFailure && failed == nil:
@@ -226,7 +226,8 @@ func (tx *Tx) RetryBy(by, id string, now time.Time) (wire.Job, error) {
 		return wire.Job{}, err
 	}
 	if !old.State.Ended() {
-		return wire.Job{}, wire.Errorf(wire.Conflict, "retry job %s: it has not ended, it is %s", id, old.State)
+		return wire.Job{}, wire.Errorf(wire.Conflict, "job %s has not ended, it is %s", id, old.State).
+			WithHint("waypoint job wait %s, or end it with: waypoint job cancel %s", id, id)
 	}
 	spec, err := getSpec(tx, id)
 	if err != nil {
