@@ -268,6 +268,9 @@ func (s *Server) permit(ctx context.Context, m method, c *call, st *mux.Stream) 
 		if err != nil && !(wire.KindOf(err) == wire.Expired && s.fleet.mayReport(d.id)) {
 			return s.noted(d.login, err)
 		}
+		if err := ownRunner.allows(by, s.cfg().Access); err != nil && !s.fleet.mayReport(d.id) {
+			return err
+		}
 		c.by.limits, c.by.login = by.limits, d.login
 		return nil
 	case *login:
@@ -310,6 +313,9 @@ func (s *Server) permitObject(ctx context.Context, m method, c *call, st *mux.St
 	}
 	return err
 }
+
+// ownRunner stands for all that a command line's own runner asks for.
+var ownRunner = method{name: "a runner of one's own", who: operators}
 
 // noted has the session of a login that is over end soon.
 func (s *Server) noted(l *login, err error) error {

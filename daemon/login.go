@@ -90,7 +90,7 @@ func (s *Server) localLogin(ctx context.Context, peer *mux.Peer, in door) (*logi
 	}
 	by, err := s.caller(ctx, l, s.now())
 	if err == nil {
-		err = method{name: "a runner of one's own", who: operators}.allows(by, s.cfg().Access)
+		err = ownRunner.allows(by, s.cfg().Access)
 	}
 	if err != nil {
 		return nil, err

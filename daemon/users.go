@@ -131,6 +131,11 @@ func (s *Server) issueUser(ctx context.Context, kind wire.TokenKind, life, usual
 		if u, err = whose(tx, now); err != nil {
 			return err
 		}
+		if by.role != "" && by.role != wire.Admin {
+			if err := roomForToken(tx, u.Name); err != nil {
+				return err
+			}
+		}
 		if reply.Token, made, err = s.mint(tx, wire.Claims{Kind: kind, User: u.Name}, life, now); err != nil {
 			return err
 		}
@@ -150,6 +155,19 @@ func (s *Server) issueUser(ctx context.Context, kind wire.TokenKind, life, usual
 	reply.User, reply.Role, reply.Limits = u.Name, u.Role, u.Limits
 	reply.Expiry, reply.Fingerprint = made.Expiry, made.Pin
 	return reply, nil
+}
+
+// maxUserTokens bounds the tokens on record of one user that he may make himself, or who
+// only sees could fill the store.
+const maxUserTokens = 10_000
+
+func roomForToken(tx *store.Tx, user string) error {
+	n, err := tx.CountUserTokens(user)
+	if err == nil && n >= maxUserTokens {
+		err = wire.Errorf(wire.Conflict, "%d tokens of %s are on record, which is as many as he may make", n, user).
+			WithHint("a token goes off the record %d days after it has expired; until then an admin can make one: waypoint user token --user %s", int(keepTokens.Hours()/24), user)
+	}
+	return err
 }
 
 // userTokens lists tokens: one's own, and to admins everybody's.

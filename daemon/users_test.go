@@ -31,7 +31,20 @@ func TestRightsAreThoseOfNow(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := s.helloAs(t, "tcp", local(token), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	missing := func() error { return own.Call(t.Context(), wire.MethodBlobMissing, wire.BlobDigests{}, nil) }
+	if err := missing(); err != nil {
+		t.Error(err)
+	}
 	set(wire.UserSetRequest{Role: wire.Viewer})
+	is(t, missing(), wire.Denied, "a runner of one's own is for the role operator, and otto is a viewer", "waypoint user set otto --role operator")
 	is(t, submit(), wire.Denied, "job.submit is for the role operator, and otto is a viewer", "waypoint user set otto --role operator")
 	set(wire.UserSetRequest{Role: wire.Operator, Limits: &wire.Limits{Projects: []string{"shop"}}})
 	is(t, submit(), wire.Denied, "limited to project shop", "--project")
@@ -45,6 +58,36 @@ func TestRightsAreThoseOfNow(t *testing.T) {
 	var self wire.Self
 	if err := living.Call(t.Context(), wire.MethodUserSelf, wire.SelfRequest{}, &self); err != nil || self.User != "otto" || self.Role != wire.Admin || self.TokenID == "" || self.Expiry.IsZero() {
 		t.Errorf("%+v, %v", self, err)
+	}
+}
+
+// Who may only see makes himself tokens, but not without end; an admin goes on.
+func TestTokensWithoutEnd(t *testing.T) {
+	s := newSite(t, Config{})
+	token := s.account(t, "vera", wire.Viewer, wire.Limits{})
+	make := func(c *mux.Session, user string) error {
+		return c.Call(t.Context(), wire.MethodUserToken, wire.UserTokenRequest{User: user}, nil)
+	}
+	living := s.mustHello(t, "tcp", operator(token))
+	if err := make(living, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.store.Update(t.Context(), func(tx *store.Tx) error {
+		for i := range int64(maxUserTokens - 2) {
+			if err := tx.AddUserToken(store.UserTokenRecord{Serial: i + 1, Kind: wire.UserToken, User: "vera"}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	is(t, make(living, ""), wire.Conflict, "10000 tokens of vera are on record", "waypoint user token --user vera")
+	if err := make(s.mustHello(t, "memory", operator("")), "vera"); err != nil {
+		t.Error(err)
+	}
+	if err := make(s.mustHello(t, "tcp", operator(s.account(t, "otto", wire.Operator, wire.Limits{}))), ""); err != nil {
+		t.Error(err)
 	}
 }
 

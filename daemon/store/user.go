@@ -57,6 +57,7 @@ const (
 	userTokenColumns = `serial, kind, name_key, created_at, created_by, expires_at, used_at, revoked_at, revoked_by`
 	selectUserToken  = `SELECT ` + userTokenColumns + ` FROM user_tokens WHERE serial = $1`
 	selectUserTokens = `SELECT ` + userTokenColumns + ` FROM user_tokens`
+	countUserTokens  = `SELECT COUNT(*) FROM user_tokens WHERE name_key = $1`
 	insertUserToken  = `INSERT INTO user_tokens (` + userTokenColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`
 	revokeUserToken  = `UPDATE user_tokens SET revoked_at = $1, revoked_by = $2 WHERE serial = $3 AND revoked_at = 0`
 	useUserToken     = `UPDATE user_tokens SET used_at = $1 WHERE serial = $2 AND used_at < $1`
@@ -233,6 +234,14 @@ func userTokens(q querier, user string) ([]UserTokenRecord, error) {
 		return nil, fmt.Errorf("list tokens of users: %w", err)
 	}
 	return tokens, nil
+}
+
+// CountUserTokens is how many tokens of a user there are, old ones included.
+func (tx *Tx) CountUserTokens(user string) (n int, err error) {
+	if err := one(tx, countUserTokens, []any{wire.UserKey(user)}, &n); err != nil {
+		return 0, fmt.Errorf("count tokens of user %s: %w", user, err)
+	}
+	return n, nil
 }
 
 // UserToken is one token, or NotFound; see User.
