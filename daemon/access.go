@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -381,7 +382,8 @@ func (m method) least() wire.UserRole {
 }
 
 // mayQueueAll refuses jobs that are not for a caller to ask for. unfed are errors
-// that hold, by the jobs' numbers, unless the job is queued already: see mayFeed.
+// that hold, by the jobs' numbers, unless the job is queued already: see mayFeed. It
+// is so of a dependency, too, that there is not.
 func (s *Server) mayQueueAll(ctx context.Context, c *call, specs []wire.JobSpec) (unfed map[int]error, err error) {
 	unfed = map[int]error{}
 	for i := range specs {
@@ -399,12 +401,16 @@ func (s *Server) mayQueueAll(ctx context.Context, c *call, specs []wire.JobSpec)
 			if strings.HasPrefix(id, "#") {
 				continue
 			}
-			if dep, err := s.store.Job(ctx, id); err == nil && !c.by.limits.Allow(dep.Project, dep.Workspace) {
-				return nil, wire.Errorf(wire.NotFound, "there is no job %q to depend on", id)
+			// The same is said, and after the same, of one that does not exist.
+			switch dep, err := s.store.Job(ctx, id); {
+			case wire.KindOf(err) == wire.NotFound, err == nil && !c.by.limits.Allow(dep.Project, dep.Workspace):
+				unfed[i] = cmp.Or(unfed[i], error(wire.Errorf(wire.NotFound, "there is no job %q to depend on", id)))
+			case err != nil:
+				return nil, err
 			}
 		}
 		if err := s.mayFeed(ctx, c, spec); err != nil {
-			unfed[i] = err
+			unfed[i] = cmp.Or(unfed[i], err)
 		}
 	}
 	return unfed, nil

@@ -70,7 +70,7 @@ func TestLimitsHideJobs(t *testing.T) {
 	s := newSite(t, Config{})
 	admin := s.clientBy(t, "memory", "")
 	limited := s.as(t, s.account(t, "olga", wire.Operator, wire.Limits{Projects: []string{"shop", "site"}, Workspaces: []string{"default"}}))
-	ours := mustQueue(t, limited, jobOf("shop", ""), jobOf("site", "default"))
+	ours := mustQueue(t, limited, jobOf("shop", ""), func() wire.JobSpec { j := jobOf("site", "default"); j.IdempotencyKey = "again"; return j }())
 	other := mustQueue(t, admin, jobOf("bank", "default"), jobOf("shop", "staging"), jobOf("", ""))
 	for _, j := range ours {
 		if j.QueuedBy != "olga" {
@@ -107,6 +107,24 @@ func TestLimitsHideJobs(t *testing.T) {
 		spec.DependsOn = []string{j.ID}
 		_, err := limited.Submit(t.Context(), spec)
 		is(t, err, wire.NotFound, "there is no job", "")
+		// Nor is it told by what is said about something else first, of one that is not there.
+		for what, edit := range map[string]func(*wire.JobSpec){
+			"a spec that is none":  func(spec *wire.JobSpec) { spec.Priority = 1 << 40 },
+			"an input of others":   func(spec *wire.JobSpec) { spec.Stdin = blob("bank").Digest },
+			"a job that is queued": func(spec *wire.JobSpec) { spec.IdempotencyKey = "again" },
+		} {
+			var says []string
+			for _, id := range []string{j.ID, strings.ToLower(j.ID)} {
+				spec := jobOf("shop", "")
+				edit(&spec)
+				spec.DependsOn = []string{id}
+				jobs, err := limited.Submit(t.Context(), spec)
+				says = append(says, strings.ReplaceAll(fmt.Sprint(len(jobs), err), id, "it"))
+			}
+			if says[0] != says[1] {
+				t.Errorf("%s: %q, and of one that is not there %q", what, says[0], says[1])
+			}
+		}
 	}
 	list, err := limited.Jobs(t.Context(), wire.JobFilter{})
 	if err != nil || len(list) != 2 {
