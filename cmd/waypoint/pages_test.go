@@ -64,6 +64,7 @@ func (p page) rows(name string) [][]string {
 type documented struct {
 	kind                       string // in parentheses
 	value, flag, env, reloaded string // the inner list
+	ranged                     string // likewise
 	text                       []string
 }
 
@@ -104,6 +105,8 @@ func (p page) keys(heading string) (names []string, by map[string]*documented) {
 			key.flag = strings.TrimPrefix(l, ".Fl -")
 		case item == "environment":
 			key.env = strings.TrimPrefix(l, ".Ev ")
+		case item == "range":
+			key.ranged = l
 		case item == "reload":
 			key.reloaded = l
 		case item == "":
@@ -244,6 +247,10 @@ func TestConfigPages(t *testing.T) {
 				}
 				if got := reloadOfKey(t, c.empty(), k); c.file == "server.toml" && got != d.reloaded {
 					t.Errorf("%s: does a reload take it up? By the code %s, by %s %q", k, got, c.page, d.reloaded)
+				}
+				least, most, bounded := config.Range(fieldOfKey(t, c.empty(), k))
+				if got := least + " to " + most; bounded && got != d.ranged || !bounded && d.ranged != "" {
+					t.Errorf("%s: the range is %s by the code, and by %s %q", k, got, c.page, d.ranged)
 				}
 				if len(strings.Join(d.text, "")) < 20 {
 					t.Errorf("%s says next to nothing of %s", c.page, k)

@@ -35,11 +35,11 @@ type runnerConfig struct {
 	ServerTLSFingerprint string            `toml:"server_tls_fingerprint"`
 	ID                   string            `toml:"id"`
 	Labels               map[string]string `toml:"labels"`
-	Concurrency          int               `toml:"concurrency"`
+	Concurrency          int               `toml:"concurrency" range:"1 10000"`
 	StateDir             string            `toml:"state_dir"`
 	JobsDir              string            `toml:"jobs_dir"`
 	JobUser              string            `toml:"job_user"`
-	DrainTimeout         wire.Duration     `toml:"drain_timeout"`
+	DrainTimeout         wire.Duration     `toml:"drain_timeout" range:"0s 168h"`
 	LogLevel             string            `toml:"log_level"`
 	LogFormat            string            `toml:"log_format"`
 

@@ -28,44 +28,44 @@ type serverConfig struct {
 	SocketMode  string        `toml:"socket_mode" reload:"restart"` // of Unix sockets, octal
 	Store       string        `toml:"store" reload:"restart"`
 	Metrics     string        `toml:"metrics_listen" reload:"restart"`
-	Reserve     *int64        `toml:"store_reserve"` // bytes; 0: none, nil: the default
+	Reserve     *int64        `toml:"store_reserve" range:"0 1099511627776"` // bytes; 0: none, nil: the default
 	LogLevel    string        `toml:"log_level"`
 	LogFormat   string        `toml:"log_format" reload:"restart"`
-	AckTimeout  wire.Duration `toml:"ack_timeout"`
-	Lease       wire.Duration `toml:"lease"`
-	Heartbeat   wire.Duration `toml:"heartbeat"`
-	LogLimit    int64         `toml:"log_limit"` // bytes
-	RetainFor   wire.Duration `toml:"retain_for"`
-	RetainJobs  int           `toml:"retain_jobs"`
-	MaxSessions int           `toml:"max_sessions"`
+	AckTimeout  wire.Duration `toml:"ack_timeout" range:"1s 1h"`
+	Lease       wire.Duration `toml:"lease" range:"1s 168h"`
+	Heartbeat   wire.Duration `toml:"heartbeat" range:"100ms 10m"`
+	LogLimit    int64         `toml:"log_limit" range:"1024 1099511627776"` // bytes
+	RetainFor   wire.Duration `toml:"retain_for" range:"1m 876000h"`
+	RetainJobs  int           `toml:"retain_jobs" range:"1 100000000"`
+	MaxSessions int           `toml:"max_sessions" range:"16 1000000"`
 
 	// Of the audit.
-	AuditRetention wire.Duration `toml:"audit_retention"`
-	AuditEntries   int           `toml:"audit_entries"`
+	AuditRetention wire.Duration `toml:"audit_retention" range:"1h 876000h"`
+	AuditEntries   int           `toml:"audit_entries" range:"100 1000000000"`
 	AuditLog       *bool         `toml:"audit_log"` // nil: each entry is in the log too
 
 	// Of runners that wait for adoption.
-	MaxPending        int           `toml:"max_pending"`
-	MaxPendingPerPeer int           `toml:"max_pending_per_peer"`
-	PendingFor        wire.Duration `toml:"pending_for"`
+	MaxPending        int           `toml:"max_pending" range:"1 1000000"`
+	MaxPendingPerPeer int           `toml:"max_pending_per_peer" range:"1 1000000"`
+	PendingFor        wire.Duration `toml:"pending_for" range:"1m 8760h"`
 
 	// Of what peers can take, whoever they are.
 	Limits struct {
-		SessionsPerPeer int   `toml:"sessions_per_peer"`
-		Greeting        int   `toml:"greeting"`
-		GreetingPerPeer int   `toml:"greeting_per_peer"`
-		HellosPerPeer   int   `toml:"hellos_per_peer"`
-		Handshakes      int   `toml:"handshakes"`
-		Unread          int64 `toml:"unread"` // bytes
-		RunnersPerToken int   `toml:"runners_per_token"`
-		Streams         int   `toml:"streams"`
+		SessionsPerPeer int   `toml:"sessions_per_peer" range:"4 1000000"`
+		Greeting        int   `toml:"greeting" range:"8 1000000"`
+		GreetingPerPeer int   `toml:"greeting_per_peer" range:"1 1000000"`
+		HellosPerPeer   int   `toml:"hellos_per_peer" range:"1 100000"`
+		Handshakes      int   `toml:"handshakes" range:"1 10000"`
+		Unread          int64 `toml:"unread" range:"1048576 1099511627776"` // bytes
+		RunnersPerToken int   `toml:"runners_per_token" range:"1 1000000"`
+		Streams         int   `toml:"streams" range:"64 65536"`
 
-		HandshakeTime wire.Duration `toml:"handshake_time"`
+		HandshakeTime wire.Duration `toml:"handshake_time" range:"1s 10m"`
 	} `toml:"limits"`
 
 	// Of the tokens of adopted runners.
 	Tokens struct {
-		Life  wire.Duration `toml:"life"`
+		Life  wire.Duration `toml:"life" range:"1m 87600h"`
 		Renew *bool         `toml:"renew"` // nil: they are
 	} `toml:"tokens"`
 
@@ -74,7 +74,7 @@ type serverConfig struct {
 		Users        map[string]string `toml:"users"`  // of this host: name or number → role
 		Groups       map[string]string `toml:"groups"` // likewise
 		RunnerTokens string            `toml:"runner_tokens"`
-		TokenLife    wire.Duration     `toml:"token_life"`
+		TokenLife    wire.Duration     `toml:"token_life" range:"1m 87600h"`
 	} `toml:"access"`
 
 	TLS      *bool    `toml:"tls" reload:"restart"` // false: plaintext on loopback addresses
@@ -205,21 +205,7 @@ func (cfg *serverConfig) check() error {
 	if err := cfg.checkReserve(); err != nil {
 		return err
 	}
-	if err := cfg.checkHandshakeTime(); err != nil {
-		return err
-	}
 	return checkLogFormat(cfg.LogFormat)
-}
-
-// leastHandshake is what a hello can take on a host that is busy. With less nobody
-// gets in, also not who would have the configuration read again.
-const leastHandshake = time.Second
-
-func (cfg *serverConfig) checkHandshakeTime() error {
-	if t := time.Duration(cfg.Limits.HandshakeTime); t > 0 && t < leastHandshake {
-		return wire.Errorf(wire.BadUsage, "read configuration: limits.handshake_time must be at least %s, not %s: nobody could connect in time", leastHandshake, t)
-	}
-	return nil
 }
 
 func (cfg *serverConfig) checkReserve() error {

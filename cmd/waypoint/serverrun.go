@@ -55,9 +55,6 @@ func (c *serverRun) Run(a *app) error {
 	if err := cfg.checkReserve(); err != nil {
 		return err
 	}
-	if err := cfg.checkHandshakeTime(); err != nil {
-		return err
-	}
 	log, level, err := programLog(a, serverIdentifier, cfg.LogLevel, cfg.LogFormat)
 	if err != nil {
 		return err

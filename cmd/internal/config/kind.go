@@ -11,8 +11,8 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
-// checkKinds compares the values of a file with the fields of a struct. The
-// decoder does so too, but speaks of Go's types, and takes what is no table
+// checkKinds compares the values of a file with the fields of a struct, and with their
+// ranges. The decoder does the first too, but speaks of Go's types, and takes what is no table
 // for an empty one.
 func checkKinds(path, text string, values map[string]any, into any) error {
 	return checkTable(path, text, nil, values, reflect.TypeOf(into).Elem())
@@ -30,6 +30,9 @@ func checkTable(path, text string, table toml.Key, values map[string]any, t refl
 		if want := wanted(f.Type, v); want != "" {
 			return wire.Errorf(wire.BadUsage, "read configuration: %s:%d: %s is %s, not %s",
 				path, line(text, key), key, kindOf(v), want)
+		}
+		if err := checkRange(path, text, key, v, f); err != nil {
+			return err
 		}
 		if f.Type.Kind() != reflect.Struct {
 			continue
