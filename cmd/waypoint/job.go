@@ -13,6 +13,9 @@ import (
 	"github.com/waypointd/waypoint/mux/wire"
 )
 
+// chosenBy is said of each list of what belongs to projects.
+const chosenBy = "All that the user may see, or with --project, --app and --workspace those of one."
+
 // jobList is `waypoint job list`.
 type jobList struct {
 	State     string `placeholder:"STATE" help:"Only in this state: queued, assigned, running, success, error or canceled."`
@@ -21,6 +24,8 @@ type jobList struct {
 	Limit     int    `default:"50" placeholder:"N" help:"At most so many, up to 500 (default 50)."`
 	After     string `placeholder:"ID" help:"The page older than this job."`
 }
+
+func (*jobList) Help() string { return chosenBy }
 
 func (c *jobList) Run(a *app) error {
 	if err := checkLimit(c.Limit); err != nil {

@@ -42,6 +42,10 @@ func (a *app) project() (*operation.Project, error) {
 // initProject is `waypoint init`.
 type initProject struct{}
 
+func (*initProject) Help() string {
+	return "It is written into the current directory. A file that is there is read and said to be good, or what is wrong in it; it is never changed."
+}
+
 // initAnswer is its answer.
 type initAnswer struct {
 	Path    string   `json:"path"`

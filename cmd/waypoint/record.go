@@ -17,6 +17,8 @@ type recordFlags struct {
 	Limit int `default:"50" placeholder:"N" help:"At most so many, up to 500 (default 50)."`
 }
 
+func (*recordFlags) Help() string { return chosenBy }
+
 // artifactList is `waypoint artifact list`.
 type artifactList struct{ recordFlags }
 
@@ -84,6 +86,10 @@ type statusAnswer struct {
 	Artifact   *wire.Record `json:"artifact,omitempty"`
 	Deployment *wire.Record `json:"deployment,omitempty"`
 	Release    *wire.Record `json:"release,omitempty"`
+}
+
+func (projectStatus) Help() string {
+	return "Of the project that --project names, else of the one whose file is in this directory or above it, else of all that the user may see."
 }
 
 func (projectStatus) Run(a *app) error {
