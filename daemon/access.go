@@ -354,8 +354,8 @@ func (m method) allows(by caller, cfg Access) error {
 		return e.WithHint("an admin can change that: [access] in the server's configuration; or log in with a token of an account that may")
 	}
 	if m.limits == unlimited && !by.limits.None() {
-		return wire.Errorf(wire.Denied, "%s is not for who is limited, and %s is, to %s", m.name, by.name, by.limits).
-			WithHint("have somebody do it who is not, or be unlimited: waypoint user set %s --unlimited", by.name)
+		return wire.Errorf(wire.Denied, "%s is for users without limits, and %s is limited to %s", m.name, by.name, by.limits).
+			WithHint("ask one of them, or an admin to end the limits: waypoint user set %s --unlimited", by.name)
 	}
 	return nil
 }
@@ -430,7 +430,7 @@ func (c *call) mayQueue(spec *wire.JobSpec) error {
 	if spec.Project == "" {
 		e = wire.Errorf(wire.Denied, "a job without a project is not for %s, who is limited to %s", c.by.name, l)
 	}
-	return e.WithHint("name another one with --project and --workspace")
+	return e.WithHint("name one that is within the limits with --project and --workspace")
 }
 
 // mayTarget refuses a job for the runner of somebody else's command line: it runs
