@@ -62,8 +62,8 @@ or
 		ID:      "8280168e057e4916b7bf017497fd46a9",
 		Subject: "Runner @WAYPOINT_RUNNER@ gets no jobs",
 		Body: `
-It is @WAYPOINT_STATE@, but no token that it has is usable: @WAYPOINT_PROBLEM@
-(@WAYPOINT_DETAIL@). Its running jobs go on. Mend it from the server with
+It is @WAYPOINT_STATE@. What keeps it from jobs: @WAYPOINT_DETAIL@
+(problem: @WAYPOINT_PROBLEM@). Its running jobs go on. Mend it from the server with
   waypoint runner adopt @WAYPOINT_RUNNER@
 or on its host with a new token of
   waypoint runner token --id @WAYPOINT_RUNNER@`,
