@@ -200,7 +200,7 @@ type JobPage struct {
 type Why struct {
 	Job      Job    `json:"job"`
 	Sentence string `json:"sentence"`
-	Code     string `json:"code"` // no_runner_matches | runners_offline | runners_pending | runners_busy | store_full | store_reserve | dependency | serialized | singleton | next | assigned | running | ended
+	Code     string `json:"code"` // no_runner_matches | runners_offline | runners_rejected | runners_pending | runners_token | runners_draining | runners_busy | store_full | store_reserve | dependency | serialized | singleton | next | assigned | running | ended
 }
 
 // RecordKind is what a successful operation leaves behind.
