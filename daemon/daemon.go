@@ -388,14 +388,20 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(ErrClosed)
+	// Sessions end when nothing is accepted any more: who then comes again at
+	// once must not be taken by a server that is going, but wait in a handed-over
+	// socket for the next.
+	going, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(ErrClosed)
 	var accepts, sessions sync.WaitGroup // of this call: there may be several
+	serve := func(session func(context.Context)) { sessions.Go(func() { session(going) }) }
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
 		s.addListener(l)
 		stopAccept := context.AfterFunc(ctx, func() { l.Close() })
 		accepts.Go(func() {
 			defer stopAccept()
-			if err := s.accept(ctx, l, &sessions); err != nil {
+			if err := s.accept(ctx, l, serve); err != nil {
 				failed <- err
 				cancel(err)
 			}
@@ -403,6 +409,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	}
 	<-ctx.Done()
 	accepts.Wait()
+	end(context.Cause(ctx))
 	sessions.Wait()
 	select {
 	case err := <-failed:

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -86,7 +85,7 @@ func (s *Server) errForRunners() error {
 // accept takes connections from one listener until ctx ends. An error that
 // passes is waited out; where it is that no descriptors are left, one
 // connection that has not said hello makes room.
-func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.WaitGroup) error {
+func (s *Server) accept(ctx context.Context, l net.Listener, serve func(session func(context.Context))) error {
 	const pause = 100 * time.Millisecond // long enough not to spin, short enough not to be felt
 	in := doorOf(l)
 	for {
@@ -121,7 +120,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.Wait
 			conn.Close()
 			continue
 		}
-		sessions.Go(func() {
+		serve(func(ctx context.Context) {
 			defer s.entrance.leave(g)
 			if !s.entrance.turn(ctx, g, s.cfg()) {
 				conn.Close()
