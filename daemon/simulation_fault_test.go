@@ -45,6 +45,8 @@ func (l *life) step() {
 		l.setClock()
 	case n < 35:
 		l.usurp(r)
+	case n < 38:
+		r.handOver()
 	default:
 		for range 4 {
 			w.runners[w.rng.IntN(len(w.runners))].step()
@@ -324,6 +326,9 @@ func (r *simRunner) work() {
 	if k := r.link; k != nil && (k.over || k.ctx.Err() != nil) {
 		r.cut("it notices")
 		k.give("it is over")
+	}
+	if r.link != nil && len(r.link.up) == 0 && r.leaves() {
+		r.leave()
 	}
 	if r.link == nil {
 		r.connect()

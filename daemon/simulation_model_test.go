@@ -188,7 +188,7 @@ func (w *world) checkMoments(name string, j wire.Job) {
 func (l *life) checkTime() {
 	w := l.w
 	if w.full.Load() || l.dead.Load() || l.dying.Load() {
-		l.overdue = map[string]time.Time{}
+		l.overdue, l.unsure = map[string]time.Time{}, map[string]stay{}
 		return
 	}
 	beat, lease := l.s.cfg().Heartbeat, l.s.cfg().Lease
@@ -204,6 +204,14 @@ func (l *life) checkTime() {
 		if j.State.Ended() || j.State == wire.Queued || w.orphans[wire.JobRef{Job: id, Attempt: j.Attempt}] {
 			continue
 		}
+		k, is := l.worker(j.RunnerID), l.unsure[id]
+		if j.State != wire.Assigned || k == nil {
+			delete(l.unsure, id)
+		} else if is.k != k || is.attempt != j.Attempt {
+			l.unsure[id] = stay{k, j.Attempt, time.Now()}
+		} else if late := l.s.cfg().AckTimeout + beat + 2*clockRetry; time.Since(is.since) > late && time.Since(l.filled) > late {
+			w.violate("job %s is assigned to %s, which is there, for %s", w.names[id], j.RunnerID, time.Since(is.since))
+		}
 		for _, r := range w.runners {
 			if r.id == j.RunnerID && time.Since(r.heard) > lease+beat+2*clockRetry && time.Since(l.filled) > beat+2*clockRetry {
 				w.violate("job %s is %s, and %s was not heard of for %s", w.names[id], j.State, r.id, time.Since(r.heard))
@@ -212,15 +220,30 @@ func (l *life) checkTime() {
 	}
 }
 
+// stay is an attempt that is assigned while one session of its runner's works.
+type stay struct {
+	k       *simLink
+	attempt int
+	since   time.Time
+}
+
+// worker is the session of a runner's that works, nil for none.
+func (l *life) worker(id string) *simLink {
+	for _, k := range l.links {
+		if k.m != nil && k.r.id == id && l.s.fleet.member(id) == k.m {
+			return k
+		}
+	}
+	return nil
+}
+
 // checkAssigned holds to whom a job may be given, and until when.
 func (w *world) checkAssigned(name string, j wire.Job) {
 	w.checkTarget(name, j)
-	for _, k := range w.life.links {
-		if k.m != nil && k.r.id == j.RunnerID && w.life.s.fleet.member(k.r.id) == k.m {
-			w.spools[wire.JobRef{Job: j.ID, Attempt: j.Attempt}] = k.spool
-			if k.drain {
-				w.violate("job %s is given to %s, which is drained on its host", name, k.r.id)
-			}
+	if k := w.life.worker(j.RunnerID); k != nil {
+		w.spools[wire.JobRef{Job: j.ID, Attempt: j.Attempt}] = k.spool
+		if k.drain {
+			w.violate("job %s is given to %s, which is drained on its host", name, k.r.id)
 		}
 	}
 	if !j.ExpiresAt.IsZero() && !j.AssignedAt.Before(j.ExpiresAt) {
@@ -240,7 +263,7 @@ func (w *world) checkAssigned(name string, j wire.Job) {
 }
 
 // checkTold holds that a runner whose session has begun, and which has followed
-// all its orders, knows what is to become of what it runs.
+// all its orders, knows what is to become of what it runs, or waits to start.
 func (r *simRunner) checkTold() {
 	w := r.w
 	k := r.link
@@ -250,12 +273,12 @@ func (r *simRunner) checkTold() {
 	for _, a := range r.has() {
 		j := w.job(a.Job)
 		switch {
-		case !a.alive || w.orphans[a.JobRef] || a.report != nil && a.report.busy:
-		case j.State.Ended() || j.Attempt != a.Attempt:
-			w.violate("%s runs %s, which is %s at attempt %d, and has not been told", r.id, w.ref(a.JobRef), j.State, j.Attempt)
+		case a.started && !a.alive || w.orphans[a.JobRef] || a.report != nil && a.report.busy:
+		case j.State.Ended() || j.State == wire.Queued || j.Attempt != a.Attempt:
+			w.violate("%s has %s, which is %s at attempt %d, and has not been told", r.id, w.ref(a.JobRef), j.State, j.Attempt)
 		case !j.CancelRequested.IsZero() && !a.cancel:
-			w.violate("%s runs %s, whose end was asked for, and has not been told", r.id, w.ref(a.JobRef))
-		case j.State == wire.Assigned && !w.full.Load() && time.Since(w.life.filled) > time.Minute && time.Since(k.begun) > time.Minute && time.Since(a.since) > time.Minute:
+			w.violate("%s has %s, whose end was asked for, and has not been told", r.id, w.ref(a.JobRef))
+		case a.alive && j.State == wire.Assigned && !w.full.Load() && time.Since(w.life.filled) > time.Minute && time.Since(k.begun) > time.Minute && time.Since(a.since) > time.Minute:
 			w.violate("%s runs %s for %s, and the record says that it is assigned", r.id, w.ref(a.JobRef), time.Since(a.since))
 		}
 	}

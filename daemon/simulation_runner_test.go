@@ -59,6 +59,7 @@ type simTry struct {
 	held    bool // its directory is there
 	late    bool // the server has given it up: what there is to say of it is said late
 	started bool // and says that it was started
+	back    bool // it was offered back: no Start counts
 	alive   bool // its process runs
 	since   time.Time
 	cancel  bool
@@ -236,6 +237,16 @@ func (r *simRunner) step() {
 	if !r.standing.Admitted && w.rng.IntN(6) == 0 {
 		r.authenticate(false)
 	}
+	if r.leaves() {
+		switch {
+		case w.rng.IntN(12) == 0:
+			r.leave()
+			return
+		case len(k.up) > 0: // before its start is on record
+			k.hear()
+			return
+		}
+	}
 	switch n := w.rng.IntN(12); {
 	case n == 0:
 		e := wire.WorkEvent{Holds: &wire.WorkHolds{Jobs: []wire.JobRef{}}}
@@ -282,6 +293,7 @@ func (r *simRunner) obey(k *simLink) {
 		k.begun = time.Now()
 		for _, ref := range o.Begun.Keep {
 			if a := r.try(ref); a != nil && !a.started {
+				a.back = false
 				r.say(wire.WorkEvent{Ack: &a.JobRef})
 			}
 		}
@@ -310,8 +322,11 @@ func (r *simRunner) obey(k *simLink) {
 		a.held = true
 		r.tries = append(r.tries, a)
 		r.say(wire.WorkEvent{Ack: &a.JobRef})
+		if w.chance(12) {
+			r.handOver()
+		}
 	case o.Start != nil:
-		if a := r.try(*o.Start); a != nil && !a.started {
+		if a := r.try(*o.Start); a != nil && !a.started && !a.back {
 			w.say("%s: starts %s", r.id, w.ref(a.JobRef))
 			if before, ok := w.starts[a.Job]; ok {
 				w.violate("job %s was started as attempt %d and is started as %d", a.name, before, a.Attempt)
@@ -350,6 +365,35 @@ func (r *simRunner) drop(ref wire.JobRef, how string) {
 	if a.alive {
 		a.end(wire.Result{State: wire.Canceled, Reason: wire.ReasonCanceled})
 	}
+}
+
+// handOver has the agent offer back what it was not let start; it keeps that until it is
+// told to drop it, or the next agent asks again.
+func (r *simRunner) handOver() {
+	if r.link == nil || r.link.m == nil {
+		return
+	}
+	for _, a := range r.has() {
+		if !a.started && !a.back {
+			r.w.say("%s: gives %s back", r.id, r.w.ref(a.JobRef))
+			r.w.count["given back"]++
+			a.back = true
+			r.say(wire.WorkEvent{Nack: &wire.Nack{JobRef: a.JobRef, Error: "simulated"}})
+		}
+	}
+}
+
+// leave is the end of an agent that has handed over: the next one asks again what it may start.
+func (r *simRunner) leave() {
+	r.cut("the agent has handed over")
+	for _, a := range r.tries {
+		a.back = false
+	}
+}
+
+// leaves reports whether the agent is about to end.
+func (r *simRunner) leaves() bool {
+	return slices.ContainsFunc(r.has(), func(a *simTry) bool { return a.back })
 }
 
 // process lets a job write, or end.
