@@ -71,6 +71,19 @@ func TestLateAcknowledgement(t *testing.T) {
 	}
 }
 
+// What was being committed while its runner was rejected goes back at once, and the
+// runner never hears of it.
+func TestAssignedWhileItIsRejected(t *testing.T) {
+	f := newFleet(fixed(time.Hour, time.Hour))
+	m, now := working(f, "one"), time.Now()
+	f.stand(m.visitor, adoption.Outcome{Standing: wire.Standing{State: wire.Rejected}}, nil, nil, now)
+	ref := assigned(f, "job", "one", now)
+	told, _ := m.orders.take()
+	if slices.ContainsFunc(told, func(o wire.WorkOrder) bool { return o.Assign != nil }) || !slices.Contains(f.due(now).requeue, ref) {
+		t.Errorf("told %+v, want the job to go back", told)
+	}
+}
+
 // What a runner is told before its work stream has begun would come before its
 // state; reconcile says it instead.
 func TestNothingIsSaidBeforeTheState(t *testing.T) {

@@ -78,6 +78,9 @@ func TestForgottenAndReadmitted(t *testing.T) {
 	s := daemontest.Start(t, slowly)
 	c := s.Client(t)
 	r, job, held := forgottenAtWork(t, s, c)
+	other := s.Runner(t, "r1", nil) // who asks under its id meanwhile, in vain, inherits nothing
+	other.MustConnect()
+	forget(t, c, "r1")
 	r.MustConnect()
 	if b := r.MustBegin(held); len(b.Keep) != 1 || len(b.Drop) != 0 {
 		t.Fatalf("begun %+v", b)

@@ -3,6 +3,8 @@ package daemon
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -133,5 +135,52 @@ func TestReportBeforeTheWorkStreamBeginsAnew(t *testing.T) {
 	m = connect()
 	if _, err := f.report(ref, m.visitor); err != nil {
 		t.Errorf("a report of what it holds: %v", err)
+	}
+}
+
+// What a runner gives back is not lost while that is being recorded, though it begins
+// anew without it; and where there is no room to record it, it stays the runner's.
+func TestBeginsAnewWhileItGivesBack(t *testing.T) {
+	var full atomic.Bool
+	s, err := New(t.Context(), Config{StateDir: t.TempDir(), faults: &store.Faults{Gather: func() {}, Begin: func(int) error {
+		if full.Load() {
+			return errNoSpace
+		}
+		return nil
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	now := time.Now()
+	acknowledged := func(m *member, job string) wire.JobRef {
+		ref := assigned(s.fleet, job, m.id, now)
+		s.fleet.ack(m, ref, now)
+		return ref
+	}
+	anew := func(m *member, held ...wire.Held) (*member, differences, *wire.WorkBegun) {
+		s.fleet.leave(m, now)
+		m = newcomer(m.id, wire.Adopted)
+		s.fleet.join(m)
+		d := s.fleet.reconcile(m, wire.WorkBegin{Concurrency: 2, Held: held}, time.Second, now)
+		orders, _ := m.orders.take()
+		return m, d, orders[1].Begun
+	}
+	m := working(s.fleet, "one")
+	ref := acknowledged(m, "recorded")
+	if ok, acked := s.fleet.returned(m, ref); !ok || !acked {
+		t.Fatal("it is not taken back")
+	}
+	m, d, _ := anew(m)
+	if len(d.lost) > 0 {
+		t.Errorf("lost %v, which goes back", d.lost)
+	}
+	s.fleet.end(ref, true)
+
+	ref = acknowledged(m, "kept")
+	full.Store(true)
+	s.refused(m, wire.Nack{JobRef: ref})
+	if _, _, begun := anew(m, wire.Held{JobRef: ref}); !slices.Contains(begun.Keep, ref) {
+		t.Errorf("told %+v, want to keep what was not recorded to go back", begun)
 	}
 }

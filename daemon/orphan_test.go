@@ -61,6 +61,8 @@ func TestForgottenAndAnotherAdmitted(t *testing.T) {
 func TestForgottenAndBackTwice(t *testing.T) {
 	s := daemontest.Start(t, slowly)
 	r, job, held := forgottenAtWork(t, s, s.Client(t))
+	s.Runner(t, "r1", nil).MustConnect()
+	forget(t, s.Client(t), "r1") // another, who had none of it
 	s.Restart()
 	r.MustConnect()
 	if b := r.MustBegin(held); len(b.Keep) != 1 {

@@ -70,8 +70,9 @@ import (
 //   - The input of a job is there when it is started.
 //   - What the runner of a lost attempt says of it late is taken, while the job is on record.
 //   - Whatever a runner is told to drop does not run on record.
-//   - A runner whose session has begun has been told of every end of what it runs, and
-//     of each that was asked for; within a heartbeat what it runs is on record so.
+//   - A runner whose session has begun has been told of every end of what it runs or is to
+//     start, and of each that was asked for; within a heartbeat what it runs is on record so.
+//   - What is assigned to a runner that is there is started, or taken back, in time.
 //   - What a session says whose runner works on another changes nothing, nor what a runner
 //     says of an attempt that is not its own any more, nor output that something is left out of.
 //   - Once nothing goes wrong any more every job ends and no runner keeps anything; and
@@ -84,7 +85,7 @@ import (
 // not. The server dies before any commit or between one and its answers, and
 // the next one opens what was committed. The host's clock is set, either way, by
 // seconds or years, while a server lives and before the next one starts. A runner's agent
-// dies and its jobs go on; its host dies and its jobs with it, and what was written
+// dies, or hands over, and its jobs go on; its host dies and its jobs with it, and what was written
 // last may be missing then; its disk is lost. It comes back as somebody else, under its id. Operators adopt, reject, forget and
 // drain; tokens expire, are renewed, and granted to runners that do not store them.
 // The store refuses for want of room. Requests are sent twice, answers are lost.
@@ -151,7 +152,7 @@ func TestSimulation(t *testing.T) {
 	}
 	slices.Sort(said)
 	t.Logf("%d seeds from %d: %s", next.Load(), first+1, strings.Join(said, ", "))
-	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame", "late result", "clock set", "removed", "input"} {
+	for _, what := range []string{"job", "crash", "life", "lost", "success", "canceled", "refused for room", "adopt", "reject", "forget", "grant", "late frame", "late result", "clock set", "removed", "input", "given back"} {
 		enough := uint64(100)
 		if what == "late result" { // takes a runner that is away for a lease, and comes back with its disk
 			enough = 1000
@@ -379,12 +380,13 @@ type life struct {
 	lookedAt time.Time            // what the clock said then, or when it was set last since; zero before the first, which finds what a life before has done
 	filled   time.Time            // when there was no room last, as far as was looked
 	overdue  map[string]time.Time // by job id: since when the clock says that it should not be queued any more
+	unsure   map[string]stay      // by job id: since when it is assigned to whom works
 }
 
 // live is a life in its bubble of time.
 func (w *world) live(last bool) {
 	time.Sleep(time.Duration(w.rng.IntN(1000)) * time.Hour) // the clock was set
-	l := &life{w: w, began: time.Now(), overdue: map[string]time.Time{}}
+	l := &life{w: w, began: time.Now(), overdue: map[string]time.Time{}, unsure: map[string]stay{}}
 	l.clock = &simClock{began: l.began}
 	w.life = l
 	w.full.Store(false)
