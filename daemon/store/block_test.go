@@ -188,5 +188,12 @@ func TestRequeue(t *testing.T) {
 			return tx.Ack(wire.JobRef{Job: a, Attempt: 2}, "r1", b.now)
 		}), wire.Conflict)
 		b.is(a, wire.Running, "")
+		// One whose end was asked for ends, and so does what waits for it.
+		ids := b.submit(run(), run(dependsOn("#0")))
+		b.given(ids[0])
+		b.cancel(ids[0], false)
+		b.requeue(ids[0])
+		b.is(ids[0], wire.Canceled, wire.ReasonCanceled)
+		b.is(ids[1], wire.Failed, wire.ReasonDependency)
 	})
 }

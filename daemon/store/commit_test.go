@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -166,24 +167,45 @@ func TestMatchSharesTheCommit(t *testing.T) {
 			return err
 		})
 		id = first
+		handedOut := func() {
+			t.Helper()
+			for deadline := time.Now().Add(10 * time.Second); ; {
+				j, err := s.Job(t.Context(), id)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if j.State == wire.Assigned {
+					return
+				}
+				if time.Now().After(deadline) {
+					t.Fatal("nothing was handed out after Kick")
+				}
+				update(t, s, func(tx *Tx) error { return nil })
+			}
+		}
 		// A runner that waits gets it as soon as it can.
 		mu.Lock()
 		free = 1
 		mu.Unlock()
 		s.Kick()
 		update(t, s, func(tx *Tx) error { return nil }) // the kick is in this batch or before it
-		for deadline := time.Now().Add(10 * time.Second); ; {
-			j, err := s.Job(t.Context(), id)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if j.State == wire.Assigned {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatal("nothing was handed out after Kick")
-			}
-			update(t, s, func(tx *Tx) error { return nil })
+		handedOut()
+		// Also beside a caller that fails, and alone in the batch takes its transaction with it.
+		for range 20 {
+			submit()
+			mu.Lock()
+			free = 1
+			mu.Unlock()
+			entered, leave, failed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+			var once sync.Once
+			go s.Update(t.Context(), func(*Tx) error { once.Do(func() { close(entered); <-leave }); return nil })
+			<-entered
+			s.Kick()
+			go func() { failed <- s.Update(t.Context(), func(*Tx) error { return errors.New("mistake") }) }()
+			runtime.Gosched()
+			close(leave)
+			<-failed
+			handedOut()
 		}
 	})
 }

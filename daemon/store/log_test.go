@@ -35,7 +35,11 @@ func TestLog(t *testing.T) {
 		for i := range 300 {
 			var list []wire.Data
 			offset := max(0, stored-rnd.IntN(50))
-			for range 1 + rnd.IntN(4) {
+			pieces := 1 + rnd.IntN(4)
+			if i%40 == 0 { // more than a row holds
+				pieces = 200
+			}
+			for range pieces {
 				n := 1 + rnd.IntN(100)
 				if i%40 == 0 {
 					n = 1 + rnd.IntN(2*maxRow)
