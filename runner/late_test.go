@@ -125,18 +125,44 @@ func TestLateTakesNoPlace(t *testing.T) {
 	}
 }
 
-// A server that knows of no late reports, or has the late result, refuses: then it is forgotten.
+// A server that knows of no late reports, has the late result, or the job no more, refuses:
+// then it is forgotten.
 func TestLateResultRefused(t *testing.T) {
 	b := newBench(t, nil).start().connected()
-	a := script("trap '' TERM; echo on; while :; do sleep 0.1; done")
-	b.s.assign(a)
-	b.s.await("it runs", func() bool { return b.s.jobs[a.JobRef].length > 0 })
-	b.s.change(func() { b.s.down = true })
-	b.s.cut()
-	b.s.change(func() { b.s.jobs[a.JobRef].stale = true })
-	b.back()
-	b.gone(a.JobRef)
-	if j := b.s.jobs[a.JobRef]; j.result != nil || j.lates != 1 {
-		t.Errorf("%d late reports, result %+v", j.lates, j.result)
+	for _, kept := range []bool{true, false} {
+		a := script("trap '' TERM; echo on; while :; do sleep 0.1; done")
+		b.s.assign(a)
+		b.s.await("it runs", func() bool { return b.s.jobs[a.JobRef].length > 0 })
+		b.s.change(func() { b.s.down = true })
+		b.s.cut()
+		j := b.s.jobs[a.JobRef]
+		b.s.change(func() {
+			if j.stale = true; !kept {
+				delete(b.s.jobs, a.JobRef)
+			}
+		})
+		b.back()
+		b.gone(a.JobRef)
+		if j.result != nil || kept && j.lates != 1 {
+			t.Errorf("%d late reports, result %+v", j.lates, j.result)
+		}
 	}
+}
+
+// One that an agent before this one was preparing is given up by the next.
+func TestLateResultOfOneThatWasPrepared(t *testing.T) {
+	b := newBench(t, nil).start().connected()
+	a := script("cat")
+	a.Spec.Stdin = b.s.put([]byte("x\n"))
+	hold := make(chan struct{})
+	b.s.change(func() { b.s.blobHold = hold })
+	b.s.assign(a)
+	b.s.await("it is being prepared", func() bool { return b.s.gets > 0 })
+	b.kill()
+	b.wait()
+	b.s.change(func() { b.s.jobs[a.JobRef].lost = true })
+	close(hold)
+	b.start()
+	want(t, b.s.ended(a.JobRef), wire.Canceled, wire.ReasonCanceled)
+	b.gone(a.JobRef)
 }

@@ -60,7 +60,8 @@ func TestMarkWithoutRoom(t *testing.T) {
 	b.small(t)
 	b.start().connected()
 	b.s.change(func() { b.s.hold = true })
-	a := script("echo on")
+	step := filepath.Join(t.TempDir(), "step")
+	a := script("echo on; " + until(step) + "true")
 	// Its record ends where a page does, as far as it goes, so a mark is torn.
 	b.s.assign(a)
 	b.s.await("it is held", func() bool { return b.s.jobs[a.JobRef].acks > 0 })
@@ -92,6 +93,15 @@ func TestMarkWithoutRoom(t *testing.T) {
 		t.Error("it runs, and no record says so")
 	}
 	free()
+	b.s.await("it runs", func() bool { return b.s.jobs[a.JobRef].length > 0 })
+	body, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, at, err := readRecord(body); at != given || err != nil {
+		t.Errorf("it runs, and its record says %v, %v: %q", at, err, body[len(body)-60:])
+	}
+	let(t, step)
 	j := b.s.ended(a.JobRef)
 	want(t, j, wire.Success, "")
 	if string(j.log) != "on\n" {

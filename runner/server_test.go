@@ -370,7 +370,10 @@ func (s *testServer) serveReport(ctx context.Context, st *mux.Stream) error {
 			}
 		}
 	})
-	if j == nil || j.stale || !j.started || req.Late != j.lost || j.lost && j.result != nil {
+	if j == nil {
+		return wire.Errorf(wire.NotFound, "job %s is not kept any more", req.Job)
+	}
+	if j.stale || !j.started || req.Late != j.lost || j.lost && j.result != nil {
 		return wire.Errorf(wire.Conflict, "attempt %d of job %s is not yours", req.Attempt, req.Job)
 	}
 	if err := st.Send(wire.ReportOrder{Offset: offset}); err != nil {
