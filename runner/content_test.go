@@ -219,6 +219,20 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// A build without outputs is deployed from an empty directory.
+func TestEmptyArtifact(t *testing.T) {
+	b := newBench(t, nil).start().connected()
+	a := script(`cd "$WAYPOINT_ARTIFACT" && echo "[$(ls -A)]"`)
+	a.Spec.Operation, a.Artifact = wire.OpDeploy, &wire.Record{Number: 4}
+	b.s.assign(a)
+	j := b.s.ended(a.JobRef)
+	want(t, j, wire.Success, "")
+	if string(j.log) != "[]\n" {
+		t.Errorf("output %q", j.log)
+	}
+	b.gone(a.JobRef)
+}
+
 // A failed command with bad outputs stays a failed command.
 func TestFailureKept(t *testing.T) {
 	b := newBench(t, nil).start().connected()

@@ -158,7 +158,15 @@ func (a *attempt) checkout(ctx context.Context, tree, dir string) error {
 	})
 }
 
+// unpack puts an artifact into dir; without a digest it is that of a build without
+// outputs, and empty.
 func (a *attempt) unpack(ctx context.Context, digest, dir string) error {
+	if digest == "" {
+		if err := removeTree(ctx, dir); err != nil {
+			return err
+		}
+		return errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, 0o755)) // whatever the umask
+	}
 	return a.online(ctx, unavailableTries, func(s *mux.Session) error {
 		if err := removeTree(ctx, dir); err != nil {
 			return err
