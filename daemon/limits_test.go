@@ -299,7 +299,7 @@ func TestOutputWithoutEnd(t *testing.T) {
 	s := daemontest.Start(t, daemon.Config{LogLimit: limit, Lease: 50 * time.Millisecond})
 	c := s.Client(t)
 	r := s.Adopted(t, "r1", nil)
-	full := strings.Repeat("x", limit+1<<20)
+	full := strings.Repeat("x", limit+(4<<20))
 	job := submit(t, c, run())[0]
 	a := r.MustStart()
 	wantKind(t, r.Finish(a.JobRef, full+"y", daemontest.Succeeded()), wire.TooLarge)

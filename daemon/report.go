@@ -19,9 +19,9 @@ import (
 // durable, in bytes; past it the runner waits, its job does not.
 const reportBuffer = 1 << 20
 
-// logNotices is how many bytes a runner may say in the output itself, besides those
-// of the job that are kept.
-const logNotices = 1 << 20
+// logNotices is how many bytes a runner may say in the output itself (the names of
+// steps, as long as a spec), besides those of the job that are kept.
+const logNotices = 4 << 20
 
 // maxOutputs bounds the outputs of a job, in bytes: it has to fit into a message
 // with them. A runner takes fewer.

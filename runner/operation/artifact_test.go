@@ -79,6 +79,47 @@ func TestPackRoundTrip(t *testing.T) {
 	}
 }
 
+// What nobody would unpack is refused before it is read.
+func TestPackWithoutEnd(t *testing.T) {
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	deep := strings.Repeat(strings.Repeat("d", 250)+"/", 17)
+	if err := root.MkdirAll("deep/"+deep[:len(deep)-1], 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(dir, "large"), "")
+	for i := range 3 {
+		if err := os.Truncate(filepath.Join(dir, "large"), maxUnpacked/2); err != nil {
+			t.Skipf("NOT TESTED: this file system has no file of %d bytes: %v", int64(maxUnpacked/2), err)
+		}
+		if err := os.Rename(filepath.Join(dir, "large"), filepath.Join(dir, fmt.Sprint("large", i))); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(dir, "large"), "")
+	}
+	path := filepath.Join(t.TempDir(), "artifact")
+	if _, err := Pack(t.Context(), dir, ".", []string{"deep"}, path); wire.KindOf(err) != wire.BadUsage || !strings.Contains(err.Error(), "is too long") {
+		t.Errorf("a deep one: %v", err)
+	}
+	// Twice the same is once.
+	p := &packer{ctx: t.Context(), root: root, entries: map[string]packed{}}
+	for range 2 {
+		if err := errors.Join(p.output("large0"), p.output("large1")); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := Pack(t.Context(), dir, ".", []string{"large0", "large1", "large2"}, path); wire.KindOf(err) != wire.TooLarge {
+		t.Errorf("a large one: %v", err)
+	}
+	if _, err := (&countWriter{w: io.Discard, n: maxArchive}).Write([]byte("x")); wire.KindOf(err) != wire.TooLarge {
+		t.Errorf("a large archive: %v", err)
+	}
+}
+
 func TestPackIsDeterministic(t *testing.T) {
 	data := make([]byte, 3<<20)
 	r := rand.New(rand.NewPCG(1, 2))

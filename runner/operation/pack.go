@@ -30,7 +30,7 @@ const (
 // Pack makes the content-addressed tar.zst of outputs (relative to dir, which
 // is below top) at path and returns its digest and size. The same bytes give the same digest. A
 // missing output is BadUsage naming it; so is what no archive can hold: a
-// socket, a link that leaves dir. An output that is itself a link is
+// socket, a link that leaves dir. TooLarge is more than Unpack takes. An output that is itself a link is
 // followed within dir, and dir within top, as whose files they are may be another user,
 // who could have anything of ours packed otherwise; links inside of outputs stay links. Files are streamed, never held in memory; one that
 // changes meanwhile is Conflict. On error nothing is left at path.
@@ -84,6 +84,32 @@ type packer struct {
 	ctx     context.Context
 	root    *os.Root
 	entries map[string]packed
+	size    int64 // bytes of the files in entries
+	names   int   // bytes of their names and targets
+}
+
+// maxArchive is how large an archive may be, in bytes: a server takes no more.
+const maxArchive = 16 << 30
+
+// keep adds an entry, while there is no more than Unpack takes: who has built it could
+// have the agent at work with it for days, or out of memory, before anybody refuses it.
+func (p *packer) keep(name string, e packed) error {
+	if _, known := p.entries[name]; !known {
+		p.names += len(name) + len(e.target)
+		if e.info.Mode().IsRegular() {
+			p.size += e.info.Size()
+		}
+		switch {
+		case len(p.entries) >= maxEntries:
+			return wire.Errorf(wire.TooLarge, "pack outputs: more than %d files and directories", maxEntries)
+		case p.names > maxNames:
+			return wire.Errorf(wire.TooLarge, "pack outputs: their names have more than %d bytes", maxNames)
+		case p.size < 0 || p.size > maxUnpacked:
+			return wire.Errorf(wire.TooLarge, "pack outputs: with %s they have more than %d bytes", name, int64(maxUnpacked))
+		}
+	}
+	p.entries[name] = e
+	return nil
 }
 
 // packed is one entry of the archive to be.
@@ -113,7 +139,9 @@ func (p *packer) output(out string) error {
 		if err != nil {
 			return wire.Errorf(wire.BadUsage, "pack outputs: output %q: %v", out, err)
 		}
-		p.entries[parent] = packed{info: d, source: parent}
+		if err := p.keep(parent, packed{info: d, source: parent}); err != nil {
+			return err
+		}
 	}
 	return p.add(name, info)
 }
@@ -122,6 +150,9 @@ func (p *packer) output(out string) error {
 func (p *packer) add(name string, info fs.FileInfo) error {
 	if err := context.Cause(p.ctx); err != nil {
 		return err
+	}
+	if why := badPath(name); why != "" && name != "." {
+		return wire.Errorf(wire.BadUsage, "pack outputs: path %.200q %s", name, why)
 	}
 	e := packed{info: info, source: name}
 	switch info.Mode().Type() {
@@ -139,17 +170,12 @@ func (p *packer) add(name string, info fs.FileInfo) error {
 		}
 		e.target = target
 	case fs.ModeDir:
-		f, err := p.root.Open(name)
+		list, err := p.list(name)
 		if err != nil {
-			return wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
-		}
-		list, err := f.ReadDir(-1)
-		f.Close()
-		if err != nil {
-			return wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
+			return err
 		}
 		for _, d := range list {
-			child := path.Join(name, d.Name())
+			child := path.Join(name, d)
 			info, err := p.root.Lstat(child)
 			if err != nil {
 				return wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
@@ -164,11 +190,24 @@ func (p *packer) add(name string, info fs.FileInfo) error {
 	default:
 		return wire.Errorf(wire.BadUsage, "pack outputs: %s is a %s, which no artifact can hold", name, typeName(info.Mode()))
 	}
-	if why := badPath(name); why != "" {
-		return wire.Errorf(wire.BadUsage, "pack outputs: path %q %s", name, why)
+	return p.keep(name, e)
+}
+
+// list is what a directory has, or TooLarge for one that has more than an archive.
+func (p *packer) list(name string) ([]string, error) {
+	f, err := p.root.Open(name)
+	if err != nil {
+		return nil, wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
 	}
-	p.entries[name] = e
-	return nil
+	defer f.Close()
+	names, err := f.Readdirnames(maxEntries + 1)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, wire.Errorf(wire.BadUsage, "pack outputs: %v", err)
+	}
+	if len(names) > maxEntries {
+		return nil, wire.Errorf(wire.TooLarge, "pack outputs: %s has more than %d files", name, maxEntries)
+	}
+	return names, nil
 }
 
 func typeName(m fs.FileMode) string {
@@ -250,6 +289,9 @@ type countWriter struct {
 }
 
 func (c *countWriter) Write(p []byte) (int, error) {
+	if c.n+int64(len(p)) > maxArchive {
+		return 0, wire.Errorf(wire.TooLarge, "the archive has more than %d bytes", int64(maxArchive))
+	}
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err
