@@ -130,7 +130,7 @@ func (v *verifier) verify(cs tls.ConnectionState) error {
 	}
 	why := err.Error()
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		why = "nobody who is trusted here vouches for it"
+		why = "no authority that is trusted here has signed it"
 	}
 	return v.denied(cs, "%s", why).
 		WithHint("compare the fingerprint with that of `waypoint server status` on the server; if it is the same, " +
