@@ -111,7 +111,7 @@ func branches() []branch {
 		})},
 		{"user", "Who may use the server, and what they may do.", new(struct {
 			Token  userToken  `cmd:"" help:"Make a token of your own, to log in with."`
-			Invite userInvite `cmd:"" help:"Have somebody in: an invite is good for one login."`
+			Invite userInvite `cmd:"" help:"Invite somebody: an invite is good for one login."`
 			List   userList   `cmd:"" help:"The users, or with --tokens what they log in with."`
 			Set    userSet    `cmd:"" help:"Change what a user may do."`
 			Revoke userRevoke `cmd:"" help:"End tokens and invites, and the connections made with them."`

@@ -66,7 +66,7 @@ func (initProject) Run(a *app) error {
 	}
 	if !validName(name) {
 		return wire.Errorf(wire.BadUsage, "write %s: %q is no name of a project", operation.ProjectFile, name).
-			WithHint("use up to 64 letters, digits, '.', '_' and '-', a letter or digit first")
+			WithHint("use up to 63 letters, digits, '.', '_' and '-', a letter or digit first")
 	}
 	created, err := writeNew(path, operation.Example(name))
 	if err != nil {

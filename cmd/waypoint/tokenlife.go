@@ -74,7 +74,7 @@ func sourceWords(s wire.TokenSource) string {
 	case wire.SourceFile:
 		return "file in the state directory"
 	case wire.SourceEnvironment:
-		return "environment"
+		return "command line or environment"
 	case wire.SourceCredential:
 		return "credential of the service manager"
 	case wire.SourceMemory:
