@@ -138,12 +138,11 @@ func TestReportBeforeTheWorkStreamBeginsAnew(t *testing.T) {
 	}
 }
 
-// What a runner gives back is not lost while that is being recorded, though it begins
-// anew without it; and where there is no room to record it, it stays the runner's.
-func TestBeginsAnewWhileItGivesBack(t *testing.T) {
-	var full atomic.Bool
+// cramped is a server whose store has no room for a commit before which full says so.
+func cramped(t *testing.T, full func() bool) *Server {
+	t.Helper()
 	s, err := New(t.Context(), Config{StateDir: t.TempDir(), faults: &store.Faults{Gather: func() {}, Begin: func(int) error {
-		if full.Load() {
+		if full() {
 			return errNoSpace
 		}
 		return nil
@@ -151,8 +150,15 @@ func TestBeginsAnewWhileItGivesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	now := time.Now()
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// What a runner gives back is not lost while that is being recorded, though it begins
+// anew without it; and where there is no room to record it, it stays the runner's.
+func TestBeginsAnewWhileItGivesBack(t *testing.T) {
+	var full atomic.Bool
+	s, now := cramped(t, full.Load), time.Now()
 	acknowledged := func(m *member, job string) wire.JobRef {
 		ref := assigned(s.fleet, job, m.id, now)
 		s.fleet.ack(m, ref, now)
@@ -182,5 +188,35 @@ func TestBeginsAnewWhileItGivesBack(t *testing.T) {
 	s.refused(m, wire.Nack{JobRef: ref})
 	if _, _, begun := anew(m, wire.Held{JobRef: ref}); !slices.Contains(begun.Keep, ref) {
 		t.Errorf("told %+v, want to keep what was not recorded to go back", begun)
+	}
+}
+
+// Where there is no room a renewal is tried again, and a rejection that has been recorded
+// holds though what follows from it cannot be.
+func TestStandingWithoutRoom(t *testing.T) {
+	var room atomic.Int64 // for so many commits
+	room.Store(100)
+	s, now := cramped(t, func() bool { return room.Add(-1) < 0 }), time.Now()
+	m := working(s.fleet, "one")
+	m.hello.ID, m.key = m.id, "key"
+	if err := s.store.Update(t.Context(), func(tx *store.Tx) error {
+		return tx.PutRunner(store.RunnerRecord{Runner: wire.Runner{ID: "one", State: wire.Adopted, Fingerprint: "key", TokenExpiry: now.Add(time.Hour)}})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	room.Store(0)
+	s.renew([]*visitor{m.visitor})
+	if d := s.fleet.due(now.Add(renewRetry + time.Minute)); !slices.Contains(d.renew, m.visitor) {
+		t.Error("the renewal is not tried again")
+	}
+	room.Store(1)
+	if _, err := s.runnerReject(t.Context(), simClient, wire.RunnerRequest{ID: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	if left := room.Load(); left >= 0 {
+		t.Errorf("all that follows is recorded: there is room for %d more", left)
+	}
+	if len(s.fleet.candidates(nil, now)) > 0 {
+		t.Error("it has been rejected, and is given jobs")
 	}
 }

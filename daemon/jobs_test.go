@@ -49,6 +49,23 @@ func wantKind(t *testing.T, err error, kind wire.Kind) {
 // slowly never comes to a deadline by itself within a test.
 var slowly = daemon.Config{AckTimeout: time.Hour, Lease: time.Hour}
 
+// What is ready, and more than one transaction hands out, does not wait for anything else.
+func TestManyReadyAtOnce(t *testing.T) {
+	s := daemontest.Start(t, slowly)
+	c := s.Client(t)
+	r := s.Adopted(t, "r1", nil)
+	r.Hello.Concurrency = 300
+	back(t, r)
+	specs := make([]wire.JobSpec, r.Hello.Concurrency)
+	for i := range specs {
+		specs[i] = run()
+	}
+	submit(t, c, specs...)
+	for range specs {
+		r.MustAssign()
+	}
+}
+
 func TestJobOnItsWay(t *testing.T) {
 	s := daemontest.Start(t, slowly)
 	c := s.Client(t)

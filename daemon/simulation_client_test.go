@@ -38,7 +38,11 @@ func (l *life) client() {
 			l.send(w.wishJobs())
 		}
 	case n < 9:
-		if name := w.any(); name != "" {
+		name := w.any()
+		if held := w.held(); len(held) > 0 && w.rng.IntN(2) == 0 {
+			name = held[w.rng.IntN(len(held))]
+		}
+		if name != "" {
 			k := &wish{what: []string{"cancel", "kill", "retry"}[w.rng.IntN(3)], name: name}
 			w.wishes = append(w.wishes, k)
 			l.send(k)
@@ -125,6 +129,17 @@ func (w *world) any() string {
 	}
 	slices.Sort(all)
 	return all[w.rng.IntN(len(all))]
+}
+
+// held are the names, in order, of those of them that runners have.
+func (w *world) held() (names []string) {
+	for name, id := range w.ids {
+		if j := w.seen[id]; j.State == wire.Assigned || j.State == wire.Running {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // wishJobs draws one or a few jobs to be submitted.
