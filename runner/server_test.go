@@ -66,6 +66,7 @@ type testServer struct {
 type testJob struct {
 	wire.Assignment
 	acks    int
+	by      int  // the session that its start was confirmed on
 	stale   bool // taken back: Drop, and Conflict for its report
 	lost    bool // ended as runner_lost: likewise, and a late report is taken
 	lates   int  // late reports
@@ -290,7 +291,7 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 		if err := st.RecvMsg(&e); err != nil {
 			return err
 		}
-		s.event(e)
+		s.event(st.Peer().Data.(int), e)
 		var err error
 		s.change(func() { err, s.endWork = s.endWork, nil })
 		if err != nil {
@@ -299,13 +300,18 @@ func (s *testServer) serveWork(ctx context.Context, st *mux.Stream) error {
 	}
 }
 
-func (s *testServer) event(e wire.WorkEvent) {
+func (s *testServer) event(by int, e wire.WorkEvent) {
 	var answer *wire.WorkOrder
 	s.change(func() {
 		switch {
 		case e.Holds != nil:
 			s.beats++
 			s.waits = e.Holds.Waits
+			for ref, j := range s.jobs { // one that is missing would be lost
+				if by == s.newest && j.by == by && j.started && !j.stale && !j.lost && j.result == nil && !slices.Contains(e.Holds.Jobs, ref) {
+					s.t.Errorf("the runner does not say that it has %v, which it was told to start", ref)
+				}
+			}
 		case e.Drain != nil:
 			s.drains = append(s.drains, *e.Drain)
 		case e.Nack != nil:
@@ -320,7 +326,7 @@ func (s *testServer) event(e wire.WorkEvent) {
 				j.acks++
 			default:
 				j.acks++
-				j.started = true
+				j.started, j.by = true, by
 				answer = &wire.WorkOrder{Start: &ref}
 			}
 		}
