@@ -315,6 +315,11 @@ func TestStreamEventsComeInOrder(t *testing.T) {
 	r := s.Adopted(t, "r1", nil)
 	a := r.MustAssign()
 	next("assigned")
+	r.Say(wire.WorkEvent{Nack: &wire.Nack{JobRef: a.JobRef, Error: "no room"}})
+	next("queued")
+	r = s.Adopted(t, "r2", nil) // the first one rests
+	a = r.MustAssign()
+	next("assigned")
 	r.Say(wire.WorkEvent{Ack: &a.JobRef})
 	r.MustOrder()
 	next("running")

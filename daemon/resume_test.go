@@ -44,13 +44,15 @@ func TestLeasesBeginAnewBehindAPause(t *testing.T) {
 	}
 }
 
-// A lease that is over while the store has no room ends the job once there is some.
+// A server that was stopped, behind a restart, takes no lease for over; one that is over while
+// the store has no room ends the job once there is some.
 func TestLeaseIsOverWithoutRoom(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		var full atomic.Bool
+		var stopped atomic.Int64 // for how long, and its timers with it
 		start := func() *Server {
-			s, err := New(t.Context(), Config{StateDir: dir, Lease: time.Minute, faults: &store.Faults{
+			s, err := New(t.Context(), Config{StateDir: dir, Lease: time.Minute, now: func() time.Time { return time.Now().Add(time.Duration(stopped.Load())) }, faults: &store.Faults{
 				Gather: func() {},
 				Begin: func(int) error {
 					if full.Load() {
@@ -83,6 +85,13 @@ func TestLeaseIsOverWithoutRoom(t *testing.T) {
 		}
 		s = start()
 		defer s.Close()
+		time.Sleep(time.Second)
+		stopped.Store(int64(time.Hour))
+		time.Sleep(50 * time.Second)
+		synctest.Wait()
+		if j, err := s.store.Job(t.Context(), ref.Job); err != nil || j.State != wire.Running {
+			t.Fatalf("nobody could come back for an hour, and the job is %s, %v", j.State, err)
+		}
 		full.Store(true)
 		time.Sleep(90 * time.Second)
 		synctest.Wait()
