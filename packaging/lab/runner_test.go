@@ -187,8 +187,8 @@ func TestStop(t *testing.T) {
 		for n := range 12 {
 			l.sh(fmt.Sprintf("systemctl start --no-block waypoint-runner; sleep 0.%03d; systemctl stop waypoint-runner", 4*n))
 			equal(l, "the runner that was stopped as it started", l.active("waypoint-runner"), "inactive")
-			l.await("its jobs' unit is stopped", func() bool { return l.active("waypoint-jobs") == "inactive" })
 		}
+		l.await("its jobs' unit is stopped as often as it was", func() bool { return l.active("waypoint-jobs") == "inactive" })
 
 		// While its process is down. The jobs' unit goes, and how the job ended is for the next agent to say.
 		l.run("systemctl", "start", "waypoint-runner")
