@@ -46,13 +46,13 @@ func TestStorm(t *testing.T) {
 		t: t, started: map[string]int{}, said: map[wire.JobRef]wire.State{},
 		recorded: map[wire.JobRef]bool{},
 		server: daemontest.Start(t, daemon.Config{
-			AckTimeout: 100 * time.Millisecond, Lease: 300 * time.Millisecond, Heartbeat: 50 * time.Millisecond,
 			Logger: slog.New(slog.DiscardHandler), StoreDSN: os.Getenv("STORM_STORE"),
 		}),
 	}
 	w.client = w.server.Client(t)
 	over := make(chan struct{})
 	var runners, others sync.WaitGroup
+	var crew []*stormRunner
 	for i := range 5 {
 		r := w.server.Runner(t, fmt.Sprintf("r%d", i), map[string]string{"parity": fmt.Sprint(i % 2)})
 		r.Hello.Concurrency = 3
@@ -60,9 +60,13 @@ func TestStorm(t *testing.T) {
 		r.MustBegin()
 		r.MustAdopt()
 		r.Disconnect()
-		runners.Go(func() {
-			(&stormRunner{w: w, r: r, rng: rand.New(rand.NewPCG(seed, uint64(i))), held: map[wire.JobRef]*stormJob{}}).run(over)
-		})
+		crew = append(crew, &stormRunner{w: w, r: r, rng: rand.New(rand.NewPCG(seed, uint64(i))), held: map[wire.JobRef]*stormJob{}})
+	}
+	w.server.Reload(func(cfg *daemon.Config) {
+		cfg.AckTimeout, cfg.Lease, cfg.Heartbeat = 100*time.Millisecond, 300*time.Millisecond, 50*time.Millisecond
+	})
+	for _, r := range crew {
+		runners.Go(func() { r.run(over) })
 	}
 	c := w.client
 	calm := time.AfterFunc(duration, func() { w.calm.Store(true) })

@@ -168,6 +168,7 @@ type waits struct {
 	counts                 time.Duration // between two events that say nothing but another number of jobs
 	call                   time.Duration // for the server's answer to tokens that are shown
 	anew                   time.Duration // until tokens that the server could not use are shown to it again
+	silence                time.Duration // that a session lasts through at least, however often something is to be heard in it
 	storeMin, storeMax     time.Duration // until a grant that could not be stored is tried again
 	apart                  time.Duration // that a stopping agent waits for a server that is not there
 	handOver               time.Duration // for what is under way when a managed agent ends
@@ -181,8 +182,8 @@ type waits struct {
 var defaultWaits = waits{
 	connectMin: 100 * time.Millisecond, connectMax: 30 * time.Second,
 	refusedMin: time.Second, refusedMax: time.Minute,
-	firstOrder: 2 * time.Minute,
-	retryMin:   100 * time.Millisecond, retryMax: 10 * time.Second, refusedOutput: 10 * time.Minute,
+	firstOrder: 2 * time.Minute, silence: time.Second,
+	retryMin: 100 * time.Millisecond, retryMax: 10 * time.Second, refusedOutput: 10 * time.Minute,
 	spool: 10 * time.Second, room: 5 * time.Minute, counts: time.Second,
 	call: 30 * time.Second, anew: time.Minute, storeMin: 10 * time.Second, storeMax: 10 * time.Minute,
 	apart: 10 * time.Second, accept: time.Second, handOver: 5 * time.Second, supervisor: 2 * time.Second,

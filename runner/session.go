@@ -221,7 +221,7 @@ func (r *Runner) serve(ctx context.Context, s *mux.Session) (at phase, err error
 			at = serving
 			every := time.Duration(o.Begun.HeartbeatEvery)
 			if every > 0 && limit == r.waits.firstOrder {
-				limit = missedHeartbeats * every
+				limit = max(missedHeartbeats*every, r.waits.silence)
 				wg.Go(func() { w.heartbeat(ctx, every, r) })
 			}
 			r.begun(w, *o.Begun)

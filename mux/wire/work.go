@@ -97,7 +97,7 @@ type WorkBegun struct {
 	Drop []JobRef `json:"drop,omitempty"` // not yours any more, as WorkOrder's
 	// HeartbeatEvery is how often each side says something when it has nothing
 	// to say; a side that hears nothing for three times as long gives the
-	// session up.
+	// session up, a runner not within a second.
 	HeartbeatEvery Duration `json:"heartbeat_every"`
 }
 
