@@ -306,7 +306,8 @@ const maxChain = 1000
 const selectDependsOn = `SELECT depends_on FROM jobs WHERE id = $1`
 
 // madeBefore is the record of a kind, of r's app, made by the nearest job that
-// r depends on, directly or through others.
+// r depends on, directly or through others. Of another workspace it may be what r
+// depends on directly, which who queued r may see; of the others that is not known.
 func (tx *Tx) madeBefore(r *row, kind wire.RecordKind) (*wire.Record, error) {
 	seen := set{}
 	for _, id := range r.DependsOn {
@@ -318,7 +319,8 @@ func (tx *Tx) madeBefore(r *row, kind wire.RecordKind) (*wire.Record, error) {
 		if err != nil {
 			return nil, err
 		}
-		if rec != nil && rec.Kind == kind && rec.Project == r.Project && rec.App == r.App {
+		if rec != nil && rec.Kind == kind && rec.Project == r.Project && rec.App == r.App &&
+			(i < len(r.DependsOn) || rec.Workspace == r.Workspace) {
 			return rec, nil
 		}
 		var deps string
