@@ -75,6 +75,9 @@ func (a *app) listRecords(kind wire.RecordKind, limit int, more []string, cells 
 	})
 }
 
+// statusMost bounds the apps and workspaces of one answer.
+const statusMost = 500
+
 // projectStatus is `waypoint status`.
 type projectStatus struct{}
 
@@ -111,10 +114,13 @@ func (projectStatus) Run(a *app) error {
 		var answers []*statusAnswer
 		for _, kind := range []wire.RecordKind{wire.RecordArtifact, wire.RecordDeployment, wire.RecordRelease} {
 			records, err := conn.Records(ctx, wire.RecordFilter{
-				Kind: kind, Project: project, App: a.App, Workspace: a.Workspace, Limit: 500,
+				Kind: kind, Project: project, App: a.App, Workspace: a.Workspace, Newest: true, Limit: statusMost,
 			})
 			if err != nil {
 				return fmt.Errorf("list %ss: %w", kind, err)
+			}
+			if len(records) == statusMost {
+				a.note("of each kind the newest %d are shown: choose with --project, --app and --workspace", statusMost)
 			}
 			for _, r := range records {
 				answers = newest(answers, r)

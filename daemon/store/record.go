@@ -88,6 +88,10 @@ func (s *Store) Records(ctx context.Context, f wire.RecordFilter) ([]wire.Record
 	return s.RecordsWithin(ctx, f, wire.Limits{})
 }
 
+// Numbers of one app in one workspace grow.
+const newestRecord = `number = (SELECT MAX(n.number) FROM records n WHERE n.kind = records.kind
+	AND n.project = records.project AND n.app = records.app AND n.workspace = records.workspace)`
+
 // RecordsWithin is Records for whom there are no others than those within limits.
 func (s *Store) RecordsWithin(ctx context.Context, f wire.RecordFilter, l wire.Limits) ([]wire.Record, error) {
 	switch f.Kind {
@@ -105,6 +109,9 @@ func (s *Store) RecordsWithin(ctx context.Context, f wire.RecordFilter, l wire.L
 	w.addText("app = ", f.App)
 	w.addText("workspace = ", f.Workspace)
 	w.within(l)
+	if f.Newest {
+		w.addLiteral(newestRecord)
+	}
 	out := []wire.Record{}
 	err = each(s.read(ctx), `SELECT `+recordColumns+` FROM records`+w.String()+
 		` ORDER BY created_at DESC, number DESC LIMIT `+w.param(limit), w.args, func(rows *sql.Rows) error {

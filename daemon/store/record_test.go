@@ -104,6 +104,21 @@ func TestArtifactsDeploymentsReleases(t *testing.T) {
 		if recs := b.records(wire.RecordFilter{Kind: wire.RecordRelease, Workspace: "default"}); len(recs) != 2 || recs[0].Of != 5 || recs[1].Of != 2 {
 			t.Fatalf("%+v", recs)
 		}
+		// Of another workspace the job that is depended on has it, not one behind that.
+		elsewhere := workspace("other")
+		deploy(4, dependsOn(up[0]), elsewhere)
+		between = b.one(run(dependsOn(up[0])))
+		b.given(between)
+		b.succeed(between)
+		missing = b.one(operation(wire.OpDeploy, "web", dependsOn(between), elsewhere))
+		b.given()
+		if j := b.is(missing, wire.Failed, wire.ReasonFailed); !strings.Contains(j.Error, "no artifact of shop/web in workspace other") {
+			t.Fatal(j.Error)
+		}
+		if recs := b.records(wire.RecordFilter{Kind: wire.RecordDeployment, Newest: true}); len(recs) != 2 ||
+			recs[0].Workspace != "other" || recs[0].Number != 1 || recs[1].Workspace != "default" || recs[1].Number != 5 {
+			t.Fatalf("%+v", recs)
+		}
 		if recs := b.records(wire.RecordFilter{Kind: wire.RecordRelease, Workspace: "other"}); recs == nil || len(recs) != 0 {
 			t.Fatalf("%+v", recs)
 		}

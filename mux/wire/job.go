@@ -235,6 +235,7 @@ type RecordFilter struct {
 	Project   string     `json:"project,omitempty"`
 	App       string     `json:"app,omitempty"`
 	Workspace string     `json:"workspace,omitempty"`
+	Newest    bool       `json:"newest,omitempty"` // of each app in each workspace the newest alone
 	Limit     int        `json:"limit,omitempty"`
 }
 

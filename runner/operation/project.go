@@ -261,7 +261,7 @@ name = "PROJECT"
   """
 `
 
-const maxName = 64
+const maxName = 63
 
 // validName says what is wrong with the name of a project or an app; "" is
 // nothing. Names become parts of file names, of unit names and of addresses.
