@@ -233,6 +233,7 @@ func TestCopyAtAnotherServer(t *testing.T) {
 
 // A server is killed; of its runners one comes to the other server, one does not.
 func TestServerIsMissed(t *testing.T) {
+	t.Parallel()
 	cfg := daemon.Config{Heartbeat: time.Second, Lease: 8 * time.Second}
 	s, _ := servers(t, 2, cfg)
 	a, b := s[0], s[1]
