@@ -159,7 +159,7 @@ func (a *app) execute(args []string) (err error) {
 	}
 	if a.Workspace != "" && !validName(a.Workspace) {
 		return wire.Errorf(wire.BadUsage, "parse arguments: %q is no name of a workspace", a.Workspace).
-			WithHint("use up to 63 letters, digits, '.', '_' and '-', a letter or digit first")
+			WithHint(nameHint)
 	}
 	switch first, _, _ := strings.Cut(parsed.Command(), " "); first {
 	case "job":

@@ -59,9 +59,12 @@ func (c *jobList) Run(a *app) error {
 	})
 }
 
+// maxList is how many one list has at most.
+const maxList = 500
+
 func checkLimit(n int) error {
-	if n < 1 || n > 500 {
-		return wire.Errorf(wire.BadUsage, "parse arguments: --limit %d is not between 1 and 500", n)
+	if n < 1 || n > maxList {
+		return wire.Errorf(wire.BadUsage, "parse arguments: --limit %d is not between 1 and %d", n, maxList)
 	}
 	return nil
 }

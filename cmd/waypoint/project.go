@@ -66,7 +66,7 @@ func (initProject) Run(a *app) error {
 	}
 	if !validName(name) {
 		return wire.Errorf(wire.BadUsage, "write %s: %q is no name of a project", operation.ProjectFile, name).
-			WithHint("use up to 63 letters, digits, '.', '_' and '-', a letter or digit first")
+			WithHint(nameHint)
 	}
 	created, err := writeNew(path, operation.Example(name))
 	if err != nil {
@@ -86,6 +86,9 @@ func (initProject) Run(a *app) error {
 		return err
 	})
 }
+
+// nameHint says what a name of a project or workspace may be.
+const nameHint = "use up to 63 letters, digits, '.', '_' and '-', a letter or digit first"
 
 // projectName makes a name of a directory's.
 func projectName(base string) string {

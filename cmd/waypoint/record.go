@@ -75,9 +75,6 @@ func (a *app) listRecords(kind wire.RecordKind, limit int, more []string, cells 
 	})
 }
 
-// statusMost bounds the apps and workspaces of one answer.
-const statusMost = 500
-
 // projectStatus is `waypoint status`.
 type projectStatus struct{}
 
@@ -111,20 +108,24 @@ func (projectStatus) Run(a *app) error {
 		}
 	}
 	return a.withServer(func(ctx context.Context, conn *connection) error {
-		var answers []*statusAnswer
+		var (
+			answers []*statusAnswer
+			full    bool // there may be more
+		)
 		for _, kind := range []wire.RecordKind{wire.RecordArtifact, wire.RecordDeployment, wire.RecordRelease} {
 			records, err := conn.Records(ctx, wire.RecordFilter{
-				Kind: kind, Project: project, App: a.App, Workspace: a.Workspace, Newest: true, Limit: statusMost,
+				Kind: kind, Project: project, App: a.App, Workspace: a.Workspace, Newest: true, Limit: maxList,
 			})
 			if err != nil {
 				return fmt.Errorf("list %ss: %w", kind, err)
 			}
-			if len(records) == statusMost {
-				a.note("of each kind the newest %d are shown: choose with --project, --app and --workspace", statusMost)
-			}
+			full = full || len(records) == maxList
 			for _, r := range records {
 				answers = newest(answers, r)
 			}
+		}
+		if full {
+			a.note("of each kind the newest %d are shown: choose with --project, --app and --workspace", maxList)
 		}
 		return a.print(orEmpty(answers), func(w io.Writer) error {
 			now := time.Now()

@@ -202,12 +202,10 @@ func (cfg *serverConfig) check() error {
 	if _, err := cfg.socketMode(); err != nil {
 		return err
 	}
-	if err := cfg.checkReserve(); err != nil {
-		return err
-	}
 	return checkLogFormat(cfg.LogFormat)
 }
 
+// checkReserve is for what a flag says; the file's has a range.
 func (cfg *serverConfig) checkReserve() error {
 	if cfg.Reserve != nil && *cfg.Reserve < 0 {
 		return wire.Errorf(wire.BadUsage, "read configuration: store_reserve %d is negative", *cfg.Reserve).
